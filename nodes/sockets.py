@@ -1,11 +1,10 @@
-"""The custom sockets of WanTune; `LORA_MODEL` and `LOSS_MAP` are ComfyUI's own types.
+"""The custom sockets of WanTune.
 
-ComfyUI's are plain dicts, so its Load LoRA Model, Save LoRA and Plot Loss Graph nodes connect to ours.
+`io.LoraModel` (a state dict) and `io.LossMap` are ComfyUI's own types and come from `comfy_api`, so
+that its Load LoRA Model, Save LoRA and Plot Loss Graph nodes connect to ours and ours to its trainer.
 """
 
 from comfy_api.latest import io
 
 Dataset = io.Custom("WANTUNE_DATASET")
 Cache = io.Custom("WANTUNE_CACHE")
-LoraModel = io.Custom("LORA_MODEL")
-LossMap = io.Custom("LOSS_MAP")

@@ -1,0 +1,129 @@
+"""What the user chose: frozen records, checked once, written to a run's config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+
+SIDE_MULTIPLE = 16
+"""Pixels. A side of a bucket is a multiple of it: the VAE halves three times, the model patches by two."""
+
+MAX_RANK = 1024
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one sentence that says what, what was found, and what to do."""
+
+
+def parse_frame_buckets(text: str) -> tuple[int, ...]:
+    """Read "1, 33" as (1, 33): frame counts 4n+1, ascending; 1 (a picture) is always among them.
+
+    Raises:
+        UserError: an entry that is not a whole number of the form 4n+1.
+    """
+    buckets = {1}
+    for part in text.replace(";", ",").split(","):
+        if not part.strip():
+            continue
+        try:
+            frames = int(part)
+        except ValueError:
+            raise UserError(f"frame_buckets has {part.strip()!r}; write whole numbers such as 1, 33.") from None
+        if frames < 1 or frames % 4 != 1:
+            nearest = max(1, round((frames - 1) / 4) * 4 + 1)
+            raise UserError(f"frame_buckets has {frames}; Wan takes 4n+1 frames, the nearest is {nearest}.")
+        buckets.add(frames)
+    return tuple(sorted(buckets))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """Which files are trained on, and how they are cut."""
+
+    folder: str
+    """Absolute path of the folder with the pictures and their captions."""
+    trigger_word: str = ""
+    """Put in front of each caption that does not hold it; "" for none."""
+    resolution: int = 512
+    """Pixels; a bucket has about resolution x resolution pixels whatever its aspect ratio."""
+    frame_buckets: tuple[int, ...] = (1,)
+    """Frame counts of clips; 1 is a picture."""
+    num_repeats: int = 10
+    """How often each file is seen in an epoch."""
+    validation_items: int = 0
+    """Files kept out of training."""
+    upscale: bool = False
+    """Enlarge pictures that are smaller than their bucket instead of leaving them out."""
+
+    def __post_init__(self) -> None:
+        if self.resolution < SIDE_MULTIPLE or self.resolution > 4096:
+            raise UserError(f"resolution is {self.resolution}; choose {SIDE_MULTIPLE} to 4096, for example 512.")
+        if self.num_repeats < 1:
+            raise UserError(f"num_repeats is {self.num_repeats}; choose 1 or more.")
+        if self.validation_items != 0:
+            raise UserError(
+                f"validation_items is {self.validation_items}, but held-out files are not there yet in this "
+                "version; set it to 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """What is trained: low-rank matrices beside the ten Linears of each block (LoRA, arXiv:2106.09685)."""
+
+    rank: int = 32
+    """Inner dimension of B @ A."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MAX_RANK:
+            raise UserError(f"rank is {self.rank}; choose 1 to {MAX_RANK}, for example 32.")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"alpha is {self.alpha}; choose a positive number, for example the rank.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How it is trained. Steps are optimizer steps."""
+
+    epochs: int = 20
+    """Passes over all samples x repeats."""
+    max_steps: int = 0
+    """Stop after so many steps; 0 = all epochs."""
+    batch_size: int = 1
+    """Samples of one bucket per step; the last batch of a bucket may be shorter."""
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10
+    """The rate rises linearly over so many steps, at most a tenth of the run; 0 = none."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm when it is longer; 0 = never."""
+    gradient_checkpointing: bool = True
+    """Compute each block's forward again in backward: far less memory, about a third more time."""
+    seed: int = 0
+    """Of the adapter's start, the order of samples, the noise and the timesteps."""
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("max_steps", 0), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{name} is {value}; choose {least} or more.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UserError(f"learning_rate is {self.learning_rate}; choose a positive number, for example 1e-4.")
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} is {value}; choose 0 or more.")
+
+    def to_dict(self) -> dict:
+        """Plain data for config.json."""
+        return asdict(self)
+
+
+def content_hash(*parts: object) -> str:
+    """sha256, in hex, of JSON-able parts: the one way keys of caches and runs are made."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
