@@ -1,0 +1,164 @@
+"""Encode once: latents and text embeddings on disk, keyed by content, shared by all runs.
+
+A latent is keyed by the file's bytes, its bucket and the VAE; a text by the caption and the text
+encoder. A changed caption redoes one text, a changed picture one latent, and nothing goes stale.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from . import video
+from .backend import LatentCodec, TextEncoder
+from .buckets import Bucket
+from .config import UserError, content_hash
+from .dataset import Clip, Manifest
+
+VERSION = 1
+"""Part of every key: raise it when what is stored for the same content changes."""
+
+TEXT_LENGTH = 512
+"""Tokens. Wan attends to its text padded with zeros to this length, in training as in sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedClip:
+    """Where the encoded form of one clip lies."""
+
+    name: str
+    bucket: Bucket
+    repeats: int
+    latent_path: Path
+    text_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CachedDataset:
+    """An encoded manifest: all that training needs of the data."""
+
+    clips: tuple[CachedClip, ...]
+    digest: str
+    """Of the data, the captions and both encoders."""
+    trigger_word: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheProgress:
+    """`done` of `total` items are on disk; `name` was the last."""
+
+    done: int
+    total: int
+    name: str
+
+
+def fill(manifest: Manifest, folder: Path, codec: LatentCodec, text: TextEncoder) -> Iterator[CacheProgress]:
+    """Encode what is missing: all texts first, then all latents, so that one encoder works at a time.
+
+    The generator returns the CachedDataset.
+
+    Raises:
+        UserError: a file changed since it was scanned, or an encoder gave something that is not finite.
+    """
+    clips = locate(manifest, folder, codec.id, text.id)
+    texts = dict(zip((c.text_path for c in clips), (c.caption for c in manifest.clips), strict=True))
+    latents = dict(zip((c.latent_path for c in clips), manifest.clips, strict=True))
+    total = len(texts) + len(latents)
+    done = 0
+    for path, caption in texts.items():
+        if not is_whole(path):
+            write_tensor(path, _finite(text.encode(caption), f"the text encoder gave for \"{caption}\""))
+        done += 1
+        yield CacheProgress(done, total, caption)
+    for path, clip in latents.items():
+        if not is_whole(path):
+            write_tensor(path, _finite(codec.encode(_read_unchanged(clip)), f"the VAE gave for {clip.path.name}"))
+        done += 1
+        yield CacheProgress(done, total, clip.path.name)
+    return CachedDataset(
+        clips=clips,
+        digest=content_hash(manifest.digest, codec.id, text.id),
+        trigger_word=manifest.config.trigger_word.strip(),
+        captions=tuple(clip.caption for clip in manifest.clips),
+    )
+
+
+def locate(manifest: Manifest, folder: Path, codec_id: str, text_id: str) -> tuple[CachedClip, ...]:
+    """Where each clip's latent and text belong, whether they are there or not."""
+    located = []
+    for clip in manifest.clips:
+        latent_key = content_hash(VERSION, "latent", clip.digest, str(clip.bucket), codec_id)
+        text_key = content_hash(VERSION, "text", clip.caption, text_id)
+        located.append(CachedClip(
+            name=clip.path.name,
+            bucket=clip.bucket,
+            repeats=clip.repeats,
+            latent_path=folder / "latents" / f"{latent_key}.safetensors",
+            text_path=folder / "texts" / f"{text_key}.safetensors",
+        ))
+    return tuple(located)
+
+
+def read_batch(clips: list[CachedClip]) -> tuple[torch.Tensor, torch.Tensor]:
+    """latent_BCFHW and text_BLD (zero-padded to 512 tokens) of clips of one bucket, fp32 on the CPU."""
+    latent_BCFHW = torch.stack([read_tensor(clip.latent_path) for clip in clips])
+    texts = [read_tensor(clip.text_path) for clip in clips]
+    length = max(TEXT_LENGTH, *(text.shape[0] for text in texts))
+    text_BLD = torch.zeros(len(texts), length, texts[0].shape[1])
+    for row, text_LD in zip(text_BLD, texts, strict=True):
+        row[: text_LD.shape[0]] = text_LD
+    return latent_BCFHW, text_BLD
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a cache file is there and complete; a truncated or foreign one counts as missing."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys()) == ["tensor"]
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """The tensor of one cache file.
+
+    Raises:
+        UserError: the file has gone or is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("tensor")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The cache file {path.name} cannot be read ({error}); run Cache Latents again.") from None
+
+
+def write_tensor(path: Path, tensor: torch.Tensor) -> None:
+    """Write through a temporary file, so that a killed process never leaves half a cache file behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file({"tensor": tensor.contiguous()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_unchanged(clip: Clip):
+    try:
+        return video.read(clip.path, clip.bucket)
+    except OSError as error:
+        raise UserError(f"{clip.path.name} is gone ({error.strerror}); queue again to scan the folder anew.") from None
+
+
+def _finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"A value that is not finite is in what {what}; load it in fp32 or bf16, or replace it.")
+    return tensor
