@@ -52,8 +52,8 @@ class Manifest:
 
     def report(self) -> str:
         """The text shown before training: each file with its fate, then the totals."""
-        lines = [f"{len(self.clips)} of {len(self.clips) + len(self.rejected)} files are used from "
-                 f"{self.config.folder}", ""]
+        total = len(self.clips) + len(self.rejected)
+        lines = [f"{len(self.clips)} of {total} files are used from {self.config.folder}", ""]
         for clip in self.clips:
             lines.append(f"used      {clip.path.name}: {clip.width}x{clip.height} -> {clip.bucket}, "
                          f"x{clip.repeats}, \"{clip.caption}\"")

@@ -1,0 +1,17 @@
+"""The nodes: thin, one theme a file. Everything that knows ComfyUI is in this folder."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .cache import CacheLatents
+from .compare import CompareVideos
+from .dataset import LoadDataset
+from .lora import ApplyLoRA, SaveLoRA
+from .train import TrainWanLoRA
+
+
+class WanTuneExtension(ComfyExtension):
+    """What ComfyUI asks for our nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """In the order in which they are used."""
+        return [LoadDataset, CacheLatents, TrainWanLoRA, SaveLoRA, ApplyLoRA, CompareVideos]

@@ -1,0 +1,77 @@
+"""Load Dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io, ui
+
+from ..trainer import dataset
+from ..trainer.config import DatasetConfig, UserError, content_hash, parse_frame_buckets
+from . import paths, sockets
+
+
+class LoadDataset(io.ComfyNode):
+    """A folder of captioned pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanTune_LoadDataset",
+            display_name="Load Dataset",
+            category="WanTune",
+            description="Reads a folder of pictures with captions and reports what will be trained on.",
+            inputs=[
+                io.String.Input("folder", default="", tooltip="Folder with the pictures (jpg, jpeg, png, webp, bmp) "
+                                "and a .txt caption beside each: a full path, or a folder in ComfyUI's input folder."),
+                io.String.Input("trigger_word", default="", tooltip="The word that will call what you teach. It is "
+                                "put in front of each caption that lacks it. Choose one that means nothing yet."),
+                io.Int.Input("resolution", default=512, min=16, max=4096, step=16, tooltip="Pictures are trained at "
+                             "about resolution x resolution pixels in their own aspect ratio."),
+                io.String.Input("frame_buckets", default="1, 33", tooltip="Frame counts (4n+1) that clips are cut "
+                                "to; 1 is a picture. Clips are not read yet in this version."),
+                io.Int.Input("num_repeats", default=10, min=1, max=10000, tooltip="How often each picture is seen in "
+                             "one epoch."),
+                io.Int.Input("validation_items", default=0, min=0, max=1000, tooltip="Files kept out of training to "
+                             "measure on. Not there yet in this version: leave 0."),
+                io.Boolean.Input("upscale", default=False, optional=True, tooltip="Enlarge pictures that are smaller "
+                                 "than their training size instead of leaving them out."),
+            ],
+            outputs=[
+                sockets.Dataset.Output(display_name="dataset", tooltip="What will be trained on."),
+                io.String.Output(display_name="report", tooltip="Each file, used or not and why."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **inputs):
+        """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
+        if any(value is None for value in inputs.values()):
+            return True
+        try:
+            dataset.list_folder(Path(_config(**inputs).folder))
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **_inputs) -> str:
+        """Changes when a file of the folder does, so that the same widgets read it again."""
+        try:
+            entries = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
+                       for path in dataset.list_folder(paths.dataset_folder(folder))]
+        except (UserError, OSError) as error:
+            return str(error)
+        return content_hash(entries)
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        manifest = dataset.scan(_config(**inputs))
+        report = manifest.report()
+        return io.NodeOutput(manifest, report, ui=ui.PreviewText(report))
+
+
+def _config(folder: str, frame_buckets: str, **settings) -> DatasetConfig:
+    return DatasetConfig(
+        folder=str(paths.dataset_folder(folder)), frame_buckets=parse_frame_buckets(frame_buckets), **settings
+    )

@@ -1,0 +1,56 @@
+"""A run as ComfyUI shows it: progress bar and text in the node, events for the page, lines in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import comfy.model_management
+import comfy.utils
+from server import PromptServer
+
+from ..trainer.events import Event, Finished, Started, StepDone, to_json
+
+logger = logging.getLogger("wantune")
+
+SECONDS_BETWEEN_MESSAGES = 0.25
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Live:
+    """Publishes the events of one run for one node."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._message_due = self._line_due = 0.0
+
+    def publish(self, event: Event) -> None:
+        """Show one event. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        if isinstance(event, Started):
+            self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._node_id)
+            logger.info("Training %d modules, %d parameters, %d steps of %d an epoch", event.num_modules,
+                        event.num_parameters, event.total_steps, event.steps_per_epoch)
+        elif isinstance(event, StepDone):
+            self._show_step(event)
+        elif isinstance(event, Finished):
+            logger.info("Trained %d steps in %.1f s", event.step, event.seconds)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def _show_step(self, event: StepDone) -> None:
+        self._bar.update_absolute(event.step, event.total_steps)
+        now, last = time.monotonic(), event.step == event.total_steps
+        if now >= self._message_due or last:
+            self._message_due = now + SECONDS_BETWEEN_MESSAGES
+            server = PromptServer.instance
+            server.send_progress_text(line(event), self._node_id)
+            server.send_sync("wantune.step", {"node": self._node_id, **to_json(event)}, server.client_id)
+        if now >= self._line_due or last:
+            self._line_due = now + SECONDS_BETWEEN_LINES
+            logger.info("%s", line(event))
+
+
+def line(event: StepDone) -> str:
+    """One step in one line."""
+    return (f"step {event.step}/{event.total_steps}  epoch {event.epoch}  loss {event.loss:.4f}  "
+            f"lr {event.learning_rate:.2e}  {event.seconds:.3f} s/step  {event.samples_per_second:.2f} samples/s")

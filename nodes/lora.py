@@ -1,0 +1,112 @@
+"""Save LoRA and Apply LoRA."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import comfy.lora
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..trainer import lora_file, lora_keys
+from ..trainer.config import UserError
+from . import paths
+from .comfy_backend import linear_sizes
+
+logger = logging.getLogger("wantune")
+
+FROM_INPUT = "(the lora input)"
+
+
+class SaveLoRA(io.ComfyNode):
+    """Write a LoRA where ComfyUI's LoRA lists find it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanTune_SaveLoRA",
+            display_name="Save LoRA",
+            category="WanTune",
+            description="Writes the LoRA into ComfyUI's loras folder under a new name each time, with its metadata.",
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="From Train Wan LoRA, or any LORA_MODEL."),
+                io.String.Input("filename", default="wantune/my_lora", tooltip="Name in the loras folder; a number "
+                                "is added, so that no file is ever overwritten."),
+                io.Model.Input("model", optional=True, tooltip="If given, the LoRA must fit this model."),
+            ],
+            outputs=[io.String.Output(display_name="lora_name", tooltip="As ComfyUI's LoRA lists show it.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, lora, filename, model=None) -> io.NodeOutput:
+        state = lora_keys.normalize(lora)
+        whole = lora_keys.check_complete(state)
+        path, name = paths.new_lora_file(filename)
+        fit = lora_keys.check_fit(state, linear_sizes(model)) if model is not None else None
+        lora_file.save(path, state, getattr(lora, "metadata", {}))
+        written = lora_keys.check_complete(lora_file.load(path))
+        text = f"{name}\n{fit or f'{written} of {whole} modules matched'}"
+        logger.info("Saved %s", text.replace("\n", ": "))
+        return io.NodeOutput(name, ui=ui.PreviewText(text))
+
+
+class ApplyLoRA(io.ComfyNode):
+    """Put a LoRA on a model, or say why it does not fit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanTune_ApplyLoRA",
+            display_name="Apply LoRA",
+            category="WanTune",
+            description="Applies a LoRA of any trainer to a Wan model and says how many modules matched.",
+            inputs=[
+                io.Model.Input("model", tooltip="The Wan model to apply the LoRA to; it is not changed itself."),
+                io.MultiType.Input("lora", types=[io.LoraModel, io.String], optional=True, tooltip="From Train Wan "
+                                   "LoRA, or the lora_name of Save LoRA."),
+                io.Float.Input("strength", default=1.0, min=-20.0, max=20.0, step=0.01, tooltip="1 = as trained, "
+                               "0 = the base model."),
+                io.Combo.Input("file", options=[FROM_INPUT, *folder_paths.get_filename_list("loras")],
+                               default=FROM_INPUT, optional=True, tooltip="A LoRA file, when no lora is connected."),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, model, strength, lora=None, file=FROM_INPUT) -> io.NodeOutput:
+        applied, fit = apply(model, _resolve(lora, file), strength)
+        text = f"{fit}, strength {strength:g}"
+        logger.info("Applied LoRA: %s", text)
+        return io.NodeOutput(applied, ui=ui.PreviewText(text))
+
+
+def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]:
+    """A clone of a MODEL with any trainer's LoRA on it, and how the two met; at strength 0 a clone without it.
+
+    Raises:
+        UserError: the LoRA was made for another model.
+    """
+    state = lora_keys.normalize(lora)
+    fit = lora_keys.check_fit(state, linear_sizes(model))
+    if fit.unknown:
+        logger.warning("%s; the model does not have %s", fit, ", ".join(fit.unknown[:5]))
+    applied = model.clone()
+    if strength != 0:
+        targets = comfy.lora.model_lora_keys_unet(model.model, {})
+        patches = comfy.lora.load_lora({key: value for key, value in state.items()}, targets, log_missing=False)
+        taken = applied.add_patches(patches, strength)
+        lost = [module for module in fit.matched if f"{lora_keys.PREFIX}{module}.weight" not in taken]
+        if lost:
+            raise UserError(f"ComfyUI could not read {len(lost)} of the LoRA's {fit.total} modules, {lost[0]} among "
+                            "them; save the LoRA in another format.")
+    return applied, fit
+
+
+def _resolve(lora, file: str) -> Mapping:
+    if lora is None and file == FROM_INPUT:
+        raise UserError("Apply LoRA has no LoRA; connect one, or choose a file.")
+    if lora is None or isinstance(lora, str):
+        return lora_file.load(paths.lora_file(lora or file))
+    return lora
