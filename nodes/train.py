@@ -97,7 +97,8 @@ def train(
             for event in events:
                 live.publish(event)
         tensors = lora_file.from_adapter(adapter.state_dict(), config.lora.alpha)
-    metadata = lora_file.metadata(config, dataset, run_name, lora_keys.describe_model(denoiser.linear_sizes()), base_digest, trainer.step)
+    base_model = lora_keys.describe_model(denoiser.linear_sizes())
+    metadata = lora_file.metadata(config, dataset, run_name, base_model, base_digest, trainer.step)
     return lora_file.LoraStateDict(tensors, metadata), trainer.losses, folder.path
 
 

@@ -21,6 +21,7 @@ from .cache import CachedDataset
 from .config import TrainConfig, UserError
 from .lora_keys import PREFIX, normalize
 
+
 class LoraStateDict(dict):
     """A LORA_MODEL that remembers what it is: a plain state dict to ComfyUI, with `metadata` for us."""
 
