@@ -6,8 +6,6 @@ encoder. A changed caption redoes one text, a changed picture one latent, and no
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from .backend import LatentCodec, TextEncoder
 from .buckets import Bucket
 from .config import UserError, content_hash
 from .dataset import Clip, Manifest
+from .files import replacing
 
 VERSION = 1
 """Part of every key: raise it when what is stored for the same content changes."""
@@ -142,13 +141,8 @@ def read_tensor(path: Path) -> torch.Tensor:
 
 def write_tensor(path: Path, tensor: torch.Tensor) -> None:
     """Write through a temporary file, so that a killed process never leaves half a cache file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file({"tensor": tensor.contiguous()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_unchanged(clip: Clip):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from .config import UserError
 from .events import Event, to_json
+from .files import replacing
 
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
@@ -40,7 +41,7 @@ class RunFolder:
     def __init__(self, root: Path, name: str, key: str, config: Mapping) -> None:
         self.path = root / f"{check_name(name)}-{key[:8]}"
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.json", json.dumps({"run_name": name, "key": key, **config}, indent=2))
+        _write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
         self._log = self.path / "log.jsonl"
         self._log.write_text("", encoding="utf-8")
 
@@ -56,7 +57,7 @@ class RunFolder:
         building.mkdir()
         try:
             save_file(dict(adapter), building / "adapter.safetensors")
-            write_text(building / "state.json", json.dumps({"step": step, **state}, indent=2))
+            _write_json(building / "state.json", {"step": step, **state})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(building, final)
@@ -65,11 +66,6 @@ class RunFolder:
         return final
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file through a temporary one, so that it is never seen half."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_json(path: Path, content: Mapping) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -7,8 +7,6 @@ and kijai's WanVideoWrapper read.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 
 from .cache import CachedDataset
 from .config import TrainConfig, UserError
+from .files import replacing
 from .lora_keys import PREFIX, normalize
 
 
@@ -83,17 +82,13 @@ def save(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     Raises:
         UserError: the disk is full or the folder cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    tensors = {key: value.detach().to("cpu").contiguous() for key, value in state.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.detach().to("cpu").contiguous() for key, value in state.items()}, temporary,
-                  metadata={"format": "pt", **metadata})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **metadata})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path.name} could not be written ({error}); free some space or check the folder's "
                         "permissions.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> LoraStateDict:
