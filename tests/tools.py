@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -62,11 +60,9 @@ def load_clip(path: Path = WORLD / "umt5.safetensors"):
         return load_small_text_encoder(path)
 
 
-def tiny_dit(folder: Path, **sizes):
-    """A MODEL of random weights: two blocks of width 128, unless said otherwise."""
-    path = folder / "tiny_dit.safetensors"
-    random_models.make_dit(path, **{"dim": 128, "ffn_dim": 256, "layers": 2, **sizes})
-    return load_dit(path)
+def random_dit(folder: Path, **sizes) -> Path:
+    """A file of random weights: two blocks of width 128, unless said otherwise."""
+    return random_models.make_dit(folder / "random_dit.safetensors", **sizes)
 
 
 def sample(model, seed: int = 0, steps: int = 2, frames: int = 5, size: int = 64, cfg: float = 1.0) -> torch.Tensor:
@@ -112,16 +108,3 @@ class Snapshot:
         assert not self.model.injections and not self.model.is_injected
         assert getattr(comfy.model_management, "in_training", False) is False
         assert torch.equal(sample(self.model), self.video)
-
-
-def free(*_models) -> None:
-    """Drop what ComfyUI keeps loaded."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    gc.collect()
-
-
-def random_pixels(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noise as uint8 pixels_FHW3."""
-    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
