@@ -18,6 +18,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import PatcherInjection
 from torch.utils.checkpoint import checkpoint
 
+from ..trainer import text_padding
 from ..trainer.adapters import Adapter
 from ..trainer.config import UserError
 from . import frozen
@@ -153,12 +154,15 @@ class ComfyDenoiser:
 
     def velocity(self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, text_BLD: torch.Tensor) -> torch.Tensor:
         """Predicted noise - x0, fp32; x and text are cast to the model's dtype as ComfyUI does in sampling."""
+        frames, height, width = x_BCFHW.shape[2:]
+        num_tokens = frames * -(-height // 2) * -(-width // 2)
+        text_BKD, bias_BK = text_padding.fold(text_BLD, self.compute_dtype, other_than=num_tokens)
         velocity_BCFHW = self._network(
             x_BCFHW.to(self.device, self.compute_dtype),
             t_B.to(self.device, torch.float32) * TIMESTEP_SCALE,
-            context=text_BLD.to(self.device, self.compute_dtype),
-            # a fresh dict: the model writes into it; sage and flash attention have no usable backward
-            transformer_options={"optimized_attention_override": _pytorch_attention},
+            context=text_BKD.to(self.device, self.compute_dtype),
+            # a fresh dict: the model writes into it
+            transformer_options={"optimized_attention_override": _Attention(bias_BK.to(self.device))},
         )
         return velocity_BCFHW.float()
 
@@ -186,8 +190,19 @@ def linear_sizes(model) -> dict[str, tuple[int, int]]:
     }
 
 
-def _pytorch_attention(_function, *args, **kwargs) -> torch.Tensor:
-    return attention_pytorch(*args, **kwargs)
+class _Attention:
+    """PyTorch's attention in place of whatever ComfyUI runs: sage and flash attention have no usable backward.
+
+    Attention to the text, known by its number of rows, gets the bias that stands for the text's padding.
+    """
+
+    def __init__(self, bias_BK: torch.Tensor) -> None:
+        self._bias_B11K = bias_BK[:, None, None]
+
+    def __call__(self, _function, q, k, v, heads, mask=None, **kwargs) -> torch.Tensor:
+        if k.shape[1] == self._bias_B11K.shape[-1]:
+            mask = self._bias_B11K
+        return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
 
 
 def _checkpointed(stand_in: frozen.FrozenModule):

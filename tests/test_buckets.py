@@ -1,6 +1,7 @@
 """Training sizes."""
 
 import pytest
+
 from wantune.trainer import buckets
 from wantune.trainer.buckets import Bucket
 from wantune.trainer.config import UserError, parse_frame_buckets
@@ -40,7 +41,9 @@ def test_tokens_are_patches_of_the_latent():
     assert Bucket(33, 480, 832).num_tokens == 9 * 30 * 52
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1, 33", (1, 33)), ("33", (1, 33)), ("", (1,)), ("81,17;1", (1, 17, 81))])
+@pytest.mark.parametrize(("text", "expected"), [
+    ("1, 33", (1, 33)), ("33", (1, 33)), ("", (1,)), ("81,17;1", (1, 17, 81)),
+])
 def test_frame_buckets_are_read(text, expected):
     assert parse_frame_buckets(text) == expected
 

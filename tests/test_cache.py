@@ -1,10 +1,12 @@
 """The cache: once per content, never stale, never half."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+
 from wantune.trainer import cache, dataset
 from wantune.trainer.config import DatasetConfig, UserError
 
@@ -129,11 +131,12 @@ def test_stopping_in_the_middle_keeps_what_is_done(folder):
     assert not list(folder.parent.rglob("*.tmp"))
 
 
-def test_text_is_padded_with_zeros_to_512_tokens(folder):
+def test_a_batch_is_as_long_as_its_longest_text(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
-    latent, text = cache.read_batch([cached.clips[0], cached.clips[0]])
-    assert latent.shape == (2, 16, 1, 8, 8) and text.shape == (2, 512, 8)
-    assert (text[:, :2] == 1).all() and (text[:, 2:] == 0).all()
+    short = replace(cached.clips[0], text_path=cached.clips[2].text_path)
+    latent, text = cache.read_batch([cached.clips[0], short])
+    assert latent.shape == (2, 16, 1, 8, 8) and text.shape == (2, 2, 8)
+    assert (text[0] == 1).all() and (text[1, 0] == 1).all() and (text[1, 1] == 0).all()
 
 
 def test_a_value_that_is_not_finite_is_refused_and_names_the_file(folder):

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+
 from wantune.tests import tools
 from wantune.trainer import dataset, video
 from wantune.trainer.buckets import Bucket
@@ -180,7 +181,9 @@ def test_an_unreadable_file_is_left_out(folder):
     assert "permissions" in reason_of(scan(folder), "locked.png")
 
 
-@pytest.mark.parametrize(("encoding", "caption"), [("utf-8-sig", "zwx café"), ("utf-16", "zwx café 猫"), ("latin-1", "zwx café")])
+@pytest.mark.parametrize(("encoding", "caption"), [
+    ("utf-8-sig", "zwx café"), ("utf-16", "zwx café 猫"), ("latin-1", "zwx café"),
+])
 def test_captions_of_other_editors_are_read(folder, encoding, caption):
     (folder / "good.txt").write_bytes(caption.encode(encoding))
     assert scan(folder).clips[0].caption == caption
@@ -209,7 +212,9 @@ def test_nothing_usable_lists_the_reasons(tmp_path):
         scan(tmp_path)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("resolution", 8), ("resolution", 10_000), ("num_repeats", 0), ("validation_items", 1)])
+@pytest.mark.parametrize(("setting", "value"), [
+    ("resolution", 8), ("resolution", 10_000), ("num_repeats", 0), ("validation_items", 1),
+])
 def test_wrong_settings_are_named_with_their_value(tmp_path, setting, value):
     with pytest.raises(UserError, match=f"{setting} is {value}"):
         DatasetConfig(folder=str(tmp_path), **{setting: value})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from wantune.tests import tools
 from wantune.trainer.adapters import Adapter
 from wantune.trainer.config import LoraConfig, UserError
@@ -63,6 +64,7 @@ class Failure(BaseException):
 @pytest.mark.parametrize("call", [0, 5, 30], ids=["loading", "forward", "recompute in backward"])
 def test_after_an_exception_the_model_is_as_before(model, kind, call, monkeypatch):
     import comfy.model_management
+
     from wantune.nodes.frozen import FrozenLinear
 
     snapshot = tools.Snapshot(model)

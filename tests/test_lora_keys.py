@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from wantune.trainer import lora_file, lora_keys
 from wantune.trainer.config import UserError
 
@@ -127,7 +128,7 @@ def test_a_lora_for_another_size_is_refused_and_both_are_named():
 def test_a_lora_of_another_model_is_refused_and_named():
     flux = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 3072),
             "transformer.single_transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(3072, 4)}
-    with pytest.raises(UserError, match="something other than Wan .*single_transformer_blocks.*the model is Wan2.1 1.3B"):
+    with pytest.raises(UserError, match="other than Wan .*single_transformer_blocks.*the model is Wan2.1 1.3B"):
         lora_keys.check_fit(lora_keys.normalize(flux), wan_sizes(1536, 30))
 
 

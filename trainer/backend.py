@@ -39,7 +39,10 @@ class Denoiser(Protocol):
     compute_dtype: torch.dtype
 
     def velocity(self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, text_BLD: torch.Tensor) -> torch.Tensor:
-        """Predicted noise - x0 in fp32, at noise level t in 0..1 (the model is told 1000 t in fp32)."""
+        """Predicted noise - x0 in fp32, at noise level t in 0..1 (the model is told 1000 t in fp32).
+
+        Zero rows at the end of a text are padding; the prediction is that for texts padded to 512 tokens.
+        """
 
     def training(self) -> AbstractContextManager[None]:
         """Holds what must be true during forward and backward, and puts it back however that ends."""

@@ -24,9 +24,6 @@ from .files import replacing
 VERSION = 1
 """Part of every key: raise it when what is stored for the same content changes."""
 
-TEXT_LENGTH = 512
-"""Tokens. Wan attends to its text padded with zeros to this length, in training as in sampling."""
-
 
 @dataclass(frozen=True, slots=True)
 class CachedClip:
@@ -107,13 +104,9 @@ def locate(manifest: Manifest, folder: Path, codec_id: str, text_id: str) -> tup
 
 
 def read_batch(clips: list[CachedClip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """latent_BCFHW and text_BLD (zero-padded to 512 tokens) of clips of one bucket, fp32 on the CPU."""
+    """latent_BCFHW and text_BLD (zeros after the shorter texts) of clips of one bucket, fp32 on the CPU."""
     latent_BCFHW = torch.stack([read_tensor(clip.latent_path) for clip in clips])
-    texts = [read_tensor(clip.text_path) for clip in clips]
-    length = max(TEXT_LENGTH, *(text.shape[0] for text in texts))
-    text_BLD = torch.zeros(len(texts), length, texts[0].shape[1])
-    for row, text_LD in zip(text_BLD, texts, strict=True):
-        row[: text_LD.shape[0]] = text_LD
+    text_BLD = torch.nn.utils.rnn.pad_sequence([read_tensor(clip.text_path) for clip in clips], batch_first=True)
     return latent_BCFHW, text_BLD
 
 

@@ -39,7 +39,7 @@ def denoising_loss(
 
     Args:
         latent_BCFHW: normalised latents, fp32, on the denoiser's device.
-        text_BLD: padded text embeddings.
+        text_BLD: text embeddings, zeros after the end of each.
         t_B: noise levels in 0..1, fp32.
         noise_BCFHW: standard normal, fp32.
     """

@@ -1,0 +1,66 @@
+"""Makes this checkout importable as `wantune`, without running its root, and ComfyUI from COMFYUI_PATH."""
+
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Read when torch is loaded: threads that wait by spinning slow a busy machine down more than tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Our nodes/ would hide ComfyUI's nodes.py; `python -m pytest` puts the working folder on the path.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+pack = types.ModuleType("wantune")
+pack.__path__ = [str(ROOT)]
+sys.modules["wantune"] = pack
+
+from wantune.tests.host import launch  # noqa: E402
+from wantune.tests.host.comfyui import ComfyUI, find, unpacked  # noqa: E402
+from wantune.tests.host.server import Server  # noqa: E402
+
+
+def _comfyui() -> ComfyUI | None:
+    found = find(ROOT, None, os.environ) or unpacked(ROOT)
+    return found if found.path.is_dir() else None
+
+
+launch.prepare_imports()
+COMFYUI = _comfyui()
+if COMFYUI:
+    # ComfyUI reads its command line when comfy.cli_args is first imported, and only if told to.
+    sys.argv = ["main.py"] if launch.accelerator_present() else ["main.py", "--cpu"]
+    sys.path.insert(0, str(COMFYUI.path))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import utils.extra_config  # noqa: F401  as main.py does first: later comfy/utils.py would take the name
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the tests that take minutes to hours")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+@pytest.fixture(scope="session")
+def comfy() -> ComfyUI:
+    """The ComfyUI under test; its modules can be imported."""
+    if COMFYUI is None:
+        pytest.fail("These tests need a ComfyUI: start them with `python3 run.py test`, or set COMFYUI_PATH.")
+    return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def server(comfy, tmp_path_factory):
+    """A real ComfyUI server with this pack and the small world, started when first asked for."""
+    with Server(Path(sys.executable), comfy, ROOT, tmp_path_factory.mktemp("server")) as running:
+        yield running

@@ -1,0 +1,155 @@
+"""The example workflow in API form, adapted to the models and the data of a demo."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+EXAMPLE = Path("example_workflows", "api", "train_and_compare.json")
+TEXT_ENCODER = "WanTuneTest_LoadTextEncoder"
+
+
+@dataclass(frozen=True)
+class SmallWorld:
+    """What the example uses with the small models of tests/world: 300 steps, about a minute on a CPU."""
+
+    folder: Path = Path("tests", "world", "nines")
+    prompt: str = "a red GF Carty Chan digit moving right"
+    unet: str = "dit.safetensors"
+    vae: str = "vae.safetensors"
+    clip: str = "umt5.safetensors"
+    width: int = 64
+    height: int = 64
+    length: int = 9
+    resolution: int = 64
+    frame_buckets: str = "1"
+    batch_size: int = 4
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    rank: int = 16
+    alpha: int = 16
+    sampler_name: str = "euler"
+    steps: int = 16
+    cfg: float = 4.0
+
+
+SMALL_WORLD = SmallWorld()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The nodes whose outputs the demo collects."""
+
+    base: str
+    tuned: str
+    compare: str
+    apply: str
+    run: str
+    lora_name: str
+
+
+def load(root: Path) -> dict:
+    """The example workflow as it is in the repository."""
+    return json.loads((root / EXAMPLE).read_text(encoding="utf-8"))
+
+
+def uses_small_world(options) -> bool:
+    """The small world serves unless a real model is named."""
+    return not (options.unet or options.vae or options.clip)
+
+
+def adapt(example: dict, options, root: Path) -> dict:
+    """The example with the user's choices, on the small world unless a real model is named."""
+    graph = copy.deepcopy(example)
+    if uses_small_world(options):
+        _use_small_world(graph, root)
+    elif not options.folder:
+        raise ValueError("Real models need pictures to train on; name their folder with --folder.")
+    if options.folder:
+        folder = options.folder.expanduser().absolute()
+        if not folder.is_dir():
+            raise ValueError(f"--folder names {folder}, which is no folder; name one with pictures or clips.")
+        _set(graph, "WanTune_LoadDataset", folder=str(folder))
+    _set(graph, "UNETLoader", unet_name=options.unet)
+    _set(graph, "VAELoader", vae_name=options.vae)
+    _set(graph, "CLIPLoader", clip_name=options.clip)
+    _set(graph, "WanTune_LoadDataset", trigger_word=options.trigger)
+    _set(graph, "WanTune_TrainWanLoRA", epochs=options.epochs, seed=options.seed)
+    _set(graph, "KSampler", seed=options.seed)
+    _prompt(graph)["text"] = options.prompt or _prompt(graph)["text"]
+    return graph
+
+
+def add_outputs(graph: dict) -> Shown:
+    """Save both videos on their own and show the two names that the demo needs."""
+    compare = only(graph, "WanTune_CompareVideos")
+    train, save = only(graph, "WanTune_TrainWanLoRA"), only(graph, "WanTune_SaveLoRA")
+    return Shown(
+        base=_add_video(graph, graph[compare]["inputs"]["base"], "base"),
+        tuned=_add_video(graph, graph[compare]["inputs"]["tuned"], "lora"),
+        compare=compare,
+        apply=only(graph, "WanTune_ApplyLoRA"),
+        run=_add(graph, "PreviewAny", source=[train, 2]),
+        lora_name=_add(graph, "PreviewAny", source=[save, 0]),
+    )
+
+
+def only(graph: dict, class_type: str) -> str:
+    """The id of the single node of that type."""
+    found = [number for number, node in graph.items() if node["class_type"] == class_type]
+    if len(found) != 1:
+        raise ValueError(f"{EXAMPLE} has {len(found)} nodes {class_type}; the demo needs exactly one.")
+    return found[0]
+
+
+def _use_small_world(graph: dict, root: Path) -> None:
+    world = SMALL_WORLD
+    # ComfyUI's own loader accepts only the full-size UMT5.
+    graph[only(graph, "CLIPLoader")] = {"class_type": TEXT_ENCODER, "inputs": {"name": world.clip}}
+    _set(graph, "UNETLoader", unet_name=world.unet)
+    _set(graph, "VAELoader", vae_name=world.vae)
+    _set(graph, "EmptyHunyuanLatentVideo", width=world.width, height=world.height, length=world.length)
+    _set(graph, "KSampler", sampler_name=world.sampler_name, steps=world.steps, cfg=world.cfg)
+    _set(
+        graph,
+        "WanTune_LoadDataset",
+        folder=str(root / world.folder),
+        resolution=world.resolution,
+        frame_buckets=world.frame_buckets,
+    )
+    _set(
+        graph,
+        "WanTune_TrainWanLoRA",
+        batch_size=world.batch_size,
+        epochs=world.epochs,
+        learning_rate=world.learning_rate,
+        rank=world.rank,
+        alpha=world.alpha,
+    )
+    _prompt(graph)["text"] = world.prompt
+
+
+def _prompt(graph: dict) -> dict:
+    sampler = next(node for node in graph.values() if node["class_type"] == "KSampler")
+    return graph[sampler["inputs"]["positive"][0]]["inputs"]
+
+
+def _set(graph: dict, class_type: str, **values) -> None:
+    chosen = {name: value for name, value in values.items() if value is not None}
+    for node in graph.values():
+        if node["class_type"] == class_type:
+            node["inputs"].update(chosen)
+
+
+def _add(graph: dict, class_type: str, **inputs) -> str:
+    # Far from the ids of the example's page, whose notes have no place in this form.
+    number = str(max(999, *map(int, graph)) + 1)
+    graph[number] = {"class_type": class_type, "inputs": inputs}
+    return number
+
+
+def _add_video(graph: dict, images: list, name: str) -> str:
+    video = _add(graph, "CreateVideo", images=images, fps=16.0)
+    # "format.codec" is where newer versions look for the codec, "codec" is for the older ones.
+    choice = {"format": "mp4", "codec": "h264", "format.codec": "h264"}
+    return _add(graph, "SaveVideo", video=[video, 0], filename_prefix=f"demo/{name}", **choice)

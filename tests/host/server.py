@@ -1,0 +1,228 @@
+"""A ComfyUI server of our own: start, post a graph, wait for its end, fetch what it made, stop."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from .comfyui import ComfyUI
+
+LAUNCH = Path(__file__).absolute().with_name("launch.py")
+START_SECONDS = 300
+"""A first start also compiles every module of ComfyUI, on a slow disk that takes minutes."""
+
+
+class PromptFailed(RuntimeError):
+    """A graph was refused, raised an exception or was interrupted; `details` is the server's own record."""
+
+    def __init__(self, message: str, details: dict):
+        super().__init__(message)
+        self.details = details
+
+
+class Server:
+    """ComfyUI in a process of its own, with folders of its own in `workspace`; a context manager.
+
+    This pack is loaded from where it stands, `packs` too, and the small world of tests/ is among the models.
+    """
+
+    def __init__(
+        self, python: Path, comfyui: ComfyUI, root: Path, workspace: Path, packs: tuple[Path, ...] = ()
+    ):
+        self.python = python
+        self.comfyui = comfyui
+        self.root = root
+        self.workspace = workspace
+        self.packs = (root / "tests" / "world_nodes", *packs)
+        self.log_path = workspace / "server.log"
+        self.process = None
+        self.url = ""
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def folder(self, name: str) -> Path:
+        """One of the server's folders: input, output, temp, user or loras."""
+        return self.workspace / name
+
+    def start(self) -> None:
+        """Start the server and return when it answers."""
+        for name in ("input", "output", "temp", "user", "loras"):
+            self.folder(name).mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        # PASSIVE: threads that wait by spinning slow a busy machine down more than tenfold.
+        settings = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        command = [str(self.python), str(LAUNCH), str(self.comfyui.path), *self._arguments(port)]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env={**settings, **os.environ}
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server, politely first."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdin.close()
+        self.process = None
+
+    def log(self) -> str:
+        """Everything the server has printed."""
+        text = self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.is_file() else ""
+        # Progress bars rewrite their line, each state becomes a line of its own; colors go.
+        return re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\r", "\n"))
+
+    def get(self, path: str):
+        """The JSON that the server answers to GET."""
+        return json.loads(self._request(path))
+
+    def post(self, graph: dict) -> str:
+        """Queue an API-format graph; returns its prompt id."""
+        try:
+            answer = json.loads(self._request("/prompt", {"prompt": graph}))
+        except urllib.error.HTTPError as error:
+            details = json.loads(error.read() or b"{}")
+            raise PromptFailed(_refusal(details), details) from None
+        return answer["prompt_id"]
+
+    def wait(self, prompt_id: str, seconds: float | None = None, tick=None) -> dict:
+        """The history entry of a prompt once it has ended, well or not; `tick()` is called while it runs."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            try:
+                entry = self.history(prompt_id)
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                # Ended, or so busy loading a model that it does not answer; the next line tells which.
+                entry = None
+            if entry is not None:
+                return entry
+            self._check_alive()
+            if end is not None and time.monotonic() > end:
+                raise TimeoutError(f"The graph runs longer than {seconds} seconds; see {self.log_path}.")
+            if tick:
+                tick()
+            time.sleep(0.2)
+
+    def run(self, graph: dict, seconds: float | None = None, tick=None) -> dict:
+        """Queue a graph, wait, and return its history entry; PromptFailed when it did not succeed."""
+        entry = self.wait(self.post(graph), seconds, tick)
+        if entry["status"]["status_str"] != "success":
+            raise PromptFailed(_failure(entry), entry)
+        return entry
+
+    def history(self, prompt_id: str) -> dict | None:
+        """What the server remembers of a prompt; None while it waits or runs."""
+        return self.get(f"/history/{prompt_id}").get(prompt_id)
+
+    def interrupt(self) -> None:
+        """Press Cancel."""
+        self._request("/interrupt", {})
+
+    def fetch(self, file: dict) -> bytes:
+        """The bytes of a file that a node listed in its output: {"filename", "subfolder", "type"}."""
+        query = urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")})
+        return self._request(f"/view?{query}")
+
+    def _arguments(self, port: int) -> list[str]:
+        paths = self.workspace / "model_paths.yaml"
+        # ensure_ascii off: JSON is YAML, but for characters written as two escapes.
+        paths.write_text(json.dumps(self._model_paths(), ensure_ascii=False), encoding="utf-8")
+        arguments = ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
+        arguments += ["--extra-model-paths-config", str(paths)]
+        for name in ("input", "output", "temp", "user"):
+            arguments += [f"--{name}-directory", str(self.folder(name))]
+        if self.comfyui.accepts("--database-url"):
+            arguments += ["--database-url", "sqlite:///:memory:"]
+        if self.comfyui.accepts("--disable-api-nodes"):
+            arguments += ["--disable-api-nodes"]
+        names = [self.root.name, *(pack.name for pack in self.packs)]
+        return [*arguments, "--disable-all-custom-nodes", "--whitelist-custom-nodes", *names]
+
+    def _model_paths(self) -> dict:
+        world = str(self.root / "tests" / "world")
+        nodes = [str(pack.parent) for pack in self.packs]
+        if self.root.parent != self.comfyui.path / "custom_nodes":
+            nodes.append(str(self.root.parent))
+        return {
+            "wantune": {
+                "custom_nodes": "\n".join(nodes),
+                "diffusion_models": world,
+                "vae": world,
+                "text_encoders": world,
+            },
+            # Default: what the graphs save must not land among the user's own LoRAs.
+            "wantune_results": {"is_default": True, "loras": str(self.folder("loras"))},
+        }
+
+    def _wait_until_ready(self) -> None:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            self._check_alive()
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                if time.monotonic() > end:
+                    message = f"ComfyUI did not answer in {START_SECONDS} seconds:\n{self._tail()}"
+                    raise TimeoutError(message) from None
+                time.sleep(0.2)
+
+    def _check_alive(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            code = "" if self.process is None else f" with exit code {self.process.returncode}"
+            raise RuntimeError(f"ComfyUI ended{code}; its last lines:\n{self._tail()}")
+
+    def _tail(self, lines: int = 25) -> str:
+        return "\n".join(self.log().splitlines()[-lines:])
+
+    def _request(self, path: str, body: dict | None = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        # Own opener: a proxy named in the environment must not be asked for this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as response:
+            return response.read()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _refusal(details: dict) -> str:
+    reasons = [details.get("error", {}).get("message", "no reason given")]
+    for number, node in details.get("node_errors", {}).items():
+        for error in node["errors"]:
+            reasons.append(f"node {number} ({node['class_type']}): {error['message']}, {error['details']}")
+    return "ComfyUI refused the graph: " + "; ".join(reasons)
+
+
+def _failure(entry: dict) -> str:
+    for kind, message in entry["status"]["messages"]:
+        if kind == "execution_error":
+            return f"{message['node_type']} failed: {message['exception_message'].strip()}"
+        if kind == "execution_interrupted":
+            return f"The graph was interrupted in {message['node_type']}."
+    return "The graph did not succeed, and the server gave no reason."
