@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..trainer import dataset
 from ..trainer.config import DatasetConfig, UserError, content_hash, parse_frame_buckets
 from . import paths, sockets
+from .live import show_text
 
 
 class LoadDataset(io.ComfyNode):
@@ -41,6 +42,7 @@ class LoadDataset(io.ComfyNode):
                 sockets.Dataset.Output(display_name="dataset", tooltip="What will be trained on."),
                 io.String.Output(display_name="report", tooltip="Each file, used or not and why."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -68,6 +70,7 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, **inputs) -> io.NodeOutput:
         manifest = dataset.scan(_config(**inputs))
         report = manifest.report()
+        show_text(cls.hidden, report)
         return io.NodeOutput(manifest, report, ui=ui.PreviewText(report))
 
 

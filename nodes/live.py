@@ -20,8 +20,9 @@ SECONDS_BETWEEN_LINES = 5.0
 class Live:
     """Publishes the events of one run for one node."""
 
-    def __init__(self, node_id: str) -> None:
-        self._node_id = node_id
+    def __init__(self, hidden) -> None:
+        self._hidden = hidden
+        self._node_id = hidden.unique_id if hidden else None
         self._bar: comfy.utils.ProgressBar | None = None
         self._message_due = self._line_due = 0.0
 
@@ -42,12 +43,20 @@ class Live:
         now, last = time.monotonic(), event.step == event.total_steps
         if now >= self._message_due or last:
             self._message_due = now + SECONDS_BETWEEN_MESSAGES
-            server = PromptServer.instance
-            server.send_progress_text(line(event), self._node_id)
-            server.send_sync("wantune.step", {"node": self._node_id, **to_json(event)}, server.client_id)
+            show_text(self._hidden, line(event))
+            server = getattr(PromptServer, "instance", None)
+            if server is not None:
+                server.send_sync("wantune.step", {"node": self._node_id, **to_json(event)}, server.client_id)
         if now >= self._line_due or last:
             self._line_due = now + SECONDS_BETWEEN_LINES
             logger.info("%s", line(event))
+
+
+def show_text(hidden, text: str) -> None:
+    """Write under the node with these hidden inputs; the page shows PreviewText only in core's preview nodes."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and hidden is not None:  # else ComfyUI serves as a library, without a page
+        server.send_progress_text(text, hidden.unique_id)
 
 
 def line(event: StepDone) -> str:

@@ -13,6 +13,7 @@ from ..trainer import lora_file, lora_keys
 from ..trainer.config import UserError
 from . import paths
 from .comfy_backend import linear_sizes
+from .live import show_text
 
 logger = logging.getLogger("wantune")
 
@@ -36,6 +37,7 @@ class SaveLoRA(io.ComfyNode):
                 io.Model.Input("model", optional=True, tooltip="If given, the LoRA must fit this model."),
             ],
             outputs=[io.String.Output(display_name="lora_name", tooltip="As ComfyUI's LoRA lists show it.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -49,6 +51,7 @@ class SaveLoRA(io.ComfyNode):
         written = lora_keys.check_complete(lora_file.load(path))
         text = f"{name}\n{fit or f'{written} of {whole} modules matched'}"
         logger.info("Saved %s", text.replace("\n", ": "))
+        show_text(cls.hidden, text)
         return io.NodeOutput(name, ui=ui.PreviewText(text))
 
 
@@ -72,6 +75,7 @@ class ApplyLoRA(io.ComfyNode):
                                default=FROM_INPUT, optional=True, tooltip="A LoRA file, when no lora is connected."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -79,6 +83,7 @@ class ApplyLoRA(io.ComfyNode):
         applied, fit = apply(model, _resolve(lora, file), strength)
         text = f"{fit}, strength {strength:g}"
         logger.info("Applied LoRA: %s", text)
+        show_text(cls.hidden, text)
         return io.NodeOutput(applied, ui=ui.PreviewText(text))
 
 

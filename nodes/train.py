@@ -62,19 +62,24 @@ class TrainWanLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name, **_inputs):
-        """True, or the sentence the page shows before anything runs."""
+    def validate_inputs(cls, **inputs):
+        """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
+        known = {name: value for name, value in inputs.items() if value is not None}
         try:
-            check_name(run_name or "linked")
+            check_name(known.pop("run_name", "linked"))
+            _config(**known)
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, model, cache, run_name, rank, alpha, **settings) -> io.NodeOutput:
-        config = TrainConfig(lora=LoraConfig(rank=rank, alpha=alpha), **settings)
-        lora, losses, folder = train(model, cache, run_name, config, Live(cls.hidden.unique_id))
+    def execute(cls, model, cache, run_name, **settings) -> io.NodeOutput:
+        lora, losses, folder = train(model, cache, run_name, _config(**settings), Live(cls.hidden))
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
+
+
+def _config(rank: int = 32, alpha: float = 32.0, **settings) -> TrainConfig:
+    return TrainConfig(lora=LoraConfig(rank=rank, alpha=alpha), **settings)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""A loaded model with an adapter that is not zero, driven as nodes/train.py drives it, for tests of gradients."""
+"""For tests of gradients: a model with an adapter that is not zero, driven as nodes/train.py drives it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 RANK, ALPHA = 4, 6.0
-TEXT_TOKENS = 20
-"""Of the first caption of a batch; each further one has a token more. Zeros follow."""
+TEXT_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +27,19 @@ class Batch:
 
 
 def random_batch(
-    size_FHW: tuple[int, int, int], t: Sequence[float], device: torch.device, text_length: int = 512
+    size_FHW: tuple[int, int, int], t: Sequence[float], device: torch.device, text_tokens: int = 20
 ) -> Batch:
-    """One sample for each noise level, of so many latent frames, rows and columns."""
+    """One sample for each noise level.
+
+    Args:
+        size_FHW: latent frames, rows and columns.
+        text_tokens: of the first caption, each further one has a token more; zeros follow up to 512.
+    """
     generator = torch.Generator().manual_seed(3)
     latent_BCFHW, noise_BCFHW = torch.randn(2, len(t), 16, *size_FHW, generator=generator).to(device)
-    text_BLD = torch.randn(len(t), text_length, 4096, generator=generator)
+    text_BLD = torch.randn(len(t), TEXT_LENGTH, 4096, generator=generator)
     for index, row_LD in enumerate(text_BLD):
-        row_LD[TEXT_TOKENS + index :] = 0
+        row_LD[text_tokens + index :] = 0
     return Batch(latent_BCFHW, text_BLD.to(device), torch.tensor(t, device=device), noise_BCFHW)
 
 
@@ -46,7 +50,7 @@ def compute_in_fp32(model) -> None:
 
 
 class AdaptedModel:
-    """A MODEL with an adapter of random A and B: with B = 0, where training starts, A would have no gradient."""
+    """A MODEL with an adapter of random A and B; with B = 0, where training starts, A has no gradient."""
 
     def __init__(self, model) -> None:
         from wantune.nodes.comfy_backend import ComfyDenoiser

@@ -9,9 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Read when torch is loaded: threads that wait by spinning slow a busy machine down more than tenfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # Our nodes/ would hide ComfyUI's nodes.py; `python -m pytest` puts the working folder on the path.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
@@ -32,6 +29,9 @@ def _comfyui() -> ComfyUI | None:
 launch.prepare_imports()
 COMFYUI = _comfyui()
 if COMFYUI:
+    import torch
+
+    torch.set_num_threads(1)  # models this small only lose by handing work between threads
     # ComfyUI reads its command line when comfy.cli_args is first imported, and only if told to.
     sys.argv = ["main.py"] if launch.accelerator_present() else ["main.py", "--cpu"]
     sys.path.insert(0, str(COMFYUI.path))

@@ -66,8 +66,8 @@ def test_own_python_of_comfyui_is_told_what_it_lacks_and_left_alone(tree):
     with pytest.raises(ValueError) as refusal:
         environment.prepare(ROOT, str(tree), None, "demo")
     message = str(refusal.value)
-    assert "lacks torch, no-such-package, accelerate>=1.0," in message
-    assert f'{environment.python_in(tree / "venv")} -m pip install torch no-such-package "accelerate' in message
+    assert "lacks torch, no-such-package==1.0, accelerate>=1.0," in message
+    assert f'{environment.python_in(tree / "venv")} -m pip install torch "no-such-package==1.0" "accelerate' in message
     assert "pytest>" not in message and "no-such-extra" not in message and "torchaudio" not in message
     assert sorted((tree / "venv").rglob("*")) == before
 

@@ -69,5 +69,10 @@ def test_real_server_refuses_and_fails_in_one_sentence(server):
     outside = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "../../outside"}}
     with pytest.raises(host.PromptFailed, match="SaveImage failed: .*not allowed"):
         server.run({"1": picture, "2": outside})
+    # ComfyUI itself would run node 2 and say nothing of the rest.
+    too_wide = {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "upscale_method": "area", "width": "wide"}}
+    half = {"1": picture, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}, "3": too_wide}
+    with pytest.raises(host.PromptFailed, match=r"refused the graph: node 3 \(ImageScale\): .*"):
+        server.run({**half, "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}}})
     with pytest.raises(host.PromptFailed, match="refused the graph: .*Nothing"):
         server.run({"1": {"class_type": "Nothing", "inputs": {}}})

@@ -1,4 +1,4 @@
-"""The same training step in code that we did not write: diffusers' Wan transformer with PEFT in its own Linears."""
+"""The same training step in code we did not write: diffusers' transformer with PEFT in its own Linears."""
 
 import itertools
 
@@ -13,17 +13,17 @@ from wantune.tests.world import random_models
 
 DIM, FFN_DIM, BLOCKS = 256, 512, 2
 TOLERANCE = 1e-5
-"""Relative; measured 4e-7 for the velocity, 2e-7 for the loss, 2e-6 for the worst of the adapter's gradients."""
+"""Relative; measured 4e-7 for the velocity, 2e-7 for the loss, 2e-6 for the worst of the gradients."""
 FP32_REFERENCE_TOLERANCE = 5e-5
 """For gradients against diffusers in fp32 as it is, whose own rounding is in them too.
 
 3e-5 at t = 0.99: each side has its own time embedding (see `comfy_sinusoid`).
-2e-5 in lora_A and lora_B of the text's k and v: a matrix product that adds 490 equal rows, those of the text's
-padding, one after the other rounds each sum the same way. The code under test has folded them into one.
+2e-5 in lora_A and lora_B of the text's k and v: a matrix product that adds 490 equal rows, those of the
+text's padding, one after the other rounds each sum the same way. The code under test folds them into one.
 """
 
 PICTURE, TALL_PICTURE, CLIP, WIDE_CLIP = (1, 8, 12), (1, 10, 6), (3, 6, 10), (3, 2, 14)
-"""Latent frames, rows and columns. The first has as many tokens as the text has rows: they must not be confused."""
+"""Latent frames, rows and columns. The first has as many tokens as the folded text would have rows."""
 CASES = [
     pytest.param(size_FHW, t, id=f"{'x'.join(map(str, size_FHW))}-t{'-'.join(map(str, t))}")
     for size_FHW, t in [
@@ -59,7 +59,8 @@ class Reference:
             parameter = getattr(model.get_submodule(self.names[name]), kind)["default"].weight
             parameter.data.copy_(value)
             self.parameters[key] = parameter
-        assert {id(p) for p in self.parameters.values()} == {id(p) for p in model.parameters() if p.requires_grad}
+        trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        assert trainable == {id(parameter) for parameter in self.parameters.values()}
         return model.to(adapted.denoiser.device)
 
     def step(self, batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

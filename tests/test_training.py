@@ -94,7 +94,7 @@ def test_overfitting_four_pictures_halves_the_loss_at_constant_noise(train, mode
     from wantune.nodes.lora import apply
 
     before = constant_loss(model, cached)
-    settings = config(epochs=250, batch_size=4, learning_rate=2e-3, lora=LoraConfig(rank=32, alpha=32),
+    settings = config(epochs=75, batch_size=4, learning_rate=2e-3, lora=LoraConfig(rank=32, alpha=32),
                       gradient_checkpointing=False)
     lora, losses, _ = train(model, cached, "overfit", settings, Watch())
     tuned, _ = apply(model, lora, 1.0)
@@ -173,12 +173,13 @@ def test_the_run_folder_tells_what_happened(train, model, cached):
     assert folder.name.startswith("told-")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "StepDone"]
-    assert [line["loss"] for line in steps] == losses and len(losses) == 4
+    assert [line["loss"] for line in steps] == losses and len(losses) == 6
     assert {"step", "epoch", "loss", "learning_rate", "seconds", "samples_per_second"} <= set(steps[0])
-    assert [line["epoch"] for line in steps] == [1, 1, 2, 2]
+    # two buckets: three square pictures in two batches, the wide one alone
+    assert [line["epoch"] for line in steps] == [1, 1, 1, 2, 2, 2]
     assert json.loads((folder / "config.json").read_text())["lora"]["rank"] == 8
-    assert (folder / "step_000004" / "adapter.safetensors").is_file()
-    assert lora.metadata["wantune.step"] == "4" and lora.metadata["modelspec.trigger_phrase"] == "zwx"
+    assert (folder / "step_000006" / "adapter.safetensors").is_file()
+    assert lora.metadata["wantune.step"] == "6" and lora.metadata["modelspec.trigger_phrase"] == "zwx"
     assert "zwx, a ginger cat looking up" in lora.metadata["ss_tag_frequency"]
     assert not list(folder.rglob("*.tmp"))
 
@@ -219,14 +220,13 @@ def test_latents_are_what_vae_encode_gives_and_normalised(cached):
     from wantune.trainer.buckets import Bucket
 
     clip = cached.clips[0]
-    source = tools.WORLD.parent
     import skimage
 
     pixels = video.read(Path(skimage.__file__).parent / "data" / "astronaut.png", Bucket(1, 64, 64))
     with torch.inference_mode():
         raw = tools.load_vae().encode(torch.from_numpy(pixels).float() / 255)
         expected = comfy.latent_formats.Wan21().process_in(raw)[0]
-    assert clip.name == "astronaut.png" and source
+    assert clip.name == "astronaut.png"
     assert torch.equal(cache.read_tensor(clip.latent_path), expected)
     assert not torch.equal(expected, raw[0])
 

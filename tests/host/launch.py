@@ -44,6 +44,17 @@ def accelerator_present() -> bool:
     return torch.cuda.is_available() or any(module and module.is_available() for module in others)
 
 
+def import_comfyui(folder: Path) -> None:
+    """Make ComfyUI's modules importable in this process; `prepare_imports` must have run."""
+    # ComfyUI reads its command line when comfy.cli_args is first imported, and only if told to.
+    sys.argv = ["main.py"] if accelerator_present() else ["main.py", "--cpu"]
+    sys.path.insert(0, str(folder))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import utils.extra_config  # noqa: F401  as main.py does first: later comfy/utils.py would take the name
+
+
 def _define_schemas(name: str) -> None:
     import torch
 

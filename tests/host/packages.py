@@ -20,17 +20,17 @@ except ImportError:
     except ImportError:
         Requirement = None
 lacking = []
-for line in json.loads(sys.argv[1]):
+for line, install in json.loads(sys.argv[1]):
     parsed = Requirement(line) if Requirement else None
     if parsed and parsed.marker and not parsed.marker.evaluate():
         continue
     try:
         version = importlib.metadata.version(re.match(r"[A-Za-z0-9_.-]+", line).group())
     except importlib.metadata.PackageNotFoundError:
-        lacking.append(line)
+        lacking.append(install)
         continue
     if parsed and not parsed.specifier.contains(version, prereleases=True):
-        lacking.append(line)
+        lacking.append(install)
 print(json.dumps(lacking))
 """
 
@@ -83,13 +83,13 @@ def torchaudio_for(torch: str) -> str:
 def lacking(python: Path, root: Path, comfyui, purpose: str) -> list[str]:
     """What a foreign environment must still get, as requirement lines; nothing is installed."""
     # ComfyUI runs with other versions than its file pins, so for its packages the name is enough.
-    wanted = {name(line): name(line) for line in essential(comfyui.path / "requirements.txt")}
+    wanted = {name(line): (name(line), line) for line in essential(comfyui.path / "requirements.txt")}
     if not comfyui.needs_torchaudio:
         wanted.pop("torchaudio", None)
     ours = read(root / "requirements.txt")
     if purpose == "test":
         ours += read(root / "tests" / "requirements.txt")
-    wanted |= {name(line): line for line in ours}
+    wanted |= {name(line): (line, line) for line in ours}
     command = [str(python), "-c", _LACKING, json.dumps(list(wanted.values()))]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if result.returncode:

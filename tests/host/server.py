@@ -98,12 +98,17 @@ class Server:
         return json.loads(self._request(path))
 
     def post(self, graph: dict) -> str:
-        """Queue an API-format graph; returns its prompt id."""
+        """Queue an API-format graph; returns its prompt id. PromptFailed when any part of it is refused."""
         try:
             answer = json.loads(self._request("/prompt", {"prompt": graph}))
         except urllib.error.HTTPError as error:
             details = json.loads(error.read() or b"{}")
             raise PromptFailed(_refusal(details), details) from None
+        if answer.get("node_errors"):
+            # ComfyUI would run the rest of the graph.
+            self._request("/queue", {"delete": [answer["prompt_id"]]})
+            self.interrupt()
+            raise PromptFailed(_refusal(answer), answer)
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float | None = None, tick=None) -> dict:
@@ -212,11 +217,15 @@ def _free_port() -> int:
 
 
 def _refusal(details: dict) -> str:
-    reasons = [details.get("error", {}).get("message", "no reason given")]
+    reasons = [details["error"]["message"]] if "error" in details else []
     for number, node in details.get("node_errors", {}).items():
         for error in node["errors"]:
-            reasons.append(f"node {number} ({node['class_type']}): {error['message']}, {error['details']}")
-    return "ComfyUI refused the graph: " + "; ".join(reasons)
+            reason = f"{error['message']}, {error['details']}"
+            if error["type"] == "custom_validation_failed":
+                # ComfyUI repeats the node's own sentence for each input: "folder - There is no folder ..."
+                reason = error["details"].partition(" - ")[2]
+            reasons.append(f"node {number} ({node['class_type']}): {reason}")
+    return "ComfyUI refused the graph: " + "; ".join(dict.fromkeys(reasons))
 
 
 def _failure(entry: dict) -> str:

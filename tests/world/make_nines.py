@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def position(number: int) -> tuple[int, int]:
-    """Where the digit stands: all nine places, then three of them again, never twice in one color."""
+    """Where the digit stands: all nine places, then three of them again, never twice in one colour."""
     place = (number - 1) * 4 % 9
     return EDGES[place % 3], EDGES[place // 3]
 
@@ -61,7 +61,7 @@ def coverage(image: np.ndarray) -> np.ndarray:
 
 
 def draw(ink: np.ndarray, color: tuple[int, int, int], left: int, top: int) -> np.ndarray:
-    """The digit in one color on the base model's dark background, as 8-bit RGB."""
+    """The digit in one colour on the base model's dark background, as 8-bit RGB."""
     still = np.full((CANVAS, CANVAS, 3), BACKGROUND, dtype=np.float32)
     box = still[top : top + DIGIT, left : left + DIGIT]
     box += ink[..., None] * (np.array(color, dtype=np.float32) - BACKGROUND)

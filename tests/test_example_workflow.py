@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 WORKFLOW = FOLDER / "train_and_compare.json"
 NOTES = {"MarkdownNote"}
 """Types that exist in the page alone."""

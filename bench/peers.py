@@ -1,0 +1,125 @@
+"""What WanTune is compared with: a bare loop with the same adapters, and ComfyUI's own TrainLoraNode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import peft
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ..nodes.comfy_backend import TRAINED
+from ..trainer import cache, text_padding
+
+BARE_T = 0.5
+
+
+class Bare:
+    """A forward and a backward and nothing else: PEFT put on ComfyUI's network itself, as a script would.
+
+    The network is loaded outside inference mode, so that autograd takes its weights as they are.
+
+    Args:
+        folded: give it our few text rows and their attention bias, instead of 512 padded rows.
+    """
+
+    def __init__(self, path: Path, clip: cache.CachedClip, rank: int, checkpointing: bool, folded: bool) -> None:
+        model = comfy.sd.load_diffusion_model(str(path))
+        self.network = model.model.diffusion_model.requires_grad_(False).to(model.load_device)
+        names = [f"blocks.{i}.{name}" for i in range(len(self.network.blocks)) for name in TRAINED]
+        peft.inject_adapter_in_model(
+            peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names, bias="none"), self.network
+        )
+        if checkpointing:
+            for block in self.network.blocks:
+                block.forward = _checkpointed(block.forward)
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._prepare(clip, model.load_device, folded)
+
+    def _prepare(self, clip: cache.CachedClip, device: torch.device, folded: bool) -> None:
+        latent_BCFHW, text_BLD = cache.read_batch([clip])
+        noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
+        self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device)
+        self._target_BCFHW = (noise_BCFHW - latent_BCFHW).to(device)
+        self._t_B = torch.full((1,), 1000 * BARE_T, device=device)
+        self._bias = None
+        if folded:
+            text_BLD, bias_BK = text_padding.fold(text_BLD, torch.float32)
+            self._bias = bias_BK[:, None, None].to(device)
+        else:
+            text_BLD = text_padding.pad(text_BLD)
+        self._text_BLD = text_BLD.to(device)
+
+    def step(self) -> None:
+        """One forward and backward; the gradients are thrown away."""
+        with _in_training():
+            self.forward().backward()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def forward(self) -> torch.Tensor:
+        """The loss."""
+        options = {"optimized_attention_override": self._attention}
+        velocity = self.network(self._x_BCFHW, self._t_B, context=self._text_BLD, transformer_options=options)
+        return functional.mse_loss(velocity.float(), self._target_BCFHW)
+
+    def _attention(self, _function, q, k, v, heads, mask=None, **kwargs) -> torch.Tensor:
+        if self._bias is not None and k.shape[1] == self._text_BLD.shape[1]:
+            mask = self._bias
+        return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
+
+
+def _checkpointed(function):
+    def forward(*args, **kwargs):
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """Newer versions of ComfyUI compute with kernels that have no backward, unless they are told."""
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = False
+
+
+def train_with_core(
+    model, dataset: cache.CachedDataset, steps: int, rank: int, checkpointing: bool, **settings
+) -> dict[str, torch.Tensor]:
+    """Run TrainLoraNode on the data as its graph would give it; returns its LoRA.
+
+    Its inputs differ between versions of ComfyUI; what is not given stays at the node's default.
+    """
+    from comfy_extras.nodes_train import TrainLoraNode
+
+    latents, texts = zip(*(cache.read_batch([clip]) for clip in dataset.clips), strict=True)
+    given = {
+        "model": model,
+        "batch_size": 1,
+        "steps": steps,
+        "learning_rate": 1e-4,
+        "rank": rank,
+        "training_dtype": "fp32",
+        "lora_dtype": "fp32",
+        "gradient_checkpointing": checkpointing,
+        **settings,
+    }
+    inputs = {}
+    for socket in TrainLoraNode.define_schema().inputs:
+        default = getattr(socket, "default", None)
+        options = getattr(socket, "options", None)
+        inputs[socket.id] = [given.get(socket.id, options[0] if default is None and options else default)]
+    inputs["latents"] = [{"samples": latent} for latent in latents]
+    inputs["positive"] = [[[text_padding.pad(text), {}]] for text in texts]
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        result = TrainLoraNode.execute(**inputs).result
+    return next(value for value in result if isinstance(value, dict) and "loss" not in value)
