@@ -54,11 +54,28 @@ def test_choices_of_the_user_reach_the_graph(tmp_path):
     assert "T walks" in [node["inputs"].get("text") for node in workflow.values()]
 
 
-def test_real_models_need_pictures_of_the_user(tmp_path):
-    with pytest.raises(ValueError, match="name their folder with --folder"):
-        adapted(unet="wan2.1_t2v_1.3B_fp16.safetensors")
+def test_a_real_model_without_pictures_learns_the_stills_enlarged():
+    workflow = adapted(unet="wan2.1_t2v_1.3B_fp16.safetensors")
+    dataset = inputs(workflow, "WanTune_LoadDataset")
+    assert dataset["upscale"] is True and dataset["resolution"] == 512 and Path(dataset["folder"]).name == "nines"
+    assert inputs(workflow, "CLIPLoader")["clip_name"].startswith("umt5")
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
-        adapted(folder=tmp_path / "absent")
+        adapted(folder=tmp_path / "nowhere")
+
+
+def test_real_models_are_used_when_all_three_are_installed(tmp_path):
+    options = Namespace(**NOTHING)
+    for folder, name in (("unet", "wan2.1_t2v_1.3B_fp16"), ("vae", "wan_2.1_vae"),
+                         ("text_encoders", "umt5_xxl_fp8_e4m3fn_scaled")):
+        graph.name_installed_models(graph.load(ROOT), options, tmp_path)
+        assert graph.uses_small_world(options)
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.safetensors").touch()
+    graph.name_installed_models(graph.load(ROOT), options, tmp_path)
+    assert options.unet == "wan2.1_t2v_1.3B_fp16.safetensors" and not graph.uses_small_world(options)
 
 
 def test_added_outputs_save_both_sides_of_the_comparison():

@@ -14,9 +14,11 @@ MEASURE = Path(__file__).absolute().with_name("measure.py")
 
 def main(root: Path, options) -> int:
     """Train, sample twice, compare; leaves base.mp4, lora.mp4, compare.mp4, the LoRA and report.json."""
-    adapted = graph.adapt(graph.load(root), options, root)
-    shown = graph.add_outputs(adapted)
     comfyui, python = environment.prepare(root, options.comfyui, options.python, "demo")
+    example = graph.load(root)
+    graph.name_installed_models(example, options, comfyui.path / "models")
+    adapted = graph.adapt(example, options, root)
+    shown = graph.add_outputs(adapted)
     out = options.out.expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     workspace = root / ".comfyui" / "run" / "demo"

@@ -58,13 +58,30 @@ def uses_small_world(options) -> bool:
     return not (options.unet or options.vae or options.clip)
 
 
+def name_installed_models(example: dict, options, models: Path) -> None:
+    """Where the user names no model, name the example's real ones if all three lie in ComfyUI's models folder."""
+    wanted = {
+        "unet": (_of(example, "UNETLoader")["unet_name"], ("diffusion_models", "unet")),
+        "vae": (_of(example, "VAELoader")["vae_name"], ("vae",)),
+        "clip": (_of(example, "CLIPLoader")["clip_name"], ("text_encoders", "clip")),
+    }
+    there = all(
+        any((models / folder / name).is_file() for folder in folders) for name, folders in wanted.values()
+    )
+    if there and uses_small_world(options):
+        for option, (name, _) in wanted.items():
+            setattr(options, option, name)
+
+
 def adapt(example: dict, options, root: Path) -> dict:
     """The example with the user's choices, on the small world unless a real model is named."""
     graph = copy.deepcopy(example)
     if uses_small_world(options):
         _use_small_world(graph, root)
     elif not options.folder:
-        raise ValueError("Real models need pictures to train on; name their folder with --folder.")
+        # a real model can learn the nine too; its pictures are far larger than the stills
+        _set(graph, "WanTune_LoadDataset", folder=str(root / SMALL_WORLD.folder), upscale=True)
+        _prompt(graph)["text"] = "a GF Carty Chan digit in red on a dark background"
     if options.folder:
         folder = options.folder.expanduser().absolute()
         if not folder.is_dir():
@@ -100,6 +117,10 @@ def only(graph: dict, class_type: str) -> str:
     if len(found) != 1:
         raise ValueError(f"{EXAMPLE} has {len(found)} nodes {class_type}; the demo needs exactly one.")
     return found[0]
+
+
+def _of(graph: dict, class_type: str) -> dict:
+    return graph[only(graph, class_type)]["inputs"]
 
 
 def _use_small_world(graph: dict, root: Path) -> None:
