@@ -103,7 +103,8 @@ class ComfyDenoiser:
             if hasattr(comfy.model_management, "reset_cast_buffers"):
                 comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside
             with torch.inference_mode(False), self.training():
-                frozen.self_test(linears, self.device, self.compute_dtype)
+                every = [stand_in for stand_in, _ in stand_ins if isinstance(stand_in, frozen.FrozenLinear)]
+                frozen.self_test(every, self.device, self.compute_dtype)
             yield
         finally:
             self._patcher.eject_model()

@@ -59,6 +59,8 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **_inputs) -> str:
         """Changes when a file of the folder does, so that the same widgets read it again."""
+        if folder is None:  # linked, and not known here
+            return ""
         try:
             entries = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
                        for path in dataset.list_folder(paths.dataset_folder(folder))]

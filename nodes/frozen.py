@@ -110,6 +110,9 @@ class FrozenLinear(FrozenModule):
         if hasattr(module, "cast_bias_weight"):  # GGUF layers bring their own
             weight, _ = module.cast_bias_weight(grad_output)
             return grad_output @ _plain(weight, grad_output.dtype)
+        scale = getattr(module, "scale_weight", None)
+        if scale is not None:  # fp8_scaled in older versions: the weight is stored divided by it
+            grad_output = grad_output * scale.to(grad_output)
         weight, bias, stream = comfy.ops.cast_bias_weight(module, grad_output, offloadable=True)
         try:
             return grad_output @ _plain(weight, grad_output.dtype)
@@ -161,7 +164,7 @@ def normal_view(parameter: torch.Tensor) -> torch.Tensor:
     )
 
 
-def self_test(linears: dict[str, FrozenLinear], device: torch.device, dtype: torch.dtype) -> None:
+def self_test(linears: list[FrozenLinear], device: torch.device, dtype: torch.dtype) -> None:
     """Check once for each kind of layer that the gradient that comes back is that of the forward.
 
     A linear f(x) = Wx + b must give <gy, f(v) - f(0)> = <W' gy, v> for any v and gy.
@@ -171,7 +174,7 @@ def self_test(linears: dict[str, FrozenLinear], device: torch.device, dtype: tor
     """
     tested = set()
     generator = torch.Generator().manual_seed(0)
-    for name, linear in linears.items():
+    for linear in linears:
         kind = (type(linear.module), type(linear.module.weight), linear.module.weight.dtype)
         if kind in tested:
             continue
@@ -187,7 +190,7 @@ def self_test(linears: dict[str, FrozenLinear], device: torch.device, dtype: tor
         scale = grad.float().norm() * rise.norm()
         if not error <= SELF_TEST_ERROR.get(dtype, 5e-2) * scale:
             raise UserError(
-                f"The layer {name} ({type(linear.module).__name__}, {linear.module.weight.dtype}) gives no right "
+                f"A layer of this model ({type(linear.module).__name__}, {linear.module.weight.dtype}) gives no right "
                 f"gradient here (relative error {float(error / scale):.2g}); load the model as bf16, fp16 or fp8."
             )
 

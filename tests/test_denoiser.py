@@ -12,9 +12,12 @@ pytestmark = pytest.mark.usefixtures("comfy")
 DTYPES = {"fp32": {}, "bf16": {"dtype": torch.bfloat16}, "fp8": {"dtype": torch.float8_e4m3fn}}
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=[*DTYPES, "fp8_scaled"])
 def model(request, tmp_path_factory):
-    return tools.load_dit(tools.random_dit(tmp_path_factory.mktemp("dit")), **DTYPES[request.param])
+    path = tools.random_dit(tmp_path_factory.mktemp("dit"))
+    if request.param == "fp8_scaled":
+        return tools.load_dit(tools.scale_to_fp8(path))
+    return tools.load_dit(path, **DTYPES[request.param])
 
 
 class Held:

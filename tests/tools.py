@@ -65,6 +65,23 @@ def random_dit(folder: Path, **sizes) -> Path:
     return random_models.make_dit(folder / "random_dit.safetensors", **sizes)
 
 
+def scale_to_fp8(path: Path) -> Path:
+    """The same model as an fp8_scaled file, the form Wan 14B is mostly used in."""
+    from safetensors.torch import load_file, save_file
+
+    state = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    for key, value in load_file(path).items():
+        if key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2:
+            scale = value.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            state[key] = (value / scale).to(torch.float8_e4m3fn)
+            state[key.replace(".weight", ".scale_weight")] = scale
+        else:
+            state[key] = value
+    scaled = path.with_stem(path.stem + "_fp8_scaled")
+    save_file(state, scaled)
+    return scaled
+
+
 def sample(model, seed: int = 0, steps: int = 2, frames: int = 5, size: int = 64, cfg: float = 1.0) -> torch.Tensor:
     """A latent from ComfyUI's own sampler: euler, simple."""
     import comfy.sample
