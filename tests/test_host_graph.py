@@ -96,4 +96,4 @@ def test_page_shows_the_values_of_the_graph_that_ran(tmp_path):
     assert nodes["UNETLoader"]["widgets_values"][0] == "dit.safetensors"
     assert nodes[graph.TEXT_ENCODER]["widgets_values"] == ["umt5.safetensors"] and "CLIPLoader" not in nodes
     assert nodes["KSampler"]["widgets_values"] == [7, "fixed", 8, 4.0, "euler", "simple", 1.0]
-    assert nodes["WanTune_TrainWanLoRA"]["widgets_values"][1:4] == [10, 0, 4]
+    assert nodes["WanTune_TrainWanLoRA"]["widgets_values"][1:4] == [20, 0, 4]
