@@ -29,6 +29,7 @@ class CacheLatents(io.ComfyNode):
             ],
             outputs=[sockets.Cache.Output(display_name="cache", tooltip="The encoded dataset.")],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod

@@ -43,6 +43,7 @@ class LoadDataset(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="Each file, used or not and why."),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that the report can be had, or the cache filled, without the rest of a graph
         )
 
     @classmethod

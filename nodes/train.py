@@ -59,6 +59,7 @@ class TrainWanLoRA(io.ComfyNode):
                 io.String.Output(display_name="run", tooltip="The run's folder, with its log."),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod

@@ -152,6 +152,16 @@ def test_core_nodes_take_what_we_give(server, graph):
     assert "lora key not loaded" not in server.log()
 
 
+def test_a_graph_may_end_with_any_of_the_first_three_nodes(server, graph):
+    """The report alone, the cache alone, or the training alone."""
+    kept = {number: entry for number, entry in graph.items() if entry["class_type"] in (
+        "UNETLoader", "VAELoader", graphs.TEXT_ENCODER, LOAD, "WanTune_CacheLatents", TRAIN)}
+    node(kept, TRAIN).update(epochs=1, max_steps=2)
+    for last in (TRAIN, "WanTune_CacheLatents", LOAD):
+        server.run(kept)
+        del kept[graphs.only(kept, last)]
+
+
 @pytest.mark.parametrize(("class_type", "changes", "sentence"), [
     (LOAD, {"folder": "no_such_folder"}, "no_such_folder does not exist; give the folder"),
     (LOAD, {"frame_buckets": "1, 30"}, "frame_buckets has 30; Wan takes 4n+1 frames, the nearest is 29"),
