@@ -1,6 +1,5 @@
 """Gradients through ComfyUI's frozen layers against finite differences, and what autograd keeps for them."""
 
-import copy
 from functools import cache
 
 import pytest
@@ -9,10 +8,8 @@ from torch.autograd import gradcheck
 
 from wantune.tests import tools
 from wantune.tests.adapted import AdaptedModel, compute_in_fp32, random_batch
-from wantune.tests.world import random_models
 from wantune.trainer.config import UserError
 
-DIM, FFN_DIM = 128, 256
 RESIDENT = "fp32"
 MANAGED = {
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
@@ -20,7 +17,7 @@ MANAGED = {
     "bf16": {"dtype": torch.bfloat16},
     "fp8_scaled": {},
 }
-"""How the model is loaded. ComfyUI computes in fp32 with each, so these are cast; the last is another file."""
+"""How the model is loaded. ComfyUI computes in fp32 with each, so it casts the blocks' weights."""
 TEXT_TOKENS = 200
 """With the twenty of a usual caption, attention to the text would hardly change the loss."""
 STEP = 0.02
@@ -74,8 +71,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def dit_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gradients") / "dit.safetensors"
-    return random_models.make_dit(path, dim=DIM, ffn_dim=FFN_DIM, layers=2)
+    return tools.random_dit(tmp_path_factory.mktemp("gradients"))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +161,9 @@ def test_finite_differences_detect_a_wrong_gradient(managed, monkeypatch, how):
     monkeypatch.setattr(frozen, "self_test", lambda *_arguments: None)  # it would refuse before we get to see
     break_gradient(monkeypatch, how)
     errors = managed.errors(managed.gradients())
-    assert min(errors.values()) > 3 * TOLERANCE, min(errors, key=errors.get)
+    # what lies behind may get its gradient through the head alone, which fp8_scaled files keep in fp32
+    first_block = {key: error for key, error in errors.items() if key.startswith("blocks.0.")}
+    assert min(first_block.values()) > 3 * TOLERANCE, min(first_block, key=first_block.get)
 
 
 @pytest.mark.parametrize("how", REFUSED)
@@ -228,12 +226,12 @@ def frozen_linears(case: Case) -> dict[str, torch.nn.Module]:
     return {
         name: module
         for name, module in case.network.named_modules()
-        if hasattr(module, "in_features") and name.startswith(("blocks.", "head."))
+        if hasattr(module, "in_features") and name.startswith("blocks.")
     }
 
 
 def weight_like(case: Case, saved: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The saved tensors with the shape of a frozen weight, or of its transpose."""
+    """The saved tensors with the shape of a frozen weight of the blocks, or of its transpose."""
     shapes = {module.weight.shape for module in frozen_linears(case).values()}
     shapes |= {shape[::-1] for shape in shapes}
     return [tensor for tensor in saved if tensor.shape in shapes]
@@ -242,7 +240,8 @@ def weight_like(case: Case, saved: list[torch.Tensor]) -> list[torch.Tensor]:
 def test_the_managed_path_keeps_no_weight(managed):
     with managed.adapted.attached():
         saved = saved_tensors(managed)
-        model_memory = {value.untyped_storage().data_ptr() for value in managed.network.state_dict().values()}
+        state = managed.network.blocks.state_dict()
+        model_memory = {value.untyped_storage().data_ptr() for value in state.values()}
     assert len(saved) > 100
     assert not [tensor.shape for tensor in saved if tensor.untyped_storage().data_ptr() in model_memory]
     assert not [tensor.shape for tensor in weight_like(managed, saved)]
@@ -256,7 +255,7 @@ def test_the_resident_path_keeps_views_of_the_weights_and_no_copy(resident):
             for name, module in frozen_linears(resident).items()
             if not name.endswith(("cross_attn.k", "cross_attn.v")) and name not in FIRST_PROJECTIONS
         }
-    assert len(expected) == 2 * 8 - 3 + 1
+    assert len(expected) == 2 * 8 - 3
     assert {tensor.data_ptr() for tensor in weight_like(resident, saved)} == expected
 
 
@@ -288,6 +287,6 @@ def test_each_layer_alone_passes_gradcheck_in_float64(comfy, operations, dtype, 
     x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     assert stand_in.is_resident(x) == (operations == "disable_weight_init")
     with torch.no_grad():
-        expected = copy.copy(layer)(x)
+        expected = layer(x)
     assert torch.equal(stand_in(x).detach(), expected)
     assert gradcheck(stand_in, (x,))
