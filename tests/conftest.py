@@ -32,13 +32,7 @@ if COMFYUI:
     import torch
 
     torch.set_num_threads(1)  # models this small only lose by handing work between threads
-    # ComfyUI reads its command line when comfy.cli_args is first imported, and only if told to.
-    sys.argv = ["main.py"] if launch.accelerator_present() else ["main.py", "--cpu"]
-    sys.path.insert(0, str(COMFYUI.path))
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import utils.extra_config  # noqa: F401  as main.py does first: later comfy/utils.py would take the name
+    launch.import_comfyui(COMFYUI.path)
 
 
 def pytest_addoption(parser):

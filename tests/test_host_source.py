@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / "tests" / "host"
 FILES = [ROOT / "run.py", *sorted(HOST.glob("*.py"))]
-INSIDE = {"launch.py": {"torch"}, "measure.py": {"av", "numpy"}}
+INSIDE = {"launch.py": {"comfy", "torch", "utils"}, "measure.py": {"av", "numpy"}}
 """These run inside the environment, so they may import what it holds."""
 
 

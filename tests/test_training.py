@@ -224,7 +224,7 @@ def test_latents_are_what_vae_encode_gives_and_normalised(cached):
 
     pixels = video.read(Path(skimage.__file__).parent / "data" / "astronaut.png", Bucket(1, 64, 64))
     with torch.inference_mode():
-        raw = tools.load_vae().encode(torch.from_numpy(pixels).float() / 255)
+        raw = tools.load_vae().encode(torch.from_numpy(pixels.copy()).float() / 255)
         expected = comfy.latent_formats.Wan21().process_in(raw)[0]
     assert clip.name == "astronaut.png"
     assert torch.equal(cache.read_tensor(clip.latent_path), expected)
