@@ -203,6 +203,27 @@ def test_cancel_leaves_the_model_and_keeps_the_adapter(train, model, cached, sto
     snapshot.assert_untouched()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_trained_in_their_own_dtype(train, cached, dtype, monkeypatch):
+    """As on a GPU, where ComfyUI computes in the dtype of the file; on a CPU it would cast to fp32."""
+    import comfy.model_management
+
+    from wantune.nodes.comfy_backend import ComfyDenoiser
+
+    monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *_args, **_kwargs: None)
+    model = tools.load_dit(tools.WORLD / "dit.safetensors", dtype=dtype)
+    denoiser = ComfyDenoiser(model)
+    assert denoiser.compute_dtype == dtype
+    assert denoiser.linears()["blocks.0.ffn.0"].is_resident(torch.zeros(1, dtype=dtype))
+    snapshot = tools.Snapshot(model)
+    lora, losses, _ = train(model, cached, "half", config(epochs=20, gradient_checkpointing=False), Watch())
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in lora.values())
+    snapshot.assert_untouched()
+    full = train(tools.load_dit(tools.WORLD / "dit.safetensors"), cached, "full", config(epochs=20), Watch())[1]
+    assert losses[0] == pytest.approx(full[0], rel=0.02), "the same loss as in fp32"
+
+
 def test_a_loss_that_is_not_finite_ends_with_a_sentence_and_a_whole_model(train, cached, tmp_path):
     model = tools.load_dit(tools.random_dit(tmp_path))
     with torch.inference_mode():
