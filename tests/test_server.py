@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import re
+import time
 
 import aiohttp
 import av
@@ -104,7 +105,10 @@ def test_an_unchanged_graph_does_nothing_again(server, graph):
     assert not [data for kind, data in again if kind == "wantune.step"]
 
 
-def test_after_cancel_the_base_video_is_the_same_and_the_next_run_works(server, graph):
+@pytest.fixture
+def base_pixels(server, graph):
+    """Samples the base video of the graph and returns its pixels; each call with another denoise above 0.9999,
+    at which ComfyUI samples the same, but not from memory."""
     base = {number: entry for number, entry in graph.items() if not entry["class_type"].startswith("WanTune_")}
     tuned = [number for number, entry in base.items() if entry["class_type"] == "KSampler"
              and graph[entry["inputs"]["model"][0]]["class_type"] == APPLY]
@@ -112,28 +116,48 @@ def test_after_cancel_the_base_video_is_the_same_and_the_next_run_works(server, 
         base = {key: entry for key, entry in base.items() if key != number and [number, 0] not in
                 entry["inputs"].values()}
     images = next(number for number, entry in base.items() if entry["class_type"] == "VAEDecode")
-    base["900"] = {"class_type": "SaveImage", "inputs": {"images": [images, 0], "filename_prefix": "bits"}}
+    base["900"] = {"class_type": "SaveImage", "inputs": {"images": [images, 0], "filename_prefix": "base"}}
 
-    def pixels(denoise: float) -> list[bytes]:
-        # ComfyUI samples the same at each denoise above 0.9999, but not from memory
-        node(base, "KSampler")["denoise"] = denoise
+    def pixels() -> list[bytes]:
+        node(base, "KSampler")["denoise"] -= 1e-7
         files = server.run(base)["outputs"]["900"]["images"]
         return [Image.open(io.BytesIO(server.fetch(file))).tobytes() for file in files]
 
-    before = pixels(1.0)
+    return pixels
+
+
+def test_after_cancel_the_base_video_is_the_same_and_the_next_run_works(server, graph, base_pixels):
+    before = base_pixels()
     node(graph, TRAIN).update(epochs=500, max_steps=0, seed=7)
     prompt = server.post(graph)
     waited = 0
     while "step 1/1000 " not in server.log():
         waited += 1
         assert waited < 600
-        asyncio.run(asyncio.sleep(0.1))
+        time.sleep(0.1)
     server.interrupt()
     entry = server.wait(prompt, 60)
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
-    assert pixels(0.99995) == before
+    assert base_pixels() == before
     node(graph, TRAIN).update(epochs=1, max_steps=2)
     server.run(graph)
+
+
+@pytest.mark.long
+def test_cancel_at_random_moments_never_leaves_a_trace(server, graph, base_pixels):
+    """From the first look at the folder to the last sampling step, sixty times."""
+    random = np.random.default_rng(0)
+    before = base_pixels()
+    for attempt in range(60):
+        node(graph, TRAIN).update(epochs=20, max_steps=0, seed=1000 + attempt)
+        node(graph, LOAD).update(trigger_word=f"zwx{attempt}")
+        prompt = server.post(graph)
+        time.sleep(random.uniform(0, 4))
+        server.interrupt()
+        statuses = [kind for kind, _ in server.wait(prompt, 120)["status"]["messages"]]
+        assert "execution_error" not in statuses
+        if attempt % 5 == 4:
+            assert base_pixels() == before, f"after cancel number {attempt}"
 
 
 def test_core_nodes_take_what_we_give(server, graph):
