@@ -119,6 +119,27 @@ def test_random_windows_take_turns_whenever_the_clip_is_seen(folder):
     assert set(epochs(1)) == set(clip.starts[:2])
 
 
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animation_is_trained_on_as_a_clip(folder, suffix):
+    frames = [Image.fromarray(clips.numbered(number)) for number in range(20)]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(folder / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100, **options)
+    codec = NumberCodec()
+    cached = fill(folder, codec)
+    assert (cached.clips[0].name, cached.clips[0].bucket.frames) == (f"a.{suffix}", 33)
+    assert codec.seen[0] == [min(k * 10 // 16, 19) for k in range(33)]
+    assert "20 frames at 10 fps -> 64x64x33, frames 0-32 of 32 at 16 fps" in scan(folder).report()
+
+
+@pytest.mark.parametrize("name", ["with space", "it's \"quoted\"", "100%03d", "a:b", "猫 🐈"])
+def test_odd_names_are_read(folder, name, monkeypatch):
+    (folder / "clip.mp4").rename(folder / f"{name}.mp4")
+    (folder / "clip.txt").rename(folder / f"{name}.txt")
+    monkeypatch.chdir(folder)
+    (clip,) = (clip for clip in scan(".").clips if clip.source)
+    assert clip.caption == "zwx counting"
+
+
 def test_a_clip_that_went_away_is_named(folder):
     manifest = scan(folder)
     (folder / "clip.mp4").unlink()

@@ -112,7 +112,7 @@ def frames(path: Path, source: Source, start: int, count: int) -> Iterator[Image
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     path.stat()  # a missing file is an OSError of the system, not one of FFmpeg's
     try:
-        with av.open(str(path), options={"format_whitelist": _FORMATS}) as container:
+        with av.open(str(path.absolute()), options={"format_whitelist": _FORMATS}) as container:
             if not container.streams.video:
                 raise UserError(f"{path.name} holds no video (sound alone?); replace it or take it out.")
             stream = container.streams.video[0]
