@@ -20,7 +20,7 @@ class CacheLatents(io.ComfyNode):
             node_id="WanTune_CacheLatents",
             display_name="Cache Latents",
             category="WanTune",
-            description="Encodes pictures and captions once and keeps them on disk; unchanged ones are not "
+            description="Encodes pictures, clips and captions once and keeps them on disk; unchanged ones are not "
                         "encoded again.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset."),

@@ -7,13 +7,13 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..trainer import dataset
-from ..trainer.config import DatasetConfig, UserError, content_hash, parse_frame_buckets
+from ..trainer.config import EXTRACTION_MODES, DatasetConfig, UserError, content_hash, parse_frame_buckets
 from . import paths, sockets
 from .live import show_text
 
 
 class LoadDataset(io.ComfyNode):
-    """A folder of captioned pictures."""
+    """A folder of captioned pictures and clips."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,22 +21,27 @@ class LoadDataset(io.ComfyNode):
             node_id="WanTune_LoadDataset",
             display_name="Load Dataset",
             category="WanTune",
-            description="Reads a folder of pictures with captions and reports what will be trained on.",
+            description="Reads a folder of pictures and clips with captions and reports what will be trained on.",
             inputs=[
-                io.String.Input("folder", default="", tooltip="Folder with the pictures (jpg, jpeg, png, webp, bmp) "
-                                "and a .txt caption beside each: a full path, or a folder in ComfyUI's input folder."),
+                io.String.Input("folder", default="", tooltip="Folder with the pictures (jpg, png, webp, bmp), the "
+                                "clips (mp4, mov, mkv, webm, avi, animated gif and webp) and a .txt caption beside "
+                                "each: a full path, or a folder in ComfyUI's input folder."),
                 io.String.Input("trigger_word", default="", tooltip="The word that will call what you teach. It is "
                                 "put in front of each caption that lacks it. Choose one that means nothing yet."),
-                io.Int.Input("resolution", default=512, min=16, max=4096, step=16, tooltip="Pictures are trained at "
-                             "about resolution x resolution pixels in their own aspect ratio."),
+                io.Int.Input("resolution", default=512, min=16, max=4096, step=16, tooltip="Pictures and clips are "
+                             "trained at about resolution x resolution pixels in their own aspect ratio."),
                 io.String.Input("frame_buckets", default="1, 33", tooltip="Frame counts (4n+1) that clips are cut "
-                                "to; 1 is a picture. Clips are not read yet in this version."),
-                io.Int.Input("num_repeats", default=10, min=1, max=10000, tooltip="How often each picture is seen in "
-                             "one epoch."),
+                                "to, at 16 frames a second; each clip takes the longest that fits. 1 is a picture."),
+                io.Int.Input("num_repeats", default=10, min=1, max=10000, tooltip="How often each picture, and "
+                             "each part of a clip, is seen in one epoch."),
                 io.Int.Input("validation_items", default=0, min=0, max=1000, tooltip="Files kept out of training to "
                              "measure on. Not there yet in this version: leave 0."),
-                io.Boolean.Input("upscale", default=False, optional=True, tooltip="Enlarge pictures that are smaller "
-                                 "than their training size instead of leaving them out."),
+                io.Boolean.Input("upscale", default=False, optional=True, tooltip="Enlarge pictures and clips that are "
+                                 "smaller than their training size instead of leaving them out."),
+                io.Combo.Input("extraction", options=list(EXTRACTION_MODES), default="start", optional=True,
+                               tooltip="What is taken of a clip that is longer than its frame bucket: its start, its "
+                               "middle, all of it in evenly spaced parts that may overlap (uniform) or in parts one "
+                               "after the other (chunks), or up to 8 random parts taken in turn (random)."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="What will be trained on."),

@@ -33,7 +33,7 @@ class TrainWanLoRA(io.ComfyNode):
                                "fp32 or fp8. LoRAs already applied to it are trained on top of."),
                 sockets.Cache.Input("cache", tooltip="From Cache Latents."),
                 io.String.Input("run_name", default="my_lora", tooltip="Names the run's folder in output/wantune."),
-                io.Int.Input("epochs", default=20, min=1, max=100000, tooltip="Passes over all pictures x repeats."),
+                io.Int.Input("epochs", default=20, min=1, max=100000, tooltip="Passes over all samples x repeats."),
                 io.Int.Input("max_steps", default=0, min=0, max=10_000_000, tooltip="Stop after so many steps; 0 = "
                              "after all epochs."),
                 io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="Pictures a step. More needs more "

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from wantune.tests import tools
-from wantune.trainer import dataset, video
+from wantune.trainer import dataset, pictures
 from wantune.trainer.buckets import Bucket
 from wantune.trainer.config import DatasetConfig, UserError
 
@@ -70,7 +70,7 @@ def test_exif_orientation_turns_the_picture(folder):
 def test_every_mode_becomes_rgb(tmp_path, image, expected):
     path = tmp_path / ("picture.jpg" if image.mode == "CMYK" else "picture.png")
     image.save(path)
-    pixels = video.read(path, Bucket(1, 64, 64))
+    pixels = pictures.read(path, Bucket(1, 64, 64))
     assert pixels.shape == (1, 64, 64, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
@@ -79,14 +79,14 @@ def test_transparent_palette_lies_on_white(tmp_path):
     image = Image.new("P", (80, 80), 0)
     image.putpalette([0, 0, 255] + [0] * 765)
     image.save(tmp_path / "p.png", transparency=0)
-    assert (video.read(tmp_path / "p.png", Bucket(1, 64, 64)) == 255).all()
+    assert (pictures.read(tmp_path / "p.png", Bucket(1, 64, 64)) == 255).all()
 
 
 def test_the_crop_is_the_centre_and_nothing_is_stretched(tmp_path):
     pixels = np.zeros((100, 300, 3), np.uint8)
     pixels[:, 100:200] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    read = video.read(tmp_path / "a.png", Bucket(1, 64, 64))
+    read = pictures.read(tmp_path / "a.png", Bucket(1, 64, 64))
     assert read.shape == (1, 64, 64, 3) and read[0, :, 2:-2].min() > 250
 
 
@@ -96,7 +96,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no pictures; put"):
+    with pytest.raises(UserError, match="holds no pictures or clips; put"):
         scan(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_a_folder_without_captions_says_what_to_write(tmp_path):
     tools.write_pictures(tmp_path)
     for caption in tmp_path.glob("*.txt"):
         caption.unlink()
-    with pytest.raises(UserError, match="No picture in .* has a caption; write a .txt"):
+    with pytest.raises(UserError, match="No file in .* has a caption; write a .txt"):
         scan(tmp_path, trigger_word="")
 
 
@@ -149,17 +149,6 @@ def test_a_picture_smaller_than_its_bucket_is_left_out_unless_upscale_is_on(fold
     reason = reason_of(scan(folder), "small.png")
     assert "40x40, smaller than its bucket 64x64" in reason and "upscale" in reason
     assert len(scan(folder, upscale=True).clips) == 2
-
-
-def test_a_clip_is_refused_with_a_sentence(folder):
-    (folder / "clip.mp4").write_bytes(b"something")
-    assert "clips are not read yet" in reason_of(scan(folder), "clip.mp4")
-
-
-def test_an_animation_is_refused_with_a_sentence(folder):
-    frames = [Image.new("RGB", (80, 80), color) for color in ("red", "blue")]
-    frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:])
-    assert "is animated" in reason_of(scan(folder), "moving.webp")
 
 
 def test_a_decompression_bomb_is_refused_with_a_sentence(folder):

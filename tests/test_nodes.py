@@ -94,7 +94,7 @@ def test_a_folder_is_absolute_or_lies_in_the_input_folder(nodes, input_folder):
     ({"folder": "nowhere"}, "nowhere does not exist; give the folder"),
     ({"folder": " "}, "folder is empty; give the folder"),
     ({"frame_buckets": "1, 30"}, "frame_buckets has 30"),
-    ({"validation_items": 2}, "validation_items is 2"),
+    ({"validation_items": 2}, "validation_items is 2"), ({"extraction": "end"}, "extraction is 'end'; choose"),
 ])
 def test_mistakes_are_answered_before_anything_runs(nodes, input_folder, changes, sentence):
     assert sentence in nodes["WanTune_LoadDataset"].validate_inputs(**dataset_inputs(**changes))

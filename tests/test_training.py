@@ -237,13 +237,13 @@ def test_latents_are_what_vae_encode_gives_and_normalised(cached):
     """An item of a mixed dataset against ComfyUI's VAE Encode of the same pixels, then process_latent_in."""
     import comfy.latent_formats
 
-    from wantune.trainer import video
+    from wantune.trainer import pictures
     from wantune.trainer.buckets import Bucket
 
     clip = cached.clips[0]
     import skimage
 
-    pixels = video.read(Path(skimage.__file__).parent / "data" / "astronaut.png", Bucket(1, 64, 64))
+    pixels = pictures.read(Path(skimage.__file__).parent / "data" / "astronaut.png", Bucket(1, 64, 64))
     with torch.inference_mode():
         raw = tools.load_vae().encode(torch.from_numpy(pixels.copy()).float() / 255)
         expected = comfy.latent_formats.Wan21().process_in(raw)[0]

@@ -43,8 +43,8 @@ def sizes(resolution: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found))
 
 
-def choose(width: int, height: int, resolution: int) -> Bucket:
-    """The picture bucket whose aspect ratio is nearest to that of a width x height picture.
+def choose(width: int, height: int, resolution: int, frames: int = 1) -> Bucket:
+    """The bucket of so many frames whose aspect ratio is nearest to that of a width x height picture.
 
     Of two equally near the one nearer to resolution^2 pixels is taken.
     """
@@ -54,7 +54,7 @@ def choose(width: int, height: int, resolution: int) -> Bucket:
         return round(abs(math.log(size[0] / size[1]) - aspect), 9), abs(size[0] * size[1] - area)
 
     best_width, best_height = min(sizes(resolution), key=distance)
-    return Bucket(frames=1, height=best_height, width=best_width)
+    return Bucket(frames=frames, height=best_height, width=best_width)
 
 
 def needs_upscale(width: int, height: int, bucket: Bucket) -> bool:

@@ -1,20 +1,21 @@
 """Encode once: latents and text embeddings on disk, keyed by content, shared by all runs.
 
-A latent is keyed by the file's bytes, its bucket and the VAE; a text by the caption and the text
-encoder. A changed caption redoes one text, a changed picture one latent, and nothing goes stale.
+A latent is keyed by the file's bytes, its bucket, where a clip is cut and the VAE; a text by the caption and
+the text encoder. A changed caption redoes one text, a changed picture one latent, and nothing goes stale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import video
+from . import pictures, video
 from .backend import LatentCodec, TextEncoder
 from .buckets import Bucket
 from .config import UserError, content_hash
@@ -33,7 +34,15 @@ class CachedClip:
     bucket: Bucket
     repeats: int
     latent_path: Path
+    """Of its first window."""
     text_path: Path
+    other_windows: tuple[Path, ...] = ()
+    """More latents of it: they are taken in turn."""
+
+    def on_visit(self, number: int) -> CachedClip:
+        """The clip with the latent whose turn it is when it is seen for the number-th time, from 0."""
+        windows = (self.latent_path, *self.other_windows)
+        return replace(self, latent_path=windows[number % len(windows)], other_windows=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,8 @@ def fill(manifest: Manifest, folder: Path, codec: LatentCodec, text: TextEncoder
     """
     clips = locate(manifest, folder, codec.id, text.id)
     texts = dict(zip((c.text_path for c in clips), (c.caption for c in manifest.clips), strict=True))
-    latents = dict(zip((c.latent_path for c in clips), manifest.clips, strict=True))
+    latents = {path: (clip, start) for cached, clip in zip(clips, manifest.clips, strict=True)
+               for path, start in zip((cached.latent_path, *cached.other_windows), clip.starts, strict=True)}
     total = len(texts) + len(latents)
     done = 0
     for path, caption in texts.items():
@@ -74,9 +84,10 @@ def fill(manifest: Manifest, folder: Path, codec: LatentCodec, text: TextEncoder
             write_tensor(path, _finite(text.encode(caption), f"the text encoder gave for \"{caption}\""))
         done += 1
         yield CacheProgress(done, total, caption)
-    for path, clip in latents.items():
+    for path, (clip, start) in latents.items():
         if not is_whole(path):
-            write_tensor(path, _finite(codec.encode(_read_unchanged(clip)), f"the VAE gave for {clip.path.name}"))
+            pixels_FHW3 = _read_unchanged(clip, start)
+            write_tensor(path, _finite(codec.encode(pixels_FHW3), f"the VAE gave for {clip.path.name}"))
         done += 1
         yield CacheProgress(done, total, clip.path.name)
     return CachedDataset(
@@ -88,17 +99,21 @@ def fill(manifest: Manifest, folder: Path, codec: LatentCodec, text: TextEncoder
 
 
 def locate(manifest: Manifest, folder: Path, codec_id: str, text_id: str) -> tuple[CachedClip, ...]:
-    """Where each clip's latent and text belong, whether they are there or not."""
+    """Where each clip's latents and text belong, whether they are there or not."""
     located = []
     for clip in manifest.clips:
-        latent_key = content_hash(VERSION, "latent", clip.digest, str(clip.bucket), codec_id)
+        # a picture has no window, and its key none
+        windows = [(start,) if clip.source else () for start in clip.starts]
+        keys = [content_hash(VERSION, "latent", clip.digest, str(clip.bucket), codec_id, *each) for each in windows]
+        latent_path, *others = [folder / "latents" / f"{key}.safetensors" for key in keys]
         text_key = content_hash(VERSION, "text", clip.caption, text_id)
         located.append(CachedClip(
             name=clip.path.name,
             bucket=clip.bucket,
             repeats=clip.repeats,
-            latent_path=folder / "latents" / f"{latent_key}.safetensors",
+            latent_path=latent_path,
             text_path=folder / "texts" / f"{text_key}.safetensors",
+            other_windows=tuple(others),
         ))
     return tuple(located)
 
@@ -138,9 +153,11 @@ def write_tensor(path: Path, tensor: torch.Tensor) -> None:
         save_file({"tensor": tensor.contiguous()}, temporary)
 
 
-def _read_unchanged(clip: Clip):
+def _read_unchanged(clip: Clip, start: int) -> np.ndarray:
     try:
-        return video.read(clip.path, clip.bucket)
+        if clip.source is None:
+            return pictures.read(clip.path, clip.bucket)
+        return video.read(clip.path, clip.source, clip.bucket, start)
     except OSError as error:
         raise UserError(f"{clip.path.name} is gone ({error.strerror}); queue again to scan the folder anew.") from None
 

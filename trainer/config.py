@@ -12,6 +12,10 @@ SIDE_MULTIPLE = 16
 
 MAX_RANK = 1024
 
+EXTRACTION_MODES = ("start", "middle", "uniform", "chunks", "random")
+"""Which part of a clip is trained on: its start, its middle, all of it in evenly spaced windows that may overlap,
+all of it in windows one after the other, or windows drawn at random and taken in turn."""
+
 
 class UserError(ValueError):
     """A mistake the user can mend: one sentence that says what, what was found, and what to do."""
@@ -43,7 +47,7 @@ class DatasetConfig:
     """Which files are trained on, and how they are cut."""
 
     folder: str
-    """Absolute path of the folder with the pictures and their captions."""
+    """Absolute path of the folder with the pictures, the clips and their captions."""
     trigger_word: str = ""
     """Put in front of each caption that does not hold it; "" for none."""
     resolution: int = 512
@@ -55,13 +59,17 @@ class DatasetConfig:
     validation_items: int = 0
     """Files kept out of training."""
     upscale: bool = False
-    """Enlarge pictures that are smaller than their bucket instead of leaving them out."""
+    """Enlarge pictures and clips that are smaller than their bucket instead of leaving them out."""
+    extraction: str = "start"
+    """One of EXTRACTION_MODES."""
 
     def __post_init__(self) -> None:
         if self.resolution < SIDE_MULTIPLE or self.resolution > 4096:
             raise UserError(f"resolution is {self.resolution}; choose {SIDE_MULTIPLE} to 4096, for example 512.")
         if self.num_repeats < 1:
             raise UserError(f"num_repeats is {self.num_repeats}; choose 1 or more.")
+        if self.extraction not in EXTRACTION_MODES:
+            raise UserError(f"extraction is {self.extraction!r}; choose one of {', '.join(EXTRACTION_MODES)}.")
         if self.validation_items != 0:
             raise UserError(
                 f"validation_items is {self.validation_items}, but held-out files are not there yet in this "

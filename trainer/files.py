@@ -1,8 +1,9 @@
-"""Files that are there as a whole or not at all, whenever the process is killed."""
+"""Files written as a whole or not at all, whenever the process is killed, and told apart by their bytes."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -27,3 +28,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes, however large it is."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()

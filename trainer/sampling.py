@@ -37,15 +37,17 @@ class BucketSampler:
             self._batches = self._shuffle()
         batch = self._batches[self.cursor]
         self.cursor += 1
-        return [self._clips[index] for index in batch]
+        return [self._clips[index].on_visit(number) for index, number in batch]
 
-    def _shuffle(self) -> list[list[int]]:
+    def _shuffle(self) -> list[list[tuple[int, int]]]:
+        """Batches of (index of a clip, how often it was seen before)."""
         random = np.random.default_rng([self._seed, self.epoch])
         buckets = defaultdict(list)
         for index, clip in enumerate(self._clips):
-            buckets[clip.bucket].extend([index] * clip.repeats)
+            first = self.epoch * clip.repeats
+            buckets[clip.bucket].extend((index, first + repeat) for repeat in range(clip.repeats))
         batches = []
         for bucket in sorted(buckets):
-            order = random.permutation(buckets[bucket]).tolist()
+            order = [buckets[bucket][i] for i in random.permutation(len(buckets[bucket]))]
             batches += [order[i:i + self._batch_size] for i in range(0, len(order), self._batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]

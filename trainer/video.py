@@ -1,69 +1,220 @@
-"""From a file to pixels: the only decoder. Pictures now; clips come with a later version."""
+"""From a clip's file to pixels, with PyAV: what is in it, and the frames of one window of it.
+
+Frames are decoded from the keyframe before the window, turned and scaled one at a time: a film of any length
+takes the memory of one window.
+"""
 
 from __future__ import annotations
 
-import io
-import warnings
+import heapq
+import math
+import struct
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from . import animations, extraction, pictures
 from .buckets import Bucket
 from .config import UserError
+from .extraction import Source
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
+
+MAX_ROUNDING = Fraction(1, 1000)
+"""Seconds. Files that count in coarser ticks do so because their frames lie exactly on them."""
+
+MAX_REORDER = 32
+"""Frames stored before others that are shown earlier; codecs allow 16."""
+
+MAX_GAP = 60
+"""Seconds between two frames; more is taken for a broken timestamp."""
+
+_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
+"""What FFmpeg may take a file for; without it a playlist with a clip's name would make it read other files."""
+
+_MATRICES = {1: "ITU709", 7: "SMPTE240M"}
+"""The colour matrices, by their number in the frame, that older PyAV does not apply by itself."""
+
+_TURNS = {
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270, (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90, (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM, (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""What the display matrix (a, b, c, d), x' = ax + cy and y' = bx + dy, asks for."""
 
 
-def open_picture(data: bytes, name: str) -> Image.Image:
-    """Decode a whole picture to 8-bit RGB, turned as its EXIF says, alpha laid on white.
+def probe(path: Path) -> Source:
+    """Size, frames and times of a clip: reads every packet, decodes one frame.
 
     Raises:
-        UserError: not a picture, truncated, animated, or so large that Pillow takes it for an attack.
+        UserError: no clip, no video in it, cut off, or without usable timestamps.
     """
+    with _opened(path) as (container, stream):
+        stamps, last_ticks = _presentation_times(container, stream, path.name)
+        tick = stream.time_base
+    with _opened(path) as (container, stream):
+        stamp, frame = next(_decoded(container, stream, path.name), (None, None))
+    if frame is None:
+        raise UserError(f"{path.name} has no frame that can be decoded; export or download it again.")
+    width, height = _upright(frame).size
+    return Source(
+        width=width,
+        height=height,
+        num_frames=len(stamps),
+        seconds=(int(stamps[-1]) + last_ticks - stamp) * tick,
+        last_seconds=last_ticks * tick,
+        rounding=min(tick, MAX_ROUNDING),
+        first=stamp * tick,
+    )
+
+
+def read(path: Path, source: Source, bucket: Bucket, start: int) -> np.ndarray:
+    """The pixels a clip is trained on: pixels_FHW3 uint8, (bucket.frames, bucket.height, bucket.width, 3).
+
+    Args:
+        source: what probe said of the file.
+        start: the first frame, counted at 16 fps.
+
+    Raises:
+        UserError: the file is damaged in or before the window.
+        OSError: it is gone.
+    """
+    pixels_FHW3 = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
+    count = 0
+    for image in frames(path, source, start, bucket.frames):
+        pixels_FHW3[count] = pictures.fit(image, bucket)[0]
+        count += 1
+    if count < bucket.frames:
+        raise UserError(f"{path.name} ends after {count} of {bucket.frames} frames (frame {start} on, at 16 fps); "
+                        "export or download it again.")
+    return pixels_FHW3
+
+
+def frames(path: Path, source: Source, start: int, count: int) -> Iterator[Image.Image]:
+    """`count` frames at 16 fps from frame `start` on, as shown, in full size, one after the other."""
+    if source.is_animation:
+        yield from extraction.shown(animations.timed(path), source, start, count)
+        return
+    timed = _timed(path, source, Fraction(start, extraction.FPS))
+    for frame in extraction.shown(timed, source, start, count):
+        yield _upright(frame)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    path.stat()  # a missing file is an OSError of the system, not one of FFmpeg's
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            if getattr(image, "n_frames", 1) > 1:
-                raise UserError(f"{name} is animated; clips are not read yet, save one frame as a picture.")
-            image.load()
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture Pillow can read; save it again as png or jpg.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{name} has too many pixels to be opened safely; scale it down.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        with av.open(str(path.absolute()), options={"format_whitelist": _FORMATS}) as container:
+            if not container.streams.video:
+                raise UserError(f"{path.name} holds no video (sound alone?); replace it or take it out.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except (av.FFmpegError, ValueError, EOFError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name} is damaged ({error}); export or download it again.") from None
-    return _to_rgb(ImageOps.exif_transpose(image))
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(_not_a_clip(path) or f"{path.name} is damaged or no clip ({reason}); "
+                        "export or download it again.") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow clips 16-bit grey to 255 when it converts; keep the high byte instead.
-        samples = np.asarray(image).astype(np.float32)
-        full_scale = 65535.0 if samples.max(initial=0) > 255 else 255.0
-        return Image.fromarray((samples / full_scale * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        paper = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(paper, layered).convert("RGB")
-    return image.convert("RGB")
+def _not_a_clip(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            suffix = f".{image.format.lower()}"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return f"{path.name} is a picture with a clip's name; rename it to end in {suffix}."
 
 
-def fit(image: Image.Image, bucket: Bucket) -> np.ndarray:
-    """Scale to cover the bucket and crop the centre, in one Lanczos pass: (1, height, width, 3) uint8."""
-    scale = max(bucket.width / image.width, bucket.height / image.height)
-    crop_width, crop_height = bucket.width / scale, bucket.height / scale
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    # box must not pass the picture's edge by a rounding error
-    box = (max(0.0, left), max(0.0, top), min(image.width, left + crop_width), min(image.height, top + crop_height))
-    sized = image.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(sized)[None]
+def _presentation_times(container, stream, name: str) -> tuple[np.ndarray, int]:
+    """Every frame's timestamp, ascending, and how long the last is shown, in ticks of the stream."""
+    stamps, recent, last, last_ticks = array("q"), deque(maxlen=MAX_REORDER), None, 0
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:
+            continue
+        if packet.is_corrupt:
+            raise UserError(f"{name} is cut off or damaged after {len(stamps)} frames; export or download it again.")
+        if packet.pts is None:
+            raise UserError(f"{name} has frames without a timestamp; export it again as mp4.")
+        if len(recent) == MAX_REORDER and packet.pts < min(recent):
+            raise UserError(_broken(name, f"they run backwards at frame {len(stamps)}"))
+        stamps.append(packet.pts)
+        recent.append(packet.pts)
+        if last is None or packet.pts > last:
+            last, last_ticks = packet.pts, packet.duration or 0
+    if not stamps:
+        raise UserError(f"{name} holds no frame; export or download it again.")
+    times = np.sort(np.frombuffer(stamps, np.int64))
+    gaps = np.diff(times)
+    if len(gaps) and (not gaps.any() or int(gaps.max()) * stream.time_base > MAX_GAP):
+        raise UserError(_broken(name, f"two frames are {float(int(gaps.max()) * stream.time_base):g} s apart"))
+    return times, int(last_ticks or (np.median(gaps) if len(gaps) else 0))
 
 
-def read(path: Path, bucket: Bucket) -> np.ndarray:
-    """The pixels a clip is trained on: pixels_FHW3 uint8, (bucket.frames, bucket.height, bucket.width, 3)."""
-    return fit(open_picture(path.read_bytes(), path.name), bucket)
+def _broken(name: str, what: str) -> str:
+    return f"{name} has broken timestamps ({what}); export it again with a constant frame rate."
+
+
+def _timed(path: Path, source: Source, seconds: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """(seconds after the first frame, frame) from a frame at or before `seconds` on."""
+    for step_back in (0, 2, 10, None):
+        with _opened(path) as (container, stream):
+            target = seconds - step_back if step_back is not None else Fraction(0)
+            # In avi a frame's time is known only from all before it.
+            if target > 0 and container.format.name != "avi":
+                try:
+                    container.seek(math.floor((source.first + target) / stream.time_base), stream=stream)
+                except av.FFmpegError:
+                    continue  # a file that cannot be sought is read from its beginning
+            is_first, previous = True, None
+            for stamp, frame in _decoded(container, stream, path.name):
+                time = stamp * stream.time_base - source.first
+                if is_first and target > 0 and time > seconds:
+                    break  # the index led behind the window
+                if previous is not None and time < previous:
+                    raise UserError(_broken(path.name, f"they run backwards at {float(time):.2f} s"))
+                is_first, previous = False, time
+                yield time, frame
+            if not is_first or target <= 0:
+                return
+
+
+def _decoded(container, stream, name: str) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(timestamp, frame) in the order in which frames are shown."""
+    if container.format.name != "avi":
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                raise UserError(f"{name} has frames without a timestamp; export it again as mp4.")
+            yield frame.pts, frame
+        return
+    # avi numbers frames as they are stored; shown in order, each takes the earliest number not yet taken
+    stamps = []
+    for packet in container.demux(stream):
+        if packet.size:
+            heapq.heappush(stamps, packet.pts)
+        for frame in packet.decode():
+            if stamps:
+                yield heapq.heappop(stamps), frame
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    """The frame as it is shown, in RGB."""
+    flag = frame.side_data.get("DISPLAYMATRIX")
+    matrix = _MATRICES.get(int(frame.colorspace))
+    if matrix:
+        frame = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace="DEFAULT")
+    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    if flag is None:
+        return image
+    numbers = struct.unpack("=9i", bytes(flag))
+    turn = _TURNS.get(tuple(round(numbers[index] / 65536) for index in (0, 1, 3, 4)))
+    return image if turn is None else image.transpose(turn)

@@ -1,0 +1,124 @@
+"""Which frames of a clip are trained on: pure arithmetic on times, in exact fractions of a second.
+
+Wan2.1 makes 16 frames a second, so clips are read at that rate: frame k of a window is what a player shows
+(start + k) / 16 seconds after the first frame. Frames are found by their timestamps and never by counting them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+FPS = 16
+
+RANDOM_WINDOWS = 8
+"""Windows that mode "random" draws from a clip: each is one latent in the cache."""
+
+Frame = TypeVar("Frame")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a clip's file holds."""
+
+    width: int
+    """As it is shown, after the rotation flag."""
+    height: int
+    num_frames: int
+    seconds: Fraction
+    """From the first frame's timestamp to the end of the last frame."""
+    last_seconds: Fraction
+    """How long the last frame is shown."""
+    rounding: Fraction
+    """Seconds; the file's timestamps are rounded to multiples of it."""
+    first: Fraction = Fraction(0)
+    """The first frame's timestamp."""
+    is_animation: bool = False
+    """Read with Pillow: an animated gif, webp or png."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second on average."""
+        return float(round(self.num_frames / self.seconds, 3)) if self.seconds else 0.0
+
+    @property
+    def frames_at_16(self) -> int:
+        """Frames of the clip at 16 fps; an end that is late by a rounded timestamp makes none more."""
+        return max(1, math.ceil((self.seconds - self.rounding) * FPS))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A sample cut from a clip: `frames` frames from a start; several starts are taken in turn."""
+
+    frames: int
+    starts: tuple[int, ...]
+    """In frames at 16 fps."""
+
+
+def cut(mode: str, num_frames: int, frame_buckets: Sequence[int], digest: str) -> list[Cut]:
+    """The samples a clip of num_frames (at 16 fps) gives; none if it is shorter than each frame bucket.
+
+    Always the longest bucket that fits. The last frame may be held for one frame, so that a clip is not lost
+    because it is one frame short of a bucket.
+
+    Args:
+        mode: one of config.EXTRACTION_MODES.
+        frame_buckets: the allowed numbers of frames; 1 is a picture and never a clip.
+        digest: of the file; the random windows are a function of it.
+    """
+    frames = longest(num_frames, frame_buckets)
+    if frames is None:
+        return []
+    last_start = max(0, num_frames - frames)
+    if mode == "middle":
+        return [Cut(frames, (last_start // 2,))]
+    if mode == "uniform":
+        count = math.ceil(num_frames / frames)
+        return [Cut(frames, (round(Fraction(last_start * i, max(1, count - 1))),)) for i in range(count)]
+    if mode == "chunks":
+        return _chunks(num_frames, frame_buckets)
+    if mode == "random":
+        starts = random.Random(digest).sample(range(last_start + 1), min(RANDOM_WINDOWS, last_start + 1))
+        return [Cut(frames, tuple(starts))]
+    return [Cut(frames, (0,))]
+
+
+def longest(num_frames: int, frame_buckets: Sequence[int]) -> int | None:
+    """The longest clip bucket that num_frames fill, the last of them held for at most one frame."""
+    return max((frames for frames in frame_buckets if 1 < frames <= num_frames + 1), default=None)
+
+
+def _chunks(num_frames: int, frame_buckets: Sequence[int]) -> list[Cut]:
+    cuts, start = [], 0
+    while (frames := longest(num_frames - start, frame_buckets)) is not None:
+        cuts.append(Cut(frames, (start,)))
+        start += frames
+    return cuts
+
+
+def shown(timed: Iterable[tuple[Fraction, Frame]], source: Source, start: int, count: int) -> Iterator[Frame]:
+    """The frames shown at start/16, (start+1)/16 ... seconds: each the last whose time has come.
+
+    Ends early where the frames do: the last is held for its own time and one frame at 16 fps more.
+
+    Args:
+        timed: (seconds after the first frame, frame), ascending, from a frame at or before start/16 seconds.
+    """
+    wanted, end = start, start + count
+    current, since = None, Fraction(0)
+    for seconds, frame in timed:
+        while wanted < end and current is not None and Fraction(wanted, FPS) + source.rounding / 2 < seconds:
+            yield current
+            wanted += 1
+        if wanted == end:
+            return
+        current, since = frame, seconds
+    held_until = since + source.last_seconds + Fraction(1, FPS) + source.rounding
+    while wanted < end and current is not None and Fraction(wanted, FPS) <= held_until:
+        yield current
+        wanted += 1
