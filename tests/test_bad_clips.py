@@ -70,6 +70,14 @@ def test_a_truncated_mp4_with_its_index_in_front(folder, keep):
     assert "export or download it again" in reason_of(scan(folder), "bad.mp4")
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_a_truncated_matroska_file(folder, suffix, codec):
+    path = clips.at_rate(folder / f"bad.{suffix}", 24, 120, codec=codec)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert "s are missing at its end); export" in reason_of(scan(folder), path.name)
+
+
 def test_sound_without_video(folder):
     with av.open(str(folder / "bad.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)

@@ -60,6 +60,11 @@ def probe(path: Path) -> Source:
     with _opened(path) as (container, stream):
         stamps, last_ticks = _presentation_times(container, stream, path.name)
         tick = stream.time_base
+        # A cut Matroska file just ends; its head still says how long it was. Sound may last longer than video.
+        missing = Fraction(container.duration or 0, av.time_base) - (int(stamps[-1]) + last_ticks) * tick
+        if container.format.name.startswith("matroska") and len(container.streams) == 1 and missing > 1:
+            raise UserError(f"{path.name} is cut off ({float(missing):.1f} s are missing at its end); "
+                            "export or download it again.")
     with _opened(path) as (container, stream):
         stamp, frame = next(_decoded(container, stream, path.name), (None, None))
     if frame is None:
