@@ -8,7 +8,7 @@ are frozen for that time and get their `requires_grad` back. Nothing else of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import comfy.ldm.wan.model
 import comfy.model_management
@@ -30,6 +30,9 @@ TIMESTEP_SCALE = 1000.0
 TRAINED = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o",
            "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
 """The ten Linears of each block that get an adapter."""
+
+LAST = "ffn.2"
+"""The Linear that a block ends with: its output is scaled by the modulation and added, and read by nothing else."""
 
 INJECTION = "wantune_train"
 
@@ -119,6 +122,7 @@ class ComfyDenoiser:
             if not name.startswith(("blocks.", "head.")):
                 continue
             if name in linears:
+                linears[name].ends_block = gradient_checkpointing and name.endswith(LAST)
                 stand_ins.append((linears[name], adapter.forward_of(name, self.compute_dtype)))
             elif frozen.is_linear(module):
                 linear = frozen.FrozenLinear(module)
@@ -127,9 +131,9 @@ class ComfyDenoiser:
                 norm = frozen.FrozenNorm(module)
                 stand_ins.append((norm, norm))
         if gradient_checkpointing:
-            for block in self._network.blocks:
+            for i, block in enumerate(self._network.blocks):
                 stand_in = frozen.FrozenModule(block)
-                stand_ins.append((stand_in, _checkpointed(stand_in)))
+                stand_ins.append((stand_in, _checkpointed(stand_in, linears[f"blocks.{i}.{LAST}"])))
         return stand_ins
 
     def _require_grad(self, names: set[str], value: bool) -> None:
@@ -206,11 +210,16 @@ class _Attention:
         return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
 
 
-def _checkpointed(stand_in: frozen.FrozenModule):
+def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear):
+    """The block's forward, computed again in backward, but for the layer that nobody reads then."""
+
     def forward(*args, **kwargs):
         if "transformer_options" in kwargs:  # the model writes the block's number into it as it goes on
             kwargs["transformer_options"] = dict(kwargs["transformer_options"])
-        return checkpoint(stand_in.original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(
+            block.original, *args, use_reentrant=False, preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), last.skipped_in_recompute()), **kwargs,
+        )
 
     return forward
 

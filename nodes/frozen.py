@@ -10,7 +10,9 @@ forward pass, except where it is a plain tensor that stays where it is:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import comfy.ops
 import torch
@@ -93,13 +95,31 @@ class FrozenLinear(FrozenModule):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.in_features, self.out_features = module.in_features, module.out_features
+        self.ends_block = False
+        """Of a checkpointed block: remembers nothing, so that it can be skipped when the block is computed again."""
+        self._recomputing = False
+
+    @contextmanager
+    def skipped_in_recompute(self) -> Iterator[None]:
+        """For the last layer of a checkpointed block, while the block is computed again in backward.
+
+        Nobody reads its output then, and it is a third of the block's matrix products. It gives NaN instead:
+        should a version of ComfyUI ever read it, the gradient is NaN and training stops with a sentence.
+        """
+        self._recomputing = True
+        try:
+            yield
+        finally:
+            self._recomputing = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)"""
+        if self._recomputing:
+            return x.new_full((*x.shape[:-1], self.out_features), math.nan)
         if not (x.requires_grad and torch.is_grad_enabled()):
             with torch.no_grad():
                 return self.untouching(x)
-        if self.is_resident(x):
+        if self.is_resident(x) and not self.ends_block:
             weight, bias = self.views()
             return nn.functional.linear(x, weight, bias)
         return _ManagedLinear.apply(x, self)

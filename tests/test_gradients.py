@@ -290,3 +290,24 @@ def test_each_layer_alone_passes_gradcheck_in_float64(comfy, operations, dtype, 
         expected = layer(x)
     assert torch.equal(stand_in(x).detach(), expected)
     assert gradcheck(stand_in, (x,))
+
+
+def test_the_last_layer_of_a_block_is_computed_once_and_read_by_nobody_again(resident, monkeypatch):
+    """In the second forward of a checkpointed block it gives NaN; that the gradients stay bit-equal is tested above."""
+    from wantune.nodes.frozen import FrozenLinear
+
+    calls = {}
+    original = FrozenLinear.__call__
+
+    def count(self, x):
+        y = original(self, x)
+        calls.setdefault(id(self), []).append(bool(y.isnan().any()))
+        return y
+
+    with resident.adapted.attached(gradient_checkpointing=True):
+        last = {id(resident.adapted.linears[f"blocks.{i}.ffn.2"]) for i in range(2)}
+        first = {id(resident.adapted.linears[f"blocks.{i}.ffn.0"]) for i in range(2)}
+        monkeypatch.setattr(FrozenLinear, "__call__", count)
+        resident.adapted.gradients(resident.adapted.loss_B(resident.batch))
+    assert {tuple(calls[each]) for each in last} == {(False, True)}
+    assert {tuple(calls[each]) for each in first} == {(False, False)}
