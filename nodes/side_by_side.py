@@ -7,7 +7,6 @@ Shape legend: F frames, H height, W width, 3 colours.
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ..trainer.files import replacing
 
 MIN_READABLE_WIDTH = 256
 """Narrower pictures are scaled up, so that a label fits above them."""
@@ -44,13 +45,8 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"Compare Videos: fps is {fps}; give a number above 0, such as 16 for Wan2.1.")
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(Path(path)) as unfinished:
         _encode(unfinished, frames, Fraction(fps).limit_denominator(1001))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_clip(clip, name: str) -> None:
