@@ -174,16 +174,15 @@ class ComfyDenoiser:
     def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, checkpointing: bool) -> int:
         """Bytes that training needs beside the weights: activations, and four fp32 copies of the adapter.
 
-        Counted from what autograd keeps of one block: about 18 x dim + 4 x ffn_dim values a token
-        (bench/memory.py measures it); with checkpointing one block and the inputs of all.
+        The constants are values a token, as bench/memory.py counts them in bf16, which keeps a little more than
+        fp32; with checkpointing one block is kept at a time, and the inputs of all.
         """
-        tokens = num_tokens * batch_size
-        item = torch.finfo(self.compute_dtype).bits // 8
-        blocks = len(self._network.blocks)
-        block = tokens * (18 * self._network.dim + 4 * self._network.ffn_dim) * item
-        inputs = tokens * self._network.dim * item
-        activations = block + blocks * inputs if checkpointing else blocks * block
-        return activations + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
+        dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._network.blocks)
+        kept = 19 * dim + 2.2 * ffn_dim + 8 * adapter.config.rank
+        working = 2 * dim + 2 * ffn_dim
+        values = working + (kept + blocks * dim if checkpointing else blocks * kept)
+        activations = num_tokens * batch_size * values * torch.finfo(self.compute_dtype).bits // 8
+        return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
 
 
 def linear_sizes(model) -> dict[str, tuple[int, int]]:
