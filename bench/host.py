@@ -1,6 +1,7 @@
-"""What both benches share: ComfyUI in this process, models and data of any size, results as JSON."""
+"""What both scripts begin and end with: the command line, ComfyUI in this process, figures as JSON."""
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -10,22 +11,39 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-WORLD = ROOT / "tests" / "world" / "dit.safetensors"
-TEXT_TOKENS = 40
-"""A caption of usual length."""
 
 
-def start(name: str, description: str) -> argparse.Namespace:
-    """Read the command line and import ComfyUI; whatever needs torch or ComfyUI is imported after this."""
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Options of every bench."""
+    options = argparse.ArgumentParser(prog=f"bench/{name}.py", description=description)
+    options.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to use (default: run.py's)")
+    options.add_argument("--out", type=Path, metavar="FILE", help="default: in bench/results")
+    options.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
+    options.add_argument("--toy", action="store_true", help="tiny sizes, to see in seconds that it runs")
+    return options
+
+
+def start(options: argparse.Namespace) -> dict:
+    """Make ComfyUI and this checkout importable; what needs either is imported after this.
+
+    Returns:
+        What the figures were taken on.
+    """
+    measured = code_digest()
     # Read when torch is loaded: threads that wait by spinning slow a busy machine down more than tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = _parser(name, description).parse_args()
-    _make_importable()
+    # Our nodes/ would hide ComfyUI's nodes.py, and these scripts whatever has their names.
+    ours = (ROOT, ROOT / "bench")
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in ours]
+    pack = types.ModuleType("wantune")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["wantune"] = pack
+
     from wantune.tests.host import comfyui, launch
 
     found = comfyui.find(ROOT, options.comfyui, os.environ) or comfyui.unpacked(ROOT)
     if not found.path.is_dir():
-        sys.exit("There is no ComfyUI here; run `python3 run.py test` first, or give one with --comfyui PATH.")
+        sys.exit("There is no ComfyUI here; run `python3 run.py test` first, or name one with --comfyui.")
     launch.prepare_imports()
     launch.import_comfyui(found.path)
     import comfy.utils
@@ -33,71 +51,38 @@ def start(name: str, description: str) -> argparse.Namespace:
 
     torch.set_num_threads(options.threads)
     comfy.utils.set_progress_bar_enabled(False)
-    options.out = options.out or RESULTS / f"{name}-{'toy-' if options.toy else ''}{found.version}.json"
-    options.machine = {
+    machine = {
+        "wantune": measured,
         "comfyui": found.version,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": _device_name(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {_processor()}",
         "threads": options.threads,
     }
-    print(", ".join(f"{key} {value}" for key, value in options.machine.items()), flush=True)
-    return options
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    return machine
 
 
-def write_result(options: argparse.Namespace, figures: dict) -> None:
-    """The figures and the machine they were taken on, as JSON."""
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": options.machine, **figures}, indent=2) + "\n", encoding="utf-8")
+def write(options: argparse.Namespace, name: str, machine: dict, figures: dict) -> None:
+    """As JSON, into --out or bench/results/<name>-<version of ComfyUI>-<cpu or gpu>.json."""
+    if code_digest() != machine["wantune"]:
+        sys.exit("nodes/ or trainer/ changed while this ran, so the figures are of no version; run it again.")
+    kind = "cpu" if machine["device"].startswith("CPU") else "gpu"
+    path = options.out or RESULTS / f"{name}-{machine['comfyui']}-{kind}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")
 
 
-def random_dataset(folder: Path, size_FHW: tuple[int, int, int], items: int, text_tokens: int = TEXT_TOKENS):
-    """A cached dataset of random latents of so many latent frames, rows and columns, and of random texts."""
-    import torch
-    from wantune.trainer import cache
-    from wantune.trainer.buckets import Bucket
-
-    frames, rows, columns = size_FHW
-    generator = torch.Generator().manual_seed(0)
-    clips = []
-    for index in range(items):
-        clip = cache.CachedClip(
-            name=f"{index}.png",
-            bucket=Bucket(4 * (frames - 1) + 1, 8 * rows, 8 * columns),
-            repeats=1,
-            latent_path=folder / f"latent_{index}.safetensors",
-            text_path=folder / f"text_{index}.safetensors",
-        )
-        cache.write_tensor(clip.latent_path, torch.randn(16, *size_FHW, generator=generator))
-        cache.write_tensor(clip.text_path, torch.randn(text_tokens, 4096, generator=generator))
-        clips.append(clip)
-    return cache.CachedDataset(clips=tuple(clips), digest="random", trigger_word="", captions=("",) * items)
+def code_digest() -> str:
+    """Tells apart which version of nodes/ and trainer/ was measured."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("nodes", "trainer") for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"bench/{name}.py", description=description)
-    parser.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to use (default: as run.py chooses)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the figures go (default: bench/results)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
-    parser.add_argument("--toy", action="store_true", help="tiny sizes: shows in seconds that the bench runs")
-    return parser
-
-
-def _make_importable() -> None:
-    # Our nodes/ would hide ComfyUI's nodes.py, and our scripts whatever has their names.
-    ours = (ROOT, ROOT / "bench")
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in ours]
-    pack = types.ModuleType("wantune")
-    pack.__path__ = [str(ROOT)]
-    sys.modules["wantune"] = pack
-
-
-def _device_name() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()

@@ -29,7 +29,9 @@ class Bare:
         folded: give it our few text rows and their attention bias, instead of 512 padded rows.
     """
 
-    def __init__(self, path: Path, clip: cache.CachedClip, rank: int, checkpointing: bool, folded: bool) -> None:
+    def __init__(
+        self, path: Path, clip: cache.CachedClip, rank: int, checkpointing: bool, folded: bool
+    ) -> None:
         model = comfy.sd.load_diffusion_model(str(path))
         self.network = model.model.diffusion_model.requires_grad_(False).to(model.load_device)
         names = [f"blocks.{i}.{name}" for i in range(len(self.network.blocks)) for name in TRAINED]
@@ -40,31 +42,33 @@ class Bare:
             for block in self.network.blocks:
                 block.forward = _checkpointed(block.forward)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._prepare(clip, model.load_device, folded)
+        self._prepare(clip, model.load_device, model.model.get_dtype(), folded)
 
-    def _prepare(self, clip: cache.CachedClip, device: torch.device, folded: bool) -> None:
+    def _prepare(
+        self, clip: cache.CachedClip, device: torch.device, dtype: torch.dtype, folded: bool
+    ) -> None:
         latent_BCFHW, text_BLD = cache.read_batch([clip])
         noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
-        self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device)
+        self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
         self._target_BCFHW = (noise_BCFHW - latent_BCFHW).to(device)
         self._t_B = torch.full((1,), 1000 * BARE_T, device=device)
         self._bias = None
         if folded:
-            text_BLD, bias_BK = text_padding.fold(text_BLD, torch.float32)
+            text_BLD, bias_BK = text_padding.fold(text_BLD, dtype)
             self._bias = bias_BK[:, None, None].to(device)
         else:
             text_BLD = text_padding.pad(text_BLD)
-        self._text_BLD = text_BLD.to(device)
+        self._text_BLD = text_BLD.to(device, dtype)
 
     def step(self) -> None:
         """One forward and backward; the gradients are thrown away."""
         with _in_training():
-            self.forward().backward()
+            self.loss().backward()
         for parameter in self.parameters:
             parameter.grad = None
 
-    def forward(self) -> torch.Tensor:
-        """The loss."""
+    def loss(self) -> torch.Tensor:
+        """Of the network as it is, with its adapters."""
         options = {"optimized_attention_override": self._attention}
         velocity = self.network(self._x_BCFHW, self._t_B, context=self._text_BLD, transformer_options=options)
         return functional.mse_loss(velocity.float(), self._target_BCFHW)
@@ -93,16 +97,16 @@ def _in_training() -> Iterator[None]:
 
 
 def train_with_core(
-    model, dataset: cache.CachedDataset, steps: int, rank: int, checkpointing: bool, **settings
+    model, dataset: cache.CachedDataset, steps: int, rank: int, checkpointing: bool
 ) -> dict[str, torch.Tensor]:
     """Run TrainLoraNode on the data as its graph would give it; returns its LoRA.
 
-    Its inputs differ between versions of ComfyUI; what is not given stays at the node's default.
+    Its inputs differ between versions of ComfyUI; what is not set here stays at the node's default.
     """
     from comfy_extras.nodes_train import TrainLoraNode
 
     latents, texts = zip(*(cache.read_batch([clip]) for clip in dataset.clips), strict=True)
-    given = {
+    chosen = {
         "model": model,
         "batch_size": 1,
         "steps": steps,
@@ -111,13 +115,10 @@ def train_with_core(
         "training_dtype": "fp32",
         "lora_dtype": "fp32",
         "gradient_checkpointing": checkpointing,
-        **settings,
     }
     inputs = {}
     for socket in TrainLoraNode.define_schema().inputs:
-        default = getattr(socket, "default", None)
-        options = getattr(socket, "options", None)
-        inputs[socket.id] = [given.get(socket.id, options[0] if default is None and options else default)]
+        inputs[socket.id] = [chosen.get(socket.id, getattr(socket, "default", None))]
     inputs["latents"] = [{"samples": latent} for latent in latents]
     inputs["positive"] = [[[text_padding.pad(text), {}]] for text in texts]
     with torch.inference_mode():  # as ComfyUI runs its nodes

@@ -1,150 +1,109 @@
-"""What a training step costs: against a bare forward and backward, and against ComfyUI's TrainLoraNode.
+"""What a training step costs, against a bare forward and backward and against ComfyUI's own TrainLoraNode.
 
     python bench/step.py [--comfyui PATH] [--out FILE]
 
-What is compared runs in turns in one process (A, B, C, A, B, C, ...), and the median of the ratios of each turn
-counts, so that a busy machine slows all alike. bench/README.md says what each figure means.
+What is compared runs in turns in one process (A, B, C, A, B, C, ...), and the median of the ratios of the
+turns counts, so that a busy machine slows all alike. bench/README.md says what each figure means.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import host
 
-RANK = 32
+MEDIUM = {"dim": 512, "ffn_dim": 2048}
 SIZES = {
-    "dim 512, 6 layers, 256 tokens": ({"dim": 512, "ffn_dim": 2048, "layers": 6}, (1, 32, 32)),
-    "small world, 48 tokens": (None, (3, 8, 8)),
+    "dim 512, 6 layers, 256 tokens": ({**MEDIUM, "layers": 6}, (1, 32, 32), 12),
+    "dim 512, 3 layers, 1024 tokens": ({**MEDIUM, "layers": 3}, (1, 64, 64), 6),
+    "small world, 48 tokens": (None, (3, 8, 8), 60),
 }
-TOY_SIZES = {"toy": ({"dim": 128, "ffn_dim": 256, "layers": 1}, (1, 8, 8))}
-"""Transformer to make (None: the one in the repository), and its latents."""
+TOY = {"toy": ({"dim": 128, "ffn_dim": 256, "layers": 1}, (1, 8, 8), 2)}
+"""Transformer, latent (frames, rows, columns), turns."""
+CORE_ROUNDS, CORE_STEPS = 3, 6
+TOY_ROUNDS, TOY_STEPS = 1, 3
 
 
 def main() -> None:
     """Measure, print and write."""
-    options = host.start("step", __doc__.splitlines()[0])
-    turns, core_rounds, core_steps = (2, 1, 3) if options.toy else (20, 4, 8)
+    options = host.parser("step", __doc__.splitlines()[0]).parse_args()
+    machine = host.start(options)
+    from wantune.bench.cases import Case
+
+    rounds, steps = (TOY_ROUNDS, TOY_STEPS) if options.toy else (CORE_ROUNDS, CORE_STEPS)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (sizes, size_FHW) in (TOY_SIZES if options.toy else SIZES).items():
-            case = Case(Path(folder), sizes, size_FHW)
+        for name, (dit, size_FHW, turns) in (TOY if options.toy else SIZES).items():
+            case = Case(Path(folder) / name, dit, size_FHW)
             for checkpointing in (False, True):
-                title = f"{name}, {'with' if checkpointing else 'no'} gradient checkpointing"
-                figures[title] = {
-                    **against_bare(case, checkpointing, turns),
-                    **against_core(case, checkpointing, core_rounds, core_steps),
-                }
-                print(title, *(f"  {key}: {value}" for key, value in figures[title].items()), sep="\n", flush=True)
-                host.write_result(options, figures)
+                title = f"{name}, gradient checkpointing {'on' if checkpointing else 'off'}"
+                figures[title] = against_bare(case, checkpointing, turns)
+                figures[title] |= against_core(case, checkpointing, rounds, steps)
+                lines = [f"  {key}: {value}" for key, value in figures[title].items()]
+                print(title, *lines, sep="\n", flush=True)
+                host.write(options, "step", machine, {"step": figures})
 
 
-class Case:
-    """A transformer on disk and a dataset."""
-
-    def __init__(self, folder: Path, sizes: dict | None, size_FHW: tuple[int, int, int]) -> None:
-        import folder_paths
-        from wantune.tests.world import random_models
-
-        self.folder = folder
-        self.path = random_models.make_dit(folder / "dit.safetensors", **sizes) if sizes else host.WORLD
-        self.dataset = host.random_dataset(folder, size_FHW, items=4)
-        folder_paths.set_output_directory(str(folder))
-
-    def config(self, checkpointing: bool, steps: int):
-        """The node's own settings, but for the number of steps."""
-        from wantune.trainer.config import LoraConfig, TrainConfig
-
-        return TrainConfig(
-            epochs=steps, max_steps=steps, gradient_checkpointing=checkpointing, lora=LoraConfig(rank=RANK, alpha=RANK)
-        )
-
-
-def against_bare(case: Case, checkpointing: bool, turns: int) -> dict:
-    """Whole steps as the node takes them, in turns with two bare loops."""
+def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
+    """Whole steps of the node in turns with the steps of two bare loops."""
+    from wantune.bench.cases import RANK, running
     from wantune.bench.peers import Bare
+    from wantune.tests import tools
 
     clip = case.dataset.clips[0]
     with ExitStack() as stack:
-        steps = {
-            "ours": stack.enter_context(our_steps(case, checkpointing, turns + 1)),
-            "bare": Bare(case.path, clip, RANK, checkpointing, folded=True).step,
-            "bare padded": Bare(case.path, clip, RANK, checkpointing, folded=False).step,
-        }
-        seconds = in_turns(steps, turns)
+        run = stack.enter_context(running(case, tools.load_dit(case.path), checkpointing, turns + 1))
+        bare = Bare(case.path, clip, RANK, checkpointing, folded=True)
+        padded = Bare(case.path, clip, RANK, checkpointing, folded=False)
+        ours, same, usual = in_turns([run.step, bare.step, padded.step], turns)
     return {
-        "ours / bare, same text rows": ratio(seconds["ours"], seconds["bare"]),
-        "ours / bare, text padded to 512": ratio(seconds["ours"], seconds["bare padded"]),
-        "our step, ms": milliseconds(seconds["ours"]),
-        "bare step, same text rows, ms": milliseconds(seconds["bare"]),
-        "bare step, text padded to 512, ms": milliseconds(seconds["bare padded"]),
+        "ours / bare, same text rows": ratio(ours, same),
+        "ours / bare, text padded to 512": ratio(ours, usual),
+        "our step, ms": milliseconds(ours),
+        "bare step, same text rows, ms": milliseconds(same),
+        "bare step, text padded to 512, ms": milliseconds(usual),
     }
 
 
-@contextmanager
-def our_steps(case: Case, checkpointing: bool, num_steps: int) -> Iterator[Callable[[], None]]:
-    """One whole step of the Train node a call: batch, noise, forward, backward, AdamW, log line, display."""
-    from wantune.nodes.comfy_backend import ComfyDenoiser
-    from wantune.nodes.live import Live
-    from wantune.tests import tools
-    from wantune.trainer.adapters import Adapter
-    from wantune.trainer.checkpoint import RunFolder
-    from wantune.trainer.loop import Trainer
-
-    config = case.config(checkpointing, num_steps)
-    denoiser = ComfyDenoiser(tools.load_dit(case.path))
-    linears = denoiser.linears()
-    adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-    run_folder = RunFolder(case.folder, "step", "0" * 8, {})
-    trainer, live = Trainer(config, denoiser, adapter, case.dataset, run_folder), Live(None)
-    with denoiser.attached(adapter, linears, checkpointing, 0), closing(trainer.run()) as events:
-        live.publish(next(events))
-        yield lambda: live.publish(next(events))
-
-
-def in_turns(steps: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
+def in_turns(steps: list[Callable[[], None]], turns: int) -> list[list[float]]:
     """Seconds of each, one step of each a turn; a first turn warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: list[list[float]] = [[] for _ in steps]
     for turn in range(turns + 1):
-        for name, step in steps.items():
+        for step, times in zip(steps, seconds, strict=True):
             synchronize()
             start = time.perf_counter()
             step()
             synchronize()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
     return seconds
 
 
-def against_core(case: Case, checkpointing: bool, rounds: int, steps: int) -> dict:
-    """Whole runs of both nodes in turns; a step is the time from one optimizer step to the next."""
+def against_core(case, checkpointing: bool, rounds: int, steps: int) -> dict[str, float]:
+    """Whole runs of both nodes in turns."""
+    from wantune.bench.cases import RANK
     from wantune.bench.peers import train_with_core
-    from wantune.nodes.live import Live
-    from wantune.nodes.train import train
     from wantune.tests import tools
 
-    def core() -> None:
-        train_with_core(tools.load_dit(case.path), case.dataset, steps, RANK, checkpointing)
-
-    def ours() -> None:
-        train(tools.load_dit(case.path), case.dataset, "bench", case.config(checkpointing, steps), Live(None))
-
-    seconds = {"ours": [], "core": []}
+    ours, core = [], []
     for _ in range(rounds):
-        seconds["ours"].append(statistics.median(seconds_between_steps(ours)))
-        seconds["core"].append(statistics.median(seconds_between_steps(core)))
+        # a model each: some versions of core's node leave theirs changed
+        ours.append(seconds_a_step(lambda: case.train(tools.load_dit(case.path), checkpointing, steps)))
+        core.append(seconds_a_step(
+            lambda: train_with_core(tools.load_dit(case.path), case.dataset, steps, RANK, checkpointing)
+        ))
     return {
-        "ours / core": ratio(seconds["ours"], seconds["core"]),
-        "our node, ms a step": milliseconds(seconds["ours"]),
-        "core's node, ms a step": milliseconds(seconds["core"]),
+        "ours / core": ratio(ours, core),
+        "our node, ms a step": milliseconds(ours),
+        "core's node, ms a step": milliseconds(core),
     }
 
 
-def seconds_between_steps(run: Callable[[], None]) -> list[float]:
-    """From one optimizer step to the next: whole steps without what comes before the first and after the last."""
+def seconds_a_step(run: Callable[[], None]) -> float:
+    """Median time from the end of one optimizer step to the next: whole steps, without loading and set-up."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     times = []
@@ -158,7 +117,7 @@ def seconds_between_steps(run: Callable[[], None]) -> list[float]:
         run()
     finally:
         handle.remove()
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return statistics.median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
 
 
 def synchronize() -> None:
@@ -170,7 +129,7 @@ def synchronize() -> None:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median of the ratios of each turn."""
+    """Median of the ratios of the turns."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
 
 

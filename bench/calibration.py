@@ -1,0 +1,126 @@
+"""What autograd keeps and what a step takes, beside what `ComfyDenoiser.memory_estimate` says."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..tests import tools
+from .cases import RANK, Case, Run, running
+
+VARIANTS = {
+    "fp32": (None, None),
+    "fp8 computed in bf16": (torch.float8_e4m3fn, torch.bfloat16),
+}
+"""The dtype of the weights and of the computation (None: ComfyUI's own choice)."""
+DIM, FFN_DIM, LAYERS = 256, 1536, 4
+"""The proportions of Wan2.1 1.3B."""
+LATENTS = {256: (1, 32, 32), 1024: (1, 64, 64), 4096: (4, 64, 64)}
+"""By the number of their tokens."""
+
+
+class Step:
+    """Bytes of one training step: `kept` by autograd when the forward is over, and allocated at the `peak`.
+
+    What outlives a step comes on top: the `adapter` and AdamW's two moments of it, all in fp32.
+    """
+
+    def __init__(self, run: Run) -> None:
+        run.step()  # AdamW makes its moments in the first step
+        numbers = sum(parameter.numel() for parameter in run.adapter.parameters)
+        self.adapter = 3 * 4 * numbers
+        self.kept = _kept(run)
+        self.peak = _peak(run.step)
+
+
+def measure(toy: bool) -> dict:
+    """The estimate over the truth, and what its constants should be."""
+    latents = {16: (1, 8, 8)} if toy else LATENTS
+    figures = {}
+    for name in ("fp32",) if toy else VARIANTS:
+        found = {"constants": constants(name, latents)}
+        for checkpointing in (False, True):
+            for tokens, size_FHW in latents.items():
+                step, estimate = one_step(name, FFN_DIM, LAYERS, size_FHW, checkpointing)
+                title = f"{tokens} tokens, gradient checkpointing {'on' if checkpointing else 'off'}"
+                found[f"estimate / truth, {title}"] = round(estimate / (step.peak + step.adapter), 2)
+        figures[name] = found
+        print(name, *(f"  {key}: {value}" for key, value in found.items()), sep="\n", flush=True)
+    return figures
+
+
+def constants(name: str, latents: dict) -> dict[str, str]:
+    """Values a token: kept for one block, and used in backward beside that, as a x dim + b x ffn_dim."""
+    tokens = sorted(latents)[len(latents) // 2]
+    scale = tokens * (VARIANTS[name][1] or torch.float32).itemsize
+    kept, used = {}, {}
+    for ffn_dim in (FFN_DIM, 2 * FFN_DIM):
+        (few, _), (more, _) = (one_step(name, ffn_dim, layers, latents[tokens], False) for layers in (2, 3))
+        kept[ffn_dim] = (more.kept - few.kept) / scale
+        used[ffn_dim] = statistics.mean((few.peak - few.kept, more.peak - more.kept)) / scale
+    return {"kept a block": _line(kept, 8 * RANK), "used in backward": _line(used, 0)}
+
+
+def one_step(
+    name: str, ffn_dim: int, layers: int, size_FHW: tuple[int, int, int], checkpointing: bool
+) -> tuple[Step, int]:
+    """A step of a model of so many layers, and the estimate for it."""
+    weights, compute = VARIANTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        case = Case(Path(folder), {"dim": DIM, "ffn_dim": ffn_dim, "layers": layers}, size_FHW)
+        model = tools.load_dit(case.path, **({"dtype": weights} if weights else {}))
+        if compute:
+            model.set_model_compute_dtype(compute)
+        with running(case, model, checkpointing, 3) as run:
+            estimate = run.denoiser.memory_estimate(case.num_tokens, 1, run.adapter, checkpointing)
+            return Step(run), estimate
+
+
+def _line(values: dict[int, float], offset: int) -> str:
+    (near, low), (far, high) = values.items()
+    slope = (high - low) / (far - near)
+    line = f"{(low - offset - slope * near) / DIM:.1f} x dim + {slope:.1f} x ffn_dim"
+    return f"{line} + {offset}" if offset else line
+
+
+def _kept(run: Run) -> int:
+    """Distinct memory that autograd holds when the forward is over, weights and adapter aside."""
+    own = [*run.adapter.parameters, *run.model.model.parameters()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept: dict[int, torch.UntypedStorage] = {}
+    after_forward: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    def unpack(tensor: torch.Tensor) -> torch.Tensor:
+        if not after_forward:
+            after_forward.append(sum(storage.nbytes() for storage in kept.values()))
+        return tensor
+
+    with saved_tensors_hooks(pack, unpack):
+        run.step()
+    return after_forward[0]
+
+
+def _peak(step) -> int:
+    """The most that is allocated at once during a step over what was allocated before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(number for _, number in changes))

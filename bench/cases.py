@@ -1,0 +1,106 @@
+"""What is trained in the benches, and our side of it: a transformer, a dataset, whole steps of the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+import torch
+
+from ..nodes.comfy_backend import ComfyDenoiser
+from ..nodes.live import Live
+from ..nodes.train import train
+from ..tests import tools
+from ..trainer import cache
+from ..trainer.adapters import Adapter
+from ..trainer.buckets import Bucket
+from ..trainer.checkpoint import RunFolder
+from ..trainer.config import LoraConfig, TrainConfig
+from ..trainer.events import Event
+from ..trainer.loop import Trainer
+
+RANK = 32
+TEXT_TOKENS = 40
+"""A caption of usual length."""
+ITEMS = 4
+
+
+class Case:
+    """A transformer on disk, and pictures or clips for it that are encoded already, all random.
+
+    Args:
+        folder: for the files of this case.
+        dit: sizes of a transformer to make, or None for the one of the small world.
+        size_FHW: latent frames, rows and columns.
+    """
+
+    def __init__(self, folder: Path, dit: dict | None, size_FHW: tuple[int, int, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder_paths.set_output_directory(str(folder))  # where the node puts its runs
+        self.folder = folder
+        self.path = tools.random_dit(folder, **dit) if dit else tools.WORLD / "dit.safetensors"
+        self.dataset = _random_dataset(folder, size_FHW)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of one latent."""
+        return self.dataset.clips[0].bucket.num_tokens
+
+    def config(self, checkpointing: bool, steps: int) -> TrainConfig:
+        """The node's own settings, but for the number of steps."""
+        lora = LoraConfig(rank=RANK, alpha=RANK)
+        return TrainConfig(epochs=steps, max_steps=steps, gradient_checkpointing=checkpointing, lora=lora)
+
+    def train(self, model, checkpointing: bool, steps: int) -> None:
+        """All that the Train node does."""
+        train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None))
+
+
+@dataclass
+class Run:
+    """Training that has begun: each `step` is a whole step of the node with its log line and display."""
+
+    model: object
+    denoiser: ComfyDenoiser
+    adapter: Adapter
+    events: Iterator[Event]
+    live: Live
+
+    def step(self) -> None:
+        """Batch, noise, forward, backward, AdamW, schedule, log line, display."""
+        self.live.publish(next(self.events))
+
+
+@contextmanager
+def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]:
+    """Our training, one step at a time, as nodes/train.py drives it."""
+    config = case.config(checkpointing, steps)
+    denoiser = ComfyDenoiser(model)
+    linears = denoiser.linears()
+    adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
+    trainer = Trainer(config, denoiser, adapter, case.dataset, RunFolder(case.folder, "steps", "0" * 8, {}))
+    with denoiser.attached(adapter, linears, checkpointing, 0), closing(trainer.run()) as events:
+        run = Run(model, denoiser, adapter, events, Live(None))
+        run.step()  # Started
+        yield run
+
+
+def _random_dataset(folder: Path, size_FHW: tuple[int, int, int]) -> cache.CachedDataset:
+    frames, rows, columns = size_FHW
+    generator = torch.Generator().manual_seed(0)
+    clips = []
+    for index in range(ITEMS):
+        clip = cache.CachedClip(
+            name=f"{index}.png",
+            bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * rows, width=8 * columns),
+            repeats=1,
+            latent_path=folder / f"latent_{index}.safetensors",
+            text_path=folder / f"text_{index}.safetensors",
+        )
+        cache.write_tensor(clip.latent_path, torch.randn(16, *size_FHW, generator=generator))
+        cache.write_tensor(clip.text_path, torch.randn(TEXT_TOKENS, 4096, generator=generator))
+        clips.append(clip)
+    return cache.CachedDataset(clips=tuple(clips), digest="random", trigger_word="", captions=("",) * ITEMS)
