@@ -181,7 +181,8 @@ class ComfyDenoiser:
         kept = 19 * dim + 2.2 * ffn_dim + 8 * adapter.config.rank
         working = 2 * dim + 2 * ffn_dim
         values = working + (kept + blocks * dim if checkpointing else blocks * kept)
-        activations = num_tokens * batch_size * values * torch.finfo(self.compute_dtype).bits // 8
+        # and the cast of the one managed weight that is at work, however few the tokens
+        activations = (num_tokens * batch_size * values + dim * ffn_dim) * torch.finfo(self.compute_dtype).bits // 8
         return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
 
 
