@@ -100,7 +100,7 @@ def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]
     applied = model.clone()
     if strength != 0:
         targets = comfy.lora.model_lora_keys_unet(model.model, {})
-        patches = comfy.lora.load_lora({key: value for key, value in state.items()}, targets, log_missing=False)
+        patches = comfy.lora.load_lora(state, targets, log_missing=False)
         taken = applied.add_patches(patches, strength)
         lost = [module for module in fit.matched if f"{lora_keys.PREFIX}{module}.weight" not in taken]
         if lost:

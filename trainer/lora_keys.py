@@ -161,7 +161,7 @@ def describe(state: Mapping[str, torch.Tensor]) -> str:
     for module, tensors in modules.items():
         size = _size(tensors)
         if size and re.fullmatch(r"blocks\.\d+\.(self|cross)_attn\.[qkvo]", module):
-            return _describe_width(size[1], [name for name in modules])
+            return _describe_width(size[1], list(modules))
     return f"something other than Wan (it has {next(iter(modules), 'nothing')})"
 
 
@@ -187,8 +187,7 @@ def _module_name(module: str) -> str:
             module = module.removeprefix(prefix)
             found = _UNDERSCORED.fullmatch(module)
             if found:
-                leaf = found[3] if found[3] in ("k_img", "v_img", "norm_q", "norm_k") else _dotted(found[3])
-                module = f"blocks.{found[1]}.{found[2]}.{leaf}"
+                module = f"blocks.{found[1]}.{found[2]}.{_dotted(found[3])}"
             break
     stripped = True
     while stripped:
