@@ -14,7 +14,7 @@ from ..nodes.comfy_backend import ComfyDenoiser
 from ..nodes.live import Live
 from ..nodes.train import train
 from ..tests import tools
-from ..trainer import cache
+from ..trainer import cache, store
 from ..trainer.adapters import Adapter
 from ..trainer.buckets import Bucket
 from ..trainer.checkpoint import RunFolder
@@ -97,10 +97,12 @@ def _random_dataset(folder: Path, size_FHW: tuple[int, int, int]) -> cache.Cache
             name=f"{index}.png",
             bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * rows, width=8 * columns),
             repeats=1,
-            latent_path=folder / f"latent_{index}.safetensors",
-            text_path=folder / f"text_{index}.safetensors",
+            latent_paths=(folder / f"latent_{index}.safetensors",),
+            text_paths=(folder / f"text_{index}.safetensors",),
         )
-        cache.write_tensor(clip.latent_path, torch.randn(16, *size_FHW, generator=generator))
-        cache.write_tensor(clip.text_path, torch.randn(TEXT_TOKENS, 4096, generator=generator))
+        store.write_tensor(clip.latent_paths[0], torch.randn(16, *size_FHW, generator=generator))
+        store.write_tensor(clip.text_paths[0], torch.randn(TEXT_TOKENS, 4096, generator=generator))
         clips.append(clip)
-    return cache.CachedDataset(clips=tuple(clips), digest="random", trigger_word="", captions=("",) * ITEMS)
+    return cache.CachedDataset(
+        clips=tuple(clips), held_out=(), digest="random", trigger_word="", captions=("",) * ITEMS
+    )

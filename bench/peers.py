@@ -47,7 +47,8 @@ class Bare:
     def _prepare(
         self, clip: cache.CachedClip, device: torch.device, dtype: torch.dtype, folded: bool
     ) -> None:
-        latent_BCFHW, text_BLD = cache.read_batch([clip])
+        batch = cache.read_batch([clip.visit(0)])
+        latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
         noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
         self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
         self._target_BCFHW = (noise_BCFHW - latent_BCFHW).to(device)
@@ -105,7 +106,7 @@ def train_with_core(
     """
     from comfy_extras.nodes_train import TrainLoraNode
 
-    latents, texts = zip(*(cache.read_batch([clip]) for clip in dataset.clips), strict=True)
+    batches = [cache.read_batch([clip.visit(0)]) for clip in dataset.clips]
     chosen = {
         "model": model,
         "batch_size": 1,
@@ -119,8 +120,8 @@ def train_with_core(
     inputs = {}
     for socket in TrainLoraNode.define_schema().inputs:
         inputs[socket.id] = [chosen.get(socket.id, getattr(socket, "default", None))]
-    inputs["latents"] = [{"samples": latent} for latent in latents]
-    inputs["positive"] = [[[text_padding.pad(text), {}]] for text in texts]
+    inputs["latents"] = [{"samples": batch.latent_BCFHW} for batch in batches]
+    inputs["positive"] = [[[text_padding.pad(batch.text_BLD), {}]] for batch in batches]
     with torch.inference_mode():  # as ComfyUI runs its nodes
         result = TrainLoraNode.execute(**inputs).result
     return next(value for value in result if isinstance(value, dict) and "loss" not in value)

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .cache import CacheLatents
+from .cache import CacheLatents, PruneCache
 from .compare import CompareVideos
-from .dataset import LoadDataset
+from .dataset import JoinDatasets, LoadDataset
 from .lora import ApplyLoRA, SaveLoRA
 from .train import TrainWanLoRA
 
@@ -14,4 +14,4 @@ class WanTuneExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order in which they are used."""
-        return [LoadDataset, CacheLatents, TrainWanLoRA, SaveLoRA, ApplyLoRA, CompareVideos]
+        return [LoadDataset, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, SaveLoRA, ApplyLoRA, CompareVideos]

@@ -1,14 +1,18 @@
-"""Cache Latents."""
+"""Cache Latents and Prune Cache."""
 
 from __future__ import annotations
 
-import comfy.model_management
-import comfy.utils
-from comfy_api.latest import io
+import logging
+
+from comfy_api.latest import io, ui
 
 from ..trainer import cache
+from ..trainer.store import Store
 from . import paths, sockets
 from .encoders import CaptionEncoder, WanCodec
+from .live import ProgressLine, show_text
+
+logger = logging.getLogger("wantune")
 
 
 class CacheLatents(io.ComfyNode):
@@ -23,7 +27,7 @@ class CacheLatents(io.ComfyNode):
             description="Encodes pictures, clips and captions once and keeps them on disk; unchanged ones are not "
                         "encoded again.",
             inputs=[
-                sockets.Dataset.Input("dataset", tooltip="From Load Dataset."),
+                sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Join Datasets."),
                 io.Vae.Input("vae", tooltip="The Wan2.1 VAE you sample with (wan_2.1_vae.safetensors)."),
                 io.Clip.Input("clip", tooltip="The UMT5 text encoder you sample with (umt5_xxl, type wan)."),
             ],
@@ -33,14 +37,60 @@ class CacheLatents(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_inputs) -> str:
+        """Changes when files of the cache were taken away, so that they are made again."""
+        return Store(paths.cache_folder()).id
+
+    @classmethod
     def execute(cls, dataset, vae, clip) -> io.NodeOutput:
-        progress = cache.fill(dataset, paths.cache_folder(), WanCodec(vae), CaptionEncoder(clip))
-        bar = None
-        while True:
-            try:
-                event = next(progress)
-            except StopIteration as finished:
-                return io.NodeOutput(finished.value)
-            bar = bar or comfy.utils.ProgressBar(event.total, node_id=cls.hidden.unique_id)
-            bar.update_absolute(event.done, event.total)
-            comfy.model_management.throw_exception_if_processing_interrupted()
+        store = Store(paths.cache_folder())
+        progress = cache.fill(dataset, store, WanCodec(vae), CaptionEncoder(clip))
+        cached = ProgressLine(cls.hidden, "encoding").follow(progress)
+        for line in (*(rejection.reason for rejection in cached.left_out), *cached.notes):
+            logger.warning("%s", line)
+        text = _summary(cached, store)
+        show_text(cls.hidden, text)
+        return io.NodeOutput(cached, ui=ui.PreviewText(text))
+
+
+class PruneCache(io.ComfyNode):
+    """Make the cache smaller."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanTune_PruneCache",
+            display_name="Prune Cache",
+            category="WanTune",
+            description="Deletes encoded pictures and captions that were not used for long. They are made again when "
+                        "they are needed. Use it in a workflow of its own.",
+            inputs=[
+                io.Float.Input("max_age_days", default=30.0, min=0.0, max=36500.0, tooltip="Delete what was not used "
+                               "for so many days; 0 deletes all."),
+                io.Float.Input("max_size_gb", default=50.0, min=0.0, max=100000.0, tooltip="Then delete what was used "
+                               "longest ago until the rest is no larger than this (1 GB = 1024 MiB)."),
+            ],
+            outputs=[io.String.Output(display_name="report", tooltip="What was deleted and what is left.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+            not_idempotent=True,  # the cache is another one each time
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs) -> float:
+        """Never equal to itself: what is to be deleted depends on the day."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, max_age_days, max_size_gb) -> io.NodeOutput:
+        deleted, left = Store(paths.cache_folder()).prune(max_age_days, int(max_size_gb * 2**30))
+        text = f"deleted {deleted}; the cache holds {left} in {paths.cache_folder()}"
+        show_text(cls.hidden, text)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def _summary(cached: cache.CachedDataset, store: Store) -> str:
+    lines = [f"{len(cached.clips)} samples are encoded, {len(cached.held_out)} held out",
+             f"the cache holds {store.size()} in {store.folder}"]
+    lines += [f"left out  {rejection.reason}" for rejection in cached.left_out]
+    return "\n".join([*lines, *(f"note      {note}" for note in cached.notes)])

@@ -36,6 +36,9 @@ LAST = "ffn.2"
 
 INJECTION = "wantune_train"
 
+ALL = 1e30
+"""Bytes; more than any device has."""
+
 
 class ComfyDenoiser:
     """The loaded Wan2.1 text-to-video model.
@@ -102,6 +105,10 @@ class ComfyDenoiser:
         try:
             self._require_grad(trainable, False)
             with torch.inference_mode():  # as in sampling: patches are written into inference tensors
+                # the encoders, and whatever else is loaded, make room
+                comfy.model_management.free_memory(ALL, self.device, [
+                    loaded for loaded in comfy.model_management.current_loaded_models
+                    if loaded.model is not None and loaded.model.is_clone(self._patcher)])
                 comfy.model_management.load_models_gpu([self._patcher], memory_required=memory)
             if hasattr(comfy.model_management, "reset_cast_buffers"):
                 comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside

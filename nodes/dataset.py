@@ -1,15 +1,30 @@
-"""Load Dataset."""
+"""Load Dataset and Join Datasets."""
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..trainer import dataset
-from ..trainer.config import EXTRACTION_MODES, DatasetConfig, UserError, content_hash, parse_frame_buckets
+from ..trainer import dataset, folder, manifest, report
+from ..trainer.config import (
+    CAPTION_FALLBACKS,
+    EXTRACTION_MODES,
+    MASK_SOURCES,
+    DatasetConfig,
+    UserError,
+    content_hash,
+    parse_frame_buckets,
+    parse_resolutions,
+)
+from ..trainer.notes import Notes
 from . import paths, sockets
-from .live import show_text
+from .live import ProgressLine, show_text
+
+MAX_FILES_SHOWN = 100
+"""Lines of a kind in the node; the report has all."""
+
 
 
 class LoadDataset(io.ComfyNode):
@@ -23,9 +38,10 @@ class LoadDataset(io.ComfyNode):
             category="WanTune",
             description="Reads a folder of pictures and clips with captions and reports what will be trained on.",
             inputs=[
-                io.String.Input("folder", default="", tooltip="Folder with the pictures (jpg, png, webp, bmp), the "
-                                "clips (mp4, mov, mkv, webm, avi, animated gif and webp) and a .txt caption beside "
-                                "each: a full path, or a folder in ComfyUI's input folder."),
+                io.String.Input("folder", default="", tooltip="Folder with the pictures (jpg, png, webp, avif, bmp, "
+                                "tiff), the clips (mp4, mov, mkv, webm, avi, animated gif and webp) and a .txt "
+                                "caption beside each; folders in it are read as well. A full path, or a folder in "
+                                "ComfyUI's input folder."),
                 io.String.Input("trigger_word", default="", tooltip="The word that will call what you teach. It is "
                                 "put in front of each caption that lacks it. Choose one that means nothing yet."),
                 io.Int.Input("resolution", default=512, min=16, max=4096, step=16, tooltip="Pictures and clips are "
@@ -33,15 +49,16 @@ class LoadDataset(io.ComfyNode):
                 io.String.Input("frame_buckets", default="1, 33", tooltip="Frame counts (4n+1) that clips are cut "
                                 "to, at 16 frames a second; each clip takes the longest that fits. 1 is a picture."),
                 io.Int.Input("num_repeats", default=10, min=1, max=10000, tooltip="How often each picture, and "
-                             "each part of a clip, is seen in one epoch."),
-                io.Int.Input("validation_items", default=0, min=0, max=1000, tooltip="Files kept out of training to "
-                             "measure on. Not there yet in this version: leave 0."),
+                             "each part of a clip, is seen in one epoch. A subfolder called 5_name has its own 5."),
+                io.Int.Input("validation_items", default=0, min=0, max=1000, tooltip="So many files are kept out of "
+                             "training, chosen by their content."),
                 io.Boolean.Input("upscale", default=False, optional=True, tooltip="Enlarge pictures and clips that are "
                                  "smaller than their training size instead of leaving them out."),
                 io.Combo.Input("extraction", options=list(EXTRACTION_MODES), default="start", optional=True,
                                tooltip="What is taken of a clip that is longer than its frame bucket: its start, its "
                                "middle, all of it in evenly spaced parts that may overlap (uniform) or in parts one "
                                "after the other (chunks), or up to 8 random parts taken in turn (random)."),
+                *(_folded(widget) for widget in _details()),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="What will be trained on."),
@@ -57,7 +74,7 @@ class LoadDataset(io.ComfyNode):
         if any(value is None for value in inputs.values()):
             return True
         try:
-            dataset.list_folder(Path(_config(**inputs).folder))
+            folder.check(Path(_config(**inputs).folder))
         except UserError as error:
             return str(error)
         return True
@@ -65,24 +82,102 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **_inputs) -> str:
         """Changes when a file of the folder does, so that the same widgets read it again."""
-        if folder is None:  # linked, and not known here
-            return ""
-        try:
-            entries = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
-                       for path in dataset.list_folder(paths.dataset_folder(folder))]
-        except (UserError, OSError) as error:
-            return str(error)
-        return content_hash(entries)
+        return _fingerprint(folder)
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        manifest = dataset.scan(_config(**inputs))
-        report = manifest.report()
-        show_text(cls.hidden, report)
-        return io.NodeOutput(manifest, report, ui=ui.PreviewText(report))
+        progress = dataset.scanning(_config(**inputs), paths.scans_folder())
+        return _shown(ProgressLine(cls.hidden, "reading").follow(progress), cls.hidden)
 
 
-def _config(folder: str, frame_buckets: str, **settings) -> DatasetConfig:
+class JoinDatasets(io.ComfyNode):
+    """Several folders as one dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        more = [sockets.Dataset.Input(f"dataset_{i}", optional=True, tooltip="One more.") for i in range(3, 7)]
+        return io.Schema(
+            node_id="WanTune_JoinDatasets",
+            display_name="Join Datasets",
+            category="WanTune",
+            description="Makes one dataset of several folders, each with its own repeats, resolution and trigger word.",
+            inputs=[
+                sockets.Dataset.Input("dataset_1", tooltip="From Load Dataset."),
+                sockets.Dataset.Input("dataset_2", tooltip="From another Load Dataset."),
+                *more,
+            ],
+            outputs=[
+                sockets.Dataset.Output(display_name="dataset", tooltip="All of them."),
+                io.String.Output(display_name="report", tooltip="Each file, used or not and why."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, **datasets) -> io.NodeOutput:
+        parts = [part for _, part in sorted(datasets.items()) if part is not None]
+        return _shown(manifest.join(parts), cls.hidden)
+
+
+def _details() -> list[io.Input]:
+    """What most people leave as it is."""
+    return [
+        io.String.Input("more_resolutions", default="", optional=True, tooltip="Train on each file at these "
+                        "resolutions as well, for example 256, 768."),
+        io.Boolean.Input("prepend_trigger", default=True, optional=True, tooltip="Put the trigger word in front of "
+                         "captions that lack it. [trigger] in a caption is always replaced."),
+        io.Combo.Input("caption_fallback", options=list(CAPTION_FALLBACKS), default="trigger word", optional=True,
+                       tooltip="What a file without a caption gets: the trigger word, its own name, or no place in the "
+                       "dataset."),
+        io.Float.Input("caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, tooltip="Share of "
+                       "the visits in which the caption is left empty; 0.05 to 0.1 keeps the LoRA from clinging to the "
+                       "words."),
+        io.Boolean.Input("shuffle_tags", default=False, optional=True, tooltip="For captions of comma-separated tags: "
+                         "take them in up to 8 orders in turn. The trigger word stays in front."),
+        io.Combo.Input("masks", options=list(MASK_SOURCES), default="folder", optional=True, tooltip="White is "
+                       "learned, black is not: pictures of the same name in a folder called masks, or the picture's "
+                       "own transparency (alpha)."),
+        io.String.Input("alpha_color", default="white", optional=True, tooltip="Laid under transparent pictures: a "
+                        "name such as white or grey, or #rrggbb."),
+    ]
+
+
+def _folded(widget: io.Input) -> io.Input:
+    """The page folds it away; ComfyUI 0.3.75 has no argument for it, though its page knows it."""
+    widget.extra_dict = {**widget.extra_dict, "advanced": True}
+    return widget
+
+
+def _shown(found: manifest.Manifest, hidden) -> io.NodeOutput:
+    """The dataset and its report: all of it as output and as JSON for the page, what can be read in the node."""
+    short = report.text(found, MAX_FILES_SHOWN)
+    show_text(hidden, short)
+    page = {**ui.PreviewText(short).as_dict(), "wantune_report": [report.to_json(found)]}
+    return io.NodeOutput(found, report.text(found), ui=page)
+
+
+def _config(folder: str, frame_buckets: str, more_resolutions: str = "", **settings) -> DatasetConfig:
     return DatasetConfig(
-        folder=str(paths.dataset_folder(folder)), frame_buckets=parse_frame_buckets(frame_buckets), **settings
+        folder=str(paths.dataset_folder(folder)),
+        frame_buckets=parse_frame_buckets(frame_buckets),
+        more_resolutions=parse_resolutions(more_resolutions),
+        **settings,
     )
+
+
+def _fingerprint(text: str | None) -> str:
+    if text is None:  # linked, and not known here
+        return ""
+    try:
+        entries = list(folder.walk(paths.dataset_folder(text), Notes()))
+    except UserError as error:
+        return str(error)
+    return content_hash([(entry.name, _stamp(entry.path)) for entry in entries])
+
+
+def _stamp(path: Path) -> tuple | str:
+    try:
+        return astuple(folder.Stamp.of(path))
+    except OSError as error:
+        return str(error.strerror)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Generator
+from contextlib import closing
+from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
+from ..trainer.dataset import ScanProgress
 from ..trainer.events import Event, Finished, Started, StepDone, to_json
+from ..trainer.pipeline import Progress
 
 logger = logging.getLogger("wantune")
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 SECONDS_BETWEEN_LINES = 5.0
+
+Result = TypeVar("Result")
 
 
 class Live:
@@ -50,6 +57,44 @@ class Live:
         if now >= self._line_due or last:
             self._line_due = now + SECONDS_BETWEEN_LINES
             logger.info("%s", line(event))
+
+
+class ProgressLine:
+    """The progress of a generator before training, as the node's bar and a line of text with the time that is left."""
+
+    def __init__(self, hidden, verb: str) -> None:
+        self._hidden = hidden
+        self._verb = verb
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._due = 0.0
+
+    def follow(self, progress: Generator[ScanProgress | Progress, None, Result]) -> Result:
+        """Run it to its end and give what it returns. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        with closing(progress):
+            while True:
+                try:
+                    event = next(progress)
+                except StopIteration as finished:
+                    return finished.value
+                self._show(event)
+                comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def _show(self, event: ScanProgress | Progress) -> None:
+        now = time.monotonic()
+        if now < self._due and event.done < event.total:
+            return
+        self._due = now + SECONDS_BETWEEN_MESSAGES
+        self._bar = self._bar or comfy.utils.ProgressBar(event.total, node_id=self._hidden and self._hidden.unique_id)
+        self._bar.update_absolute(event.done, event.total)
+        left = getattr(event, "seconds_left", None)
+        eta = f", {_duration(left)} left" if left is not None else ""
+        show_text(self._hidden, f"{self._verb} {getattr(event, 'kind', 'files')} {event.done} of {event.total}{eta}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def show_text(hidden, text: str) -> None:

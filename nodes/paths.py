@@ -25,6 +25,11 @@ def cache_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "wantune" / "cache"
 
 
+def scans_folder() -> Path:
+    """What is remembered of the files of datasets."""
+    return cache_folder() / "scans"
+
+
 def runs_folder() -> Path:
     """One folder a run."""
     return Path(folder_paths.get_output_directory()) / "wantune"

@@ -109,10 +109,11 @@ def train(
 
 
 def _check_data(denoiser: ComfyDenoiser, dataset: CachedDataset) -> None:
-    latent_BCFHW, text_BLD = read_batch(list(dataset.clips[:1]))
-    if latent_BCFHW.shape[1] != denoiser.num_channels:
-        raise UserError(f"The cached latents have {latent_BCFHW.shape[1]} channels, the model takes "
+    batch = read_batch([dataset.clips[0].visit(0)])
+    num_channels, text_width = batch.latent_BCFHW.shape[1], batch.text_BLD.shape[2]
+    if num_channels != denoiser.num_channels:
+        raise UserError(f"The cached latents have {num_channels} channels, the model takes "
                         f"{denoiser.num_channels}; cache with the VAE that belongs to the model.")
-    if text_BLD.shape[2] != denoiser.text_width:
-        raise UserError(f"The cached captions are {text_BLD.shape[2]} wide, the model takes {denoiser.text_width}; "
+    if text_width != denoiser.text_width:
+        raise UserError(f"The cached captions are {text_width} wide, the model takes {denoiser.text_width}; "
                         "cache with the UMT5 text encoder (Load CLIP: umt5_xxl, type wan).")

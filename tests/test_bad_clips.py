@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from wantune.tests import clips
-from wantune.trainer import dataset
+from wantune.trainer import dataset, report
 from wantune.trainer.config import DatasetConfig, UserError
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 def reason_of(manifest, name: str) -> str:
     assert [clip.path.name for clip in manifest.clips] == ["good.mp4", "picture.png"], "the rest is used"
     (rejection,) = manifest.rejected
-    assert rejection.path.name == name and name in rejection.reason and name in manifest.report()
+    assert rejection.path.name == name and name in rejection.reason and name in report.text(manifest)
     return rejection.reason
 
 
@@ -112,7 +112,8 @@ def test_the_remedy_for_a_short_clip_helps(folder):
 def test_clips_with_picture_buckets_alone(folder):
     manifest = scan(folder, frame_buckets=(1,))
     assert [clip.path.name for clip in manifest.clips] == ["picture.png"]
-    assert "good.mp4 is a clip (40 frames at 16 fps) and frame_buckets has pictures alone; add 41" in manifest.report()
+    (rejection,) = manifest.rejected
+    assert "good.mp4 is a clip (40 frames at 16 fps) and frame_buckets has pictures alone; add 41" in rejection.reason
 
 
 def test_timestamps_that_are_all_the_same(folder):

@@ -47,7 +47,8 @@ def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     case = Case(tmp_path, dit, size_FHW)
     clip = case.dataset.clips[0]
     losses = [Bare(case.path, clip, 4, False, folded).loss().item() for folded in (False, True)]
-    latent_BCFHW, text_BLD = cache.read_batch([clip])
+    batch = cache.read_batch([clip.visit(0)])
+    latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
     noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
     with running(case, tools.load_dit(case.path), False, 1) as run, run.denoiser.training():
         t_B = torch.tensor([BARE_T])

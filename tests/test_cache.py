@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from wantune.tests import tools
 from wantune.trainer import cache, dataset
 from wantune.trainer.config import DatasetConfig, UserError
+from wantune.trainer.store import Store
 
 
 class CountingCodec:
@@ -49,19 +51,15 @@ def folder(tmp_path):
 def fill(folder, codec, text):
     """The progress events and the result."""
     manifest = dataset.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
-    events, progress = [], cache.fill(manifest, folder.parent / "cache", codec, text)
-    while True:
-        try:
-            events.append(next(progress))
-        except StopIteration as finished:
-            return events, finished.value
+    return tools.drained(cache.fill(manifest, Store(folder.parent / "cache"), codec, text))
 
 
 def test_each_content_is_encoded_once(folder):
     codec, text = CountingCodec(), CountingText()
     events, cached = fill(folder, codec, text)
     assert (codec.calls, text.calls) == (3, 2)
-    assert [event.done for event in events] == [1, 2, 3, 4, 5] and events[-1].total == 5
+    assert [(event.kind, event.done, event.total) for event in events] == [
+        ("captions", 1, 2), ("captions", 2, 2), ("latents", 1, 3), ("latents", 2, 3), ("latents", 3, 3)]
     assert len(cached.clips) == 3 and cached.captions == ("one two", "one two", "three")
     fill(folder, codec, text)
     assert (codec.calls, text.calls) == (3, 2)
@@ -95,7 +93,7 @@ def test_another_resolution_redoes_the_latents(folder):
     codec, text = CountingCodec(), CountingText()
     fill(folder, codec, text)
     manifest = dataset.scan(DatasetConfig(folder=str(folder), resolution=32, num_repeats=1))
-    list(cache.fill(manifest, folder.parent / "cache", codec, text))
+    list(cache.fill(manifest, Store(folder.parent / "cache"), codec, text))
     assert (codec.calls, text.calls) == (6, 2)
 
 
@@ -103,7 +101,7 @@ def test_another_resolution_redoes_the_latents(folder):
 def test_a_truncated_file_is_made_again(folder, keep):
     codec, text = CountingCodec(), CountingText()
     cached = fill(folder, codec, text)[1]
-    path = cached.clips[0].latent_path
+    path = cached.clips[0].latent_paths[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:keep])
     fill(folder, codec, text)
@@ -112,7 +110,7 @@ def test_a_truncated_file_is_made_again(folder, keep):
 
 def test_a_foreign_file_is_made_again(folder):
     codec, text = CountingCodec(), CountingText()
-    path = fill(folder, codec, text)[1].clips[0].text_path
+    path = fill(folder, codec, text)[1].clips[0].text_paths[0]
     path.write_bytes(b"not safetensors at all" * 10)
     fill(folder, codec, text)
     assert text.calls == 3
@@ -121,22 +119,24 @@ def test_a_foreign_file_is_made_again(folder):
 def test_stopping_in_the_middle_keeps_what_is_done(folder):
     codec, text = CountingCodec(), CountingText()
     manifest = dataset.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
-    progress = cache.fill(manifest, folder.parent / "cache", codec, text)
+    progress = cache.fill(manifest, Store(folder.parent / "cache"), codec, text)
     for _ in range(3):
         next(progress)
     progress.close()
     assert (codec.calls, text.calls) == (1, 2)
     fill(folder, codec, text)
-    assert (codec.calls, text.calls) == (3, 2)
+    assert (codec.calls, text.calls) == (3, 2), "the one that was encoded last was kept, too"
     assert not list(folder.parent.rglob("*.tmp"))
 
 
 def test_a_batch_is_as_long_as_its_longest_text(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
-    short = replace(cached.clips[0], text_path=cached.clips[2].text_path)
-    latent, text = cache.read_batch([cached.clips[0], short])
-    assert latent.shape == (2, 16, 1, 8, 8) and text.shape == (2, 2, 8)
+    short = replace(cached.clips[0], text_paths=cached.clips[2].text_paths)
+    batch = cache.read_batch([cached.clips[0].visit(0), short.visit(0)])
+    text = batch.text_BLD
+    assert batch.latent_BCFHW.shape == (2, 16, 1, 8, 8) and text.shape == (2, 2, 8) and text.dtype == torch.float32
     assert (text[0] == 1).all() and (text[1, 0] == 1).all() and (text[1, 1] == 0).all()
+    assert batch.mask_B11HW is None
 
 
 def test_a_value_that_is_not_finite_is_refused_and_names_the_file(folder):
@@ -144,15 +144,25 @@ def test_a_value_that_is_not_finite_is_refused_and_names_the_file(folder):
         fill(folder, CountingCodec(bad=True), CountingText())
 
 
-def test_a_picture_that_went_away_is_named(folder):
+def test_a_picture_that_went_away_is_left_out_and_named(folder):
     manifest = dataset.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
     os.remove(folder / "1.png")
-    with pytest.raises(UserError, match="1.png is gone"):
-        list(cache.fill(manifest, folder.parent / "cache", CountingCodec(), CountingText()))
+    cached = tools.drained(cache.fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
+    assert [clip.name for clip in cached.clips] == ["0.png", "2.png"] and cached.captions == ("one two", "three")
+    assert "1.png is gone" in cached.left_out[0].reason
+
+
+def test_a_picture_that_changed_after_the_scan_never_passes_for_what_was_scanned(folder):
+    manifest = dataset.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
+    Image.new("RGB", (96, 64), (1, 2, 3)).save(folder / "1.png")
+    cached = tools.drained(cache.fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
+    assert [clip.name for clip in cached.clips] == ["0.png", "2.png"]
+    assert "1.png changed since it was scanned; queue again" in cached.left_out[0].reason
+    assert cached.digest != fill(folder, CountingCodec(), CountingText())[1].digest
 
 
 def test_a_cache_file_that_went_away_is_named(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
-    os.remove(cached.clips[0].latent_path)
-    with pytest.raises(UserError, match="run Cache Latents again"):
-        cache.read_batch(list(cached.clips[:1]))
+    os.remove(cached.clips[0].latent_paths[0])
+    with pytest.raises(UserError, match="gone or damaged .* queue again"):
+        cache.read_batch([cached.clips[0].visit(0)])

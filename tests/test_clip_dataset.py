@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from wantune.tests import clips
-from wantune.trainer import cache, dataset
+from wantune.tests import clips, tools
+from wantune.trainer import cache, dataset, report, store
 from wantune.trainer.config import EXTRACTION_MODES, DatasetConfig, UserError
 from wantune.trainer.sampling import BucketSampler
+from wantune.trainer.store import Store
 
 
 class NumberCodec:
@@ -52,12 +53,7 @@ def scan(folder, **settings):
 
 
 def fill(folder, codec, **settings):
-    progress = cache.fill(scan(folder, **settings), folder.parent / "cache", codec, Text())
-    while True:
-        try:
-            next(progress)
-        except StopIteration as finished:
-            return finished.value
+    return tools.drained(cache.fill(scan(folder, **settings), Store(folder.parent / "cache"), codec, Text()))[1]
 
 
 @pytest.mark.parametrize(("mode", "starts"), [
@@ -70,13 +66,13 @@ def test_each_mode_gives_its_windows(folder, mode, starts):
 
 
 def test_the_report_says_what_is_used_of_each_clip(folder):
-    report = scan(folder, extraction="chunks").report()
-    assert "3 of 3 files are used" in report
+    lines = report.text(scan(folder, extraction="chunks"))
+    assert "3 of 3 files are used" in lines
     assert ('clip.mp4: 128x128, 100 frames at 16 fps -> 64x64x33, frames 33-65 of 100 at 16 fps, x2, "zwx counting"'
-            in report)
-    assert "bucket 64x64x33: 1 files (3 windows), 144 tokens a sample" in report
-    assert "bucket 64x64: 2 files, 16 tokens a sample" in report
-    assert "10 samples an epoch" in report
+            in lines)
+    assert "bucket 64x64x33: 1 file in 3 windows, 6 samples an epoch, 144 tokens a step" in lines
+    assert "bucket 64x64: 2 files, 4 samples an epoch, 16 tokens a step" in lines
+    assert "10 samples an epoch" in lines
 
 
 def test_a_wrong_mode_is_named(tmp_path):
@@ -91,7 +87,7 @@ def test_the_digest_follows_the_windows(folder):
 def test_a_latent_is_kept_for_each_window_and_shared_between_modes(folder):
     codec = NumberCodec()
     cached = fill(folder, codec, extraction="chunks")
-    latents = [cache.read_tensor(clip.latent_path) for clip in cached.clips]
+    latents = [store.read_tensor(clip.latent_paths[0]) for clip in cached.clips]
     assert [tuple(latent.shape) for latent in latents] == [(16, 9, 8, 8)] * 3 + [(16, 1, 8, 8)] * 2
     assert codec.seen[:3] == [list(range(start, start + 33)) for start in (0, 33, 66)]
     assert len(codec.seen) == 5
@@ -112,7 +108,8 @@ def test_random_windows_take_turns_whenever_the_clip_is_seen(folder):
     def epochs(count):
         sampler = BucketSampler(cached.clips, 1, seed=0)
         batches = [sampler.next() for _ in range(count * sampler.steps_per_epoch)]
-        return [int(cache.read_batch(batch)[0][0, 0, 0, 0, 0]) for batch in batches if batch[0].bucket.frames > 1]
+        latents = [cache.read_batch(batch).latent_BCFHW for batch in batches]
+        return [int(latent[0, 0, 0, 0, 0]) for latent in latents if latent.shape[2] > 1]
 
     assert Counter(epochs(4)) == Counter(clip.starts), "two repeats in four epochs: each of the eight windows once"
     assert epochs(8)[8:] != epochs(4) and Counter(epochs(8)[8:]) == Counter(epochs(4))
@@ -128,7 +125,7 @@ def test_an_animation_is_trained_on_as_a_clip(folder, suffix):
     cached = fill(folder, codec)
     assert (cached.clips[0].name, cached.clips[0].bucket.frames) == (f"a.{suffix}", 33)
     assert codec.seen[0] == [min(k * 10 // 16, 19) for k in range(33)]
-    assert "20 frames at 10 fps -> 64x64x33, frames 0-32 of 32 at 16 fps" in scan(folder).report()
+    assert "20 frames at 10 fps -> 64x64x33, frames 0-32 of 32 at 16 fps" in report.text(scan(folder))
 
 
 @pytest.mark.parametrize("name", ["with space", "it's \"quoted\"", "100%03d", "a:b", "猫 🐈"])
@@ -137,18 +134,21 @@ def test_odd_names_are_read(folder, name, monkeypatch):
     (folder / "clip.txt").rename(folder / f"{name}.txt")
     monkeypatch.chdir(folder)
     (clip,) = (clip for clip in scan(".").clips if clip.source)
-    assert clip.caption == "zwx counting"
+    assert clip.captions[0] == "zwx counting"
 
 
-def test_a_clip_that_went_away_is_named(folder):
+def test_a_clip_that_went_away_is_left_out_and_named(folder):
     manifest = scan(folder)
     (folder / "clip.mp4").unlink()
-    with pytest.raises(UserError, match="clip.mp4 is gone .*queue again"):
-        list(cache.fill(manifest, folder.parent / "cache", NumberCodec(), Text()))
+    cached = tools.drained(cache.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
+    assert [clip.name for clip in cached.clips] == ["picture.png", "still.gif"]
+    assert "clip.mp4 is gone" in cached.left_out[0].reason and "queue again" in cached.left_out[0].reason
 
 
-def test_a_clip_that_was_cut_short_after_the_scan_is_named(folder):
+def test_a_clip_that_changed_after_the_scan_is_left_out_and_named(folder):
     manifest = scan(folder, extraction="chunks")
     clips.at_rate(folder / "clip.mp4", 16, 70)
-    with pytest.raises(UserError, match="clip.mp4 ends after"):
-        list(cache.fill(manifest, folder.parent / "cache", NumberCodec(), Text()))
+    cached = tools.drained(cache.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
+    assert [clip.name for clip in cached.clips] == ["picture.png", "still.gif"]
+    assert [each.reason for each in cached.left_out] == [
+        "clip.mp4 changed since it was scanned; queue again to use it as it is now."]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from wantune.tests import clips, tools
-from wantune.trainer import cache, dataset
+from wantune.trainer import cache, dataset, store
 from wantune.trainer.config import DatasetConfig, LoraConfig, TrainConfig
+from wantune.trainer.store import Store
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -29,12 +30,7 @@ def encode(folder, cache_folder, **settings):
     settings = {"resolution": 64, "num_repeats": 1, "trigger_word": "zwx", "frame_buckets": (1, 5, 17), **settings}
     manifest = dataset.scan(DatasetConfig(folder=str(folder), **settings))
     codec, text = WanCodec(tools.load_vae()), CaptionEncoder(tools.load_clip())
-    progress = cache.fill(manifest, cache_folder, codec, text)
-    while True:
-        try:
-            next(progress)
-        except StopIteration as finished:
-            return manifest, finished.value
+    return manifest, tools.drained(cache.fill(manifest, Store(cache_folder), codec, text))[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,7 @@ def comfyui_frames(path) -> torch.Tensor:
 def test_buckets_and_latents_of_clips_and_pictures(mixed):
     _, manifest, cached = mixed
     assert not manifest.rejected
-    shapes = {c.name: tuple(cache.read_tensor(c.latent_path).shape) for c in cached.clips}
+    shapes = {c.name: tuple(store.read_tensor(c.latent_paths[0]).shape) for c in cached.clips}
     assert shapes["bikes.mp4"][:2] == shapes["bigbuckbunny.mp4"][:2] == (16, 5)
     assert shapes["numbers.mp4"] == (16, 2, 8, 8) and shapes["astronaut.png"] == (16, 1, 8, 8)
     for clip in cached.clips:
@@ -82,10 +78,11 @@ def test_latents_of_a_real_clip_are_what_vae_encode_gives(mixed, name):
     indices = [math.floor(k / 16 * fps + 1e-6) for k in range(clip.bucket.frames)]
     levels = images[indices] * 255
     chosen = [Image.fromarray(frame.round().clamp(0, 255).byte().numpy()) for frame in levels]
-    pixels = torch.cat([torch.tensor(pictures.fit(image, clip.bucket)) for image in chosen]).float() / 255
+    size = clip.bucket.width, clip.bucket.height
+    pixels = torch.stack([torch.tensor(pictures.fit(image, *size)) for image in chosen]).float() / 255
     with torch.inference_mode():
         expected = comfy.latent_formats.Wan21().process_in(tools.load_vae().encode(pixels))[0]
-    found = cache.read_tensor(stored.latent_path)
+    found = store.read_tensor(stored.latent_paths[0])
     if (levels - levels.round()).abs().max() < 1e-3:
         assert torch.equal(found, expected)
     else:  # newer versions decode to floats: other pixels by half a step
@@ -103,10 +100,10 @@ def test_latents_of_our_own_pixels_are_bit_equal(mixed):
     vae = tools.load_vae()
     for clip, stored in zip(manifest.clips, cached.clips, strict=True):
         if clip.source:
-            pixels = torch.from_numpy(video.read(clip.path, clip.source, clip.bucket, 0)).float() / 255
+            pixels = torch.from_numpy(video.read(clip.path, clip.name, clip.source, clip.bucket, 0)).float() / 255
             with torch.inference_mode():
                 expected = comfy.latent_formats.Wan21().process_in(vae.encode(pixels))[0]
-            assert torch.equal(cache.read_tensor(stored.latent_path), expected), clip.path.name
+            assert torch.equal(store.read_tensor(stored.latent_paths[0]), expected), clip.path.name
 
 
 def test_a_clip_alone_gives_the_same_latent_as_in_a_mixed_dataset(mixed, tmp_path):
@@ -115,7 +112,7 @@ def test_a_clip_alone_gives_the_same_latent_as_in_a_mixed_dataset(mixed, tmp_pat
     (tmp_path / "data" / "other name.mp4").write_bytes((folder / "bikes.mp4").read_bytes())
     _, alone = encode(tmp_path / "data", tmp_path / "cache")
     (other,) = (clip for clip in cached.clips if clip.name == "bikes.mp4")
-    assert torch.equal(cache.read_tensor(alone.clips[0].latent_path), cache.read_tensor(other.latent_path))
+    assert torch.equal(store.read_tensor(alone.clips[0].latent_paths[0]), store.read_tensor(other.latent_paths[0]))
 
 
 @pytest.fixture
@@ -160,7 +157,7 @@ def test_random_windows_are_trained_on(train, tmp_path):
     (tmp_path / "data").mkdir()
     clips.at_rate(tmp_path / "data" / "numbers.mp4", 16, 30)
     manifest, cached = encode(tmp_path / "data", tmp_path / "cache", extraction="random", frame_buckets=(1, 5))
-    assert len(manifest.clips[0].starts) == 8 and len(cached.clips[0].other_windows) == 7
+    assert len(manifest.clips[0].starts) == 8 and len(cached.clips[0].latent_paths) == 8
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
     _, losses, _ = train(model, cached, "random", TrainConfig(epochs=4, lora=LoraConfig(rank=4)), Silent())
     assert len(losses) == 4

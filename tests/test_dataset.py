@@ -9,13 +9,17 @@ import pytest
 from PIL import Image
 
 from wantune.tests import tools
-from wantune.trainer import dataset, pictures
-from wantune.trainer.buckets import Bucket
+from wantune.trainer import dataset, pictures, report
 from wantune.trainer.config import DatasetConfig, UserError
 
 
 def scan(folder, **settings):
     return dataset.scan(DatasetConfig(folder=str(folder), **{"resolution": 64, "trigger_word": "zwx", **settings}))
+
+
+def read_64(path: Path) -> np.ndarray:
+    """The picture as it is trained on at 64 x 64: (1, 64, 64, 3)."""
+    return pictures.fit(pictures.open_picture(path.read_bytes(), path.name), 64, 64)[None]
 
 
 @pytest.fixture
@@ -29,20 +33,20 @@ def folder(tmp_path):
 def reason_of(manifest, name: str) -> str:
     (reason,) = [rejection.reason for rejection in manifest.rejected if rejection.path.name == name]
     assert [clip.path.name for clip in manifest.clips] == ["good.png"], "the good picture is still used"
-    assert name in reason and name in manifest.report()
+    assert name in reason and name in report.text(manifest)
     return reason
 
 
 def test_real_pictures_are_kept_with_caption_size_and_bucket(tmp_path):
     manifest = scan(tools.write_pictures(tmp_path / "pictures"), resolution=256, trigger_word="")
-    assert [(c.path.stem, c.caption) for c in manifest.clips] == [
+    assert [(c.path.stem, c.captions[0]) for c in manifest.clips] == [
         (name.split(".")[0], caption) for name, caption in sorted(tools.PICTURES.items())]
     sizes = {c.path.stem: (c.width, c.height, str(c.bucket)) for c in manifest.clips}
     assert sizes["astronaut"] == (512, 512, "256x256")
     assert sizes["coffee"] == (600, 400, "320x208")
-    assert not manifest.rejected and not manifest.warnings
-    report = manifest.report()
-    assert "4 of 4 files are used" in report and "40 samples an epoch" in report and "320x208" in report
+    assert not manifest.rejected and not manifest.notes
+    lines = report.text(manifest)
+    assert "4 of 4 files are used" in lines and "40 samples an epoch" in lines and "320x208" in lines
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "PNG", "JPG"])
@@ -70,7 +74,7 @@ def test_exif_orientation_turns_the_picture(folder):
 def test_every_mode_becomes_rgb(tmp_path, image, expected):
     path = tmp_path / ("picture.jpg" if image.mode == "CMYK" else "picture.png")
     image.save(path)
-    pixels = pictures.read(path, Bucket(1, 64, 64))
+    pixels = read_64(path)
     assert pixels.shape == (1, 64, 64, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
@@ -79,14 +83,14 @@ def test_transparent_palette_lies_on_white(tmp_path):
     image = Image.new("P", (80, 80), 0)
     image.putpalette([0, 0, 255] + [0] * 765)
     image.save(tmp_path / "p.png", transparency=0)
-    assert (pictures.read(tmp_path / "p.png", Bucket(1, 64, 64)) == 255).all()
+    assert (read_64(tmp_path / "p.png") == 255).all()
 
 
 def test_the_crop_is_the_centre_and_nothing_is_stretched(tmp_path):
     pixels = np.zeros((100, 300, 3), np.uint8)
     pixels[:, 100:200] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    read = pictures.read(tmp_path / "a.png", Bucket(1, 64, 64))
+    read = read_64(tmp_path / "a.png")
     assert read.shape == (1, 64, 64, 3) and read[0, :, 2:-2].min() > 250
 
 
@@ -111,8 +115,8 @@ def test_a_folder_without_captions_says_what_to_write(tmp_path):
 def test_without_caption_the_trigger_word_serves_and_a_note_says_so(folder):
     (folder / "good.txt").unlink()
     manifest = scan(folder)
-    assert manifest.clips[0].caption == "zwx"
-    assert "good.png has no caption" in manifest.report()
+    assert manifest.clips[0].captions[0] == "zwx"
+    assert "good.png: has no caption" in report.text(manifest)
 
 
 def test_one_picture_without_caption_is_left_out(folder):
@@ -123,8 +127,8 @@ def test_one_picture_without_caption_is_left_out(folder):
 def test_a_caption_without_the_trigger_word_gets_it_and_a_note(folder):
     (folder / "good.txt").write_text("a man in a park", encoding="utf-8")
     manifest = scan(folder)
-    assert manifest.clips[0].caption == "zwx, a man in a park"
-    assert 'good.txt lacks the trigger word; "zwx" was put in front' in manifest.report()
+    assert manifest.clips[0].captions[0] == "zwx, a man in a park"
+    assert 'good.png: its caption lacks the trigger word; "zwx" was put in front' in report.text(manifest)
 
 
 def test_a_truncated_picture_is_left_out(folder):
@@ -181,7 +185,7 @@ def test_an_unreadable_file_is_left_out(folder, monkeypatch):
 ])
 def test_captions_of_other_editors_are_read(folder, encoding, caption):
     (folder / "good.txt").write_bytes(caption.encode(encoding))
-    assert scan(folder).clips[0].caption == caption
+    assert scan(folder).clips[0].captions[0] == caption
 
 
 def test_names_with_spaces_quotes_and_chinese_work(folder):
@@ -193,11 +197,9 @@ def test_names_with_spaces_quotes_and_chinese_work(folder):
 
 def test_leftovers_are_mentioned(folder):
     (folder / "orphan.txt").write_text("nobody")
-    (folder / "sub").mkdir()
     (folder / "notes.pdf").write_bytes(b"%PDF")
-    report = scan(folder).report()
-    assert "orphan.txt is a caption without its picture" in report
-    assert "subfolder sub is not read" in report and "notes.pdf is no picture" in report
+    lines = report.text(scan(folder))
+    assert "orphan.txt: a caption without its picture" in lines and "notes.pdf is no picture" in lines
 
 
 def test_nothing_usable_lists_the_reasons(tmp_path):
@@ -208,7 +210,7 @@ def test_nothing_usable_lists_the_reasons(tmp_path):
 
 
 @pytest.mark.parametrize(("setting", "value"), [
-    ("resolution", 8), ("resolution", 10_000), ("num_repeats", 0), ("validation_items", 1),
+    ("resolution", 8), ("resolution", 10_000), ("num_repeats", 0), ("validation_items", -1),
 ])
 def test_wrong_settings_are_named_with_their_value(tmp_path, setting, value):
     with pytest.raises(UserError, match=f"{setting} is {value}"):

@@ -11,7 +11,7 @@ TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
-ONLY_IN = {"peft": {"trainer/adapters.py"}, "diffusers": {"trainer/optim.py"}}
+ONLY_IN = {"filelock": {"trainer/store.py"}, "peft": {"trainer/adapters.py"}, "diffusers": {"trainer/optim.py"}}
 COMFYUI = {"comfy", "comfy_api", "comfyui_version", "folder_paths", "server"}
 
 

@@ -15,7 +15,9 @@ CONTRACT = {
     "WanTune_LoadDataset": (
         {"folder": "", "trigger_word": "", "resolution": 512, "frame_buckets": "1, 33", "num_repeats": 10,
          "validation_items": 0}, ["WANTUNE_DATASET", "STRING"], "Load Dataset"),
+    "WanTune_JoinDatasets": ({"dataset_1": None, "dataset_2": None}, ["WANTUNE_DATASET", "STRING"], "Join Datasets"),
     "WanTune_CacheLatents": ({"dataset": None, "vae": None, "clip": None}, ["WANTUNE_CACHE"], "Cache Latents"),
+    "WanTune_PruneCache": ({"max_age_days": 30.0, "max_size_gb": 50.0}, ["STRING"], "Prune Cache"),
     "WanTune_TrainWanLoRA": (
         {"model": None, "cache": None, "run_name": "my_lora", "epochs": 20, "max_steps": 0, "batch_size": 1,
          "learning_rate": 1e-4, "rank": 32, "alpha": 32, "seed": 0}, ["LORA_MODEL", "LOSS_MAP", "STRING"],
@@ -94,7 +96,8 @@ def test_a_folder_is_absolute_or_lies_in_the_input_folder(nodes, input_folder):
     ({"folder": "nowhere"}, "nowhere does not exist; give the folder"),
     ({"folder": " "}, "folder is empty; give the folder"),
     ({"frame_buckets": "1, 30"}, "frame_buckets has 30"),
-    ({"validation_items": 2}, "validation_items is 2"), ({"extraction": "end"}, "extraction is 'end'; choose"),
+    ({"validation_items": -1}, "validation_items is -1"),
+    ({"alpha_color": "wite"}, "alpha_color is 'wite'"), ({"more_resolutions": "a"}, "more_resolutions has 'a'"), ({"extraction": "end"}, "extraction is 'end'; choose"),
 ])
 def test_mistakes_are_answered_before_anything_runs(nodes, input_folder, changes, sentence):
     assert sentence in nodes["WanTune_LoadDataset"].validate_inputs(**dataset_inputs(**changes))

@@ -11,7 +11,7 @@ WIDE, TALL = Bucket(1, 256, 512), Bucket(1, 512, 256)
 
 
 def clip(name: str, bucket: Bucket, repeats: int) -> CachedClip:
-    return CachedClip(name, bucket, repeats, Path(name), Path(name))
+    return CachedClip(name, bucket, repeats, (Path(name),), (Path(name),))
 
 
 CLIPS = [clip("a", WIDE, 3), clip("b", WIDE, 2), clip("c", TALL, 4)]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from wantune.tests import tools
-from wantune.trainer import cache, dataset, lora_file, objective
+from wantune.trainer import cache, dataset, lora_file, objective, store
 from wantune.trainer.config import DatasetConfig, LoraConfig, TrainConfig, UserError
+from wantune.trainer.store import Store
 from wantune.trainer.text_padding import pad
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -37,12 +38,8 @@ def cached(tmp_path_factory, comfy):
     config = DatasetConfig(folder=str(folder), resolution=64, num_repeats=1, trigger_word="zwx")
     manifest = dataset.scan(config)
     clip = CaptionEncoder(tools.load_clip())
-    progress = cache.fill(manifest, tmp_path_factory.mktemp("cache"), WanCodec(tools.load_vae()), clip)
-    while True:
-        try:
-            next(progress)
-        except StopIteration as finished:
-            return finished.value
+    place = Store(tmp_path_factory.mktemp("cache"))
+    return tools.drained(cache.fill(manifest, place, WanCodec(tools.load_vae()), clip))[1]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,8 @@ def constant_loss(model, dataset_) -> float:
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         for clip in dataset_.clips:
-            latent, text = cache.read_batch([clip])
+            batch = cache.read_batch([clip.visit(0)])
+            latent, text = batch.latent_BCFHW, batch.text_BLD
             t_B = torch.arange(1, 10) / 10
             latent, text = latent.repeat(9, 1, 1, 1, 1), pad(text).repeat(9, 1, 1)
             noise = objective.sample_noise(latent, generator)
@@ -127,8 +125,8 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     generator = torch.Generator().manual_seed(1)
     for parameter in adapter.parameters:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
-    latent, text = cache.read_batch(list(cached.clips[:1]))
-    text = pad(text)
+    batch = cache.read_batch([cached.clips[0].visit(0)])
+    latent, text = batch.latent_BCFHW, pad(batch.text_BLD)
     x, t_B = torch.randn(latent.shape, generator=generator), torch.tensor([0.6])
     with torch.no_grad(), denoiser.attached(adapter, linears, True, 0):
         live = denoiser.velocity(x, t_B, text)
@@ -238,17 +236,16 @@ def test_latents_are_what_vae_encode_gives_and_normalised(cached):
     import comfy.latent_formats
 
     from wantune.trainer import pictures
-    from wantune.trainer.buckets import Bucket
-
     clip = cached.clips[0]
     import skimage
 
-    pixels = pictures.read(Path(skimage.__file__).parent / "data" / "astronaut.png", Bucket(1, 64, 64))
+    data = (Path(skimage.__file__).parent / "data" / "astronaut.png").read_bytes()
+    pixels = pictures.fit(pictures.open_picture(data, "astronaut.png"), 64, 64)[None]
     with torch.inference_mode():
         raw = tools.load_vae().encode(torch.from_numpy(pixels.copy()).float() / 255)
         expected = comfy.latent_formats.Wan21().process_in(raw)[0]
     assert clip.name == "astronaut.png"
-    assert torch.equal(cache.read_tensor(clip.latent_path), expected)
+    assert torch.equal(store.read_tensor(clip.latent_paths[0]), expected)
     assert not torch.equal(expected, raw[0])
 
 
@@ -257,17 +254,17 @@ def test_captions_are_what_clip_text_encode_gives(cached):
     with torch.inference_mode():
         tokens = clip.tokenize(cached.captions[1])
         expected = clip.encode_from_tokens_scheduled(tokens)[0][0]
-    _, text = cache.read_batch([cached.clips[1]])
+    text = cache.read_batch([cached.clips[1].visit(0)]).text_BLD
     assert expected.shape == (1, 512, 4096)
     assert torch.equal(pad(text), expected.float())
-    assert cache.read_tensor(cached.clips[1].text_path).shape[0] < 64, "stored without the padding"
+    assert store.read_tensor(cached.clips[1].text_paths[0]).shape[0] < 64, "stored without the padding"
 
 
 def test_a_wrong_text_encoder_is_refused(train, model, cached, tmp_path):
     from dataclasses import replace
 
-    cache.write_tensor(tmp_path / "narrow.safetensors", torch.zeros(5, 768))
-    wrong = replace(cached, clips=(replace(cached.clips[0], text_path=tmp_path / "narrow.safetensors"),))
+    store.write_tensor(tmp_path / "narrow.safetensors", torch.zeros(5, 768))
+    wrong = replace(cached, clips=(replace(cached.clips[0], text_paths=(tmp_path / "narrow.safetensors",)),))
     with pytest.raises(UserError, match="captions are 768 wide, the model takes 4096; cache with the UMT5"):
         train(model, wrong, "a", config(), Watch())
 

@@ -82,6 +82,16 @@ def scale_to_fp8(path: Path) -> Path:
     return scaled
 
 
+def drained(progress) -> tuple[list, object]:
+    """What a generator yields, and what it returns."""
+    events = []
+    while True:
+        try:
+            events.append(next(progress))
+        except StopIteration as finished:
+            return events, finished.value
+
+
 def sample(model, seed: int = 0, steps: int = 2, frames: int = 5, size: int = 64, cfg: float = 1.0) -> torch.Tensor:
     """A latent from ComfyUI's own sampler: euler, simple."""
     import comfy.sample

@@ -17,7 +17,7 @@ UNSET = Fraction(1, 10)
 """Seconds a frame is shown whose duration is 0: what browsers do."""
 
 
-def probe(path: Path) -> Source:
+def probe(path: Path, name: str) -> Source:
     """Size, frames and times of an animation.
 
     Raises:
@@ -25,26 +25,26 @@ def probe(path: Path) -> Source:
     """
     width = height = count = 0
     seconds = last = Fraction(0)
-    for duration, image in _frames(path):
+    for duration, image in _frames(path, name):
         width, height = image.size
         count, seconds, last = count + 1, seconds + duration, duration
     return Source(width, height, count, seconds, last, ROUNDING, is_animation=True)
 
 
-def timed(path: Path) -> Iterator[tuple[Fraction, Image.Image]]:
+def timed(path: Path, name: str, background: str) -> Iterator[tuple[Fraction, Image.Image]]:
     """(seconds after the first frame, 8-bit RGB picture) of every frame; one frame is in memory at a time.
 
     Raises:
         UserError: damaged.
     """
     seconds = Fraction(0)
-    for duration, image in _frames(path):
-        yield seconds, pictures.to_rgb(image)
+    for duration, image in _frames(path, name):
+        yield seconds, pictures.to_rgb(image, background)
         seconds += duration
 
 
-def _frames(path: Path) -> Iterator[tuple[Fraction, Image.Image]]:
-    with pictures.open_image(path.read_bytes(), path.name) as image:
+def _frames(path: Path, name: str) -> Iterator[tuple[Fraction, Image.Image]]:
+    with pictures.open_image(path.read_bytes(), name) as image:
         for index in range(image.n_frames):
             image.seek(index)
             image.load()  # webp knows a frame's duration only then

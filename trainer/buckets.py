@@ -43,6 +43,7 @@ def sizes(resolution: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found))
 
 
+@cache
 def choose(width: int, height: int, resolution: int, frames: int = 1) -> Bucket:
     """The bucket of so many frames whose aspect ratio is nearest to that of a width x height picture.
 
@@ -60,3 +61,9 @@ def choose(width: int, height: int, resolution: int, frames: int = 1) -> Bucket:
 def needs_upscale(width: int, height: int, bucket: Bucket) -> bool:
     """Whether a width x height picture is too small to fill the bucket."""
     return width < bucket.width or height < bucket.height
+
+
+def share_kept(width: int, height: int, bucket: Bucket) -> float:
+    """How much of a width x height picture is left when it is cropped to the bucket's shape, 0..1."""
+    aspect, wanted = width / height, bucket.width / bucket.height
+    return min(aspect, wanted) / max(aspect, wanted)

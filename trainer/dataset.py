@@ -1,231 +1,219 @@
-"""From a folder to a manifest: every file is kept, or left out with a reason, before anything is trained.
-
-A picture gives one Clip, a video one or more: samples that are cut from it.
-"""
+"""From a folder to a manifest: every file is kept, or left out with a reason, before anything is trained."""
 
 from __future__ import annotations
 
-import codecs
-import hashlib
-from collections import Counter
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from . import animations, buckets, extraction, files, pictures, video
+from . import buckets, captions, extraction, folder, masks, pictures, probing
 from .buckets import Bucket
+from .captions import CaptionFiles
 from .config import DatasetConfig, UserError, content_hash
-from .extraction import Source
+from .folder import Entry
+from .manifest import Clip, Manifest, Rejection, hold_out, split
+from .masks import Mask
+from .notes import Notes
+from .probing import Facts
+from .remembered import Remembered
 
-SUFFIXES = pictures.SUFFIXES | video.SUFFIXES
-_FORMATS = "jpg, png, webp, bmp, gif, mp4, mov, mkv, webm or avi"
+MAX_THREADS = 8
 
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One sample that is trained on: a picture, or a window of a video."""
-
-    path: Path
-    caption: str
-    """As it is encoded, trigger word included."""
-    width: int
-    """Of the file, as it is shown."""
-    height: int
-    digest: str
-    """sha256 of the file's bytes."""
-    bucket: Bucket
-    repeats: int
-    source: Source | None = None
-    """What the video holds; None for a picture."""
-    starts: tuple[int, ...] = (0,)
-    """First frames of its windows, counted at 16 fps; more than one are taken in turn."""
-
-    def __str__(self) -> str:
-        """Its line in the report."""
-        size = f"{self.path.name}: {self.width}x{self.height}"
-        if self.source is None:
-            return f"{size} -> {self.bucket}, x{self.repeats}, \"{self.caption}\""
-        last = self.bucket.frames - 1
-        windows = " or ".join(f"{start}-{start + last}" for start in self.starts)
-        return (f"{size}, {self.source.num_frames} frames at {self.source.fps:g} fps -> {self.bucket}, frames "
-                f"{windows} of {self.source.frames_at_16} at 16 fps, x{self.repeats}, \"{self.caption}\"")
+MIN_KEPT = 0.5
+"""A picture that loses more than this share of itself to its bucket's shape is mentioned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
-    """One file that is not trained on; `reason` is a sentence that names it and says what to do."""
+class ScanProgress:
+    """`done` of `total` files are read; `name` was the last."""
 
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a folder turned out to hold."""
-
-    config: DatasetConfig
-    clips: tuple[Clip, ...]
-    rejected: tuple[Rejection, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """Changes with everything that changes what is trained on, and with nothing else."""
-        return content_hash([(c.digest, c.caption, str(c.bucket), c.repeats, c.starts) for c in self.clips])
-
-    def report(self) -> str:
-        """The text shown before training: each file with its fate, then the totals."""
-        used = len({clip.path for clip in self.clips})
-        lines = [f"{used} of {used + len(self.rejected)} files are used from {self.config.folder}", ""]
-        lines += [f"used      {clip}" for clip in self.clips]
-        lines += [f"left out  {rejection.reason}" for rejection in self.rejected]
-        lines += [f"note      {warning}" for warning in self.warnings]
-        lines.append("")
-        windows = Counter(clip.bucket for clip in self.clips)
-        counts = Counter(bucket for bucket, _ in {(clip.bucket, clip.path) for clip in self.clips})
-        for bucket, count in sorted(counts.items()):
-            more = f" ({windows[bucket]} windows)" if windows[bucket] > count else ""
-            lines.append(f"bucket {bucket}: {count} files{more}, {bucket.num_tokens} tokens a sample")
-        samples = sum(clip.repeats for clip in self.clips)
-        lines.append(f"{samples} samples an epoch ({samples} steps at batch size 1)")
-        return "\n".join(lines)
+    done: int
+    total: int
+    name: str
 
 
-def scan(config: DatasetConfig) -> Manifest:
-    """Read every file of the folder once and say what becomes of it.
+def scan(config: DatasetConfig, memory: Path | None = None) -> Manifest:
+    """`scanning` without a look at its progress."""
+    progress = scanning(config, memory)
+    while True:
+        try:
+            next(progress)
+        except StopIteration as finished:
+            return finished.value
+
+
+def scanning(config: DatasetConfig, memory: Path | None = None) -> Iterator[ScanProgress]:
+    """Look at every file of the folder and say what becomes of it; the generator returns the Manifest.
+
+    Args:
+        memory: a folder where what files hold is remembered, so that unchanged ones are not read again.
 
     Raises:
         UserError: the folder is missing or empty, or no file in it can be used.
     """
-    folder = Path(config.folder)
-    names = list_folder(folder)
-    stems = {path.with_suffix("") for path in names if path.suffix.lower() in SUFFIXES}
-    clips, rejected, notes = [], [], []
-    for path in names:
-        suffix = path.suffix.lower()
-        if path.is_dir():
-            notes.append(f"The subfolder {path.name} is not read; put its files beside the others.")
-        elif suffix in SUFFIXES:
-            try:
-                clips += _read_file(path, config, notes)
-            except UserError as error:
-                rejected.append(Rejection(path, str(error)))
-        elif suffix != ".txt":
-            rejected.append(Rejection(path, f"{path.name} is no picture and no clip; use {_FORMATS}."))
-        elif path.with_suffix("") not in stems:
-            notes.append(f"{path.name} is a caption without its picture; add the picture or delete it.")
+    root, notes = Path(config.folder), Notes()
+    folder.check(root)
+    entries = list(folder.walk(root, notes))
+    media = [entry for entry in entries if entry.suffix in folder.SUFFIXES and not entry.is_mask]
+    painted = _masks(entries, media, config, notes)
+    facts = yield from _probe([*media, *painted.values()], config, memory)
+    texts = CaptionFiles([entry for entry in entries if entry.suffix == ".txt"],
+                         [entry for entry in entries if entry.path.name.lower() in folder.CAPTION_FILES], notes)
+    clips, rejected = [], []
+    for entry in media:
+        try:
+            mask = _mask(entry, facts, painted.get(entry.name), config)
+            written = captions.finished(texts.read(entry), entry, config, notes)
+            clips += _clips(entry, facts[entry.name], mask, written, config, notes)
+        except UserError as error:
+            rejected.append(Rejection(entry.path, entry.name, str(error)))
+    rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
+                 for entry in entries if _is_foreign(entry)]
     if not clips:
-        raise UserError(_nothing_usable(folder, rejected))
-    return Manifest(config, tuple(clips), tuple(rejected), tuple(notes))
+        raise UserError(_nothing_usable(root, rejected))
+    for name, remark in texts.unused():
+        notes.add(name, remark)
+    _note_twins(media, clips, config, notes)
+    trained, held_out = split(clips, hold_out(clips, config.validation_items, str(root)))
+    return Manifest((config,), trained, held_out, tuple(rejected), notes.sentences())
 
 
-def list_folder(folder: Path) -> list[Path]:
-    """The visible entries of a dataset folder, sorted by name.
-
-    Raises:
-        UserError: no such folder, not readable, or nothing in it that could be trained on.
-    """
-    if not folder.is_dir():
-        raise UserError(f"The folder {folder} does not exist; give the folder that holds your pictures or clips.")
+def _probe(entries: list[Entry], config: DatasetConfig, memory: Path | None) -> Iterator[ScanProgress]:
+    """Returns the Facts of each file by name; reading and decoding wait for disks and release Python's lock."""
+    known = Remembered(memory / f"{content_hash(config.folder)[:16]}.json" if memory else None, probing.VERSION)
+    found = {}
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "wantune-scan")
     try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"The folder {folder} cannot be read ({error.strerror}); check its permissions.") from None
-    if not any(path.suffix.lower() in SUFFIXES for path in paths):
-        raise UserError(f"The folder {folder} holds no pictures or clips; put {_FORMATS} files into it.")
-    return paths
+        facts = pool.map(lambda entry: probing.probe(entry, known), entries)
+        for done, (entry, each) in enumerate(zip(entries, facts, strict=True), 1):
+            found[entry.name] = each
+            yield ScanProgress(done, len(entries), entry.name)
+        known.keep(set(found))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        known.save()
+    return found
 
 
-def _read_file(path: Path, config: DatasetConfig, notes: list[str]) -> list[Clip]:
-    """What is trained on of one file: a picture, or the windows of a video."""
-    try:
-        if not path.stat().st_size:
-            raise UserError(f"{path.name} is empty (0 bytes); export or download it again.")
-        if path.suffix.lower() in video.SUFFIXES:
-            with path.open("rb"):  # permissions are the system's to explain, not FFmpeg's
-                source = video.probe(path)
-            return _windows(path, source, files.digest(path), config, notes)
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror}); check its permissions.") from None
-    digest = hashlib.sha256(data).hexdigest()
-    if pictures.is_animated(data, path.name):
-        return _windows(path, animations.probe(path), digest, config, notes)
-    image = pictures.open_picture(data, path.name)
-    bucket = _bucket(path, image.width, image.height, 1, config)
-    caption = _caption(path, config.trigger_word.strip(), notes)
-    return [Clip(path, caption, image.width, image.height, digest, bucket, config.num_repeats)]
+def _masks(entries: list[Entry], media: list[Entry], config: DatasetConfig, notes: Notes) -> dict[str, Entry]:
+    """The mask of each picture and clip that has one, by the picture's name."""
+    found = [entry for entry in entries if entry.is_mask and entry.suffix in pictures.SUFFIXES]
+    if config.masks != "folder":
+        for entry in found:
+            notes.add(entry.name, f'a mask that is not used, since masks is "{config.masks}".')
+        return {}
+    by_stem = {}
+    for entry in found:
+        parts = PurePosixPath(entry.name).parts
+        level = next(i for i, part in enumerate(parts) if part.lower() == folder.MASKS)
+        by_stem[folder.stem_of("/".join(parts[:level] + parts[level + 1:]))] = entry
+    masked = {entry.name: by_stem[stem] for entry in media if (stem := folder.stem_of(entry.name)) in by_stem}
+    used = {entry.name for entry in masked.values()}
+    for entry in found:
+        if entry.name not in used:
+            notes.add(entry.name, "a mask without its picture; give both the same name, or rename the folder "
+                      f'"{folder.MASKS}" if these are pictures.')
+    return masked
 
 
-def _windows(path: Path, source: Source, digest: str, config: DatasetConfig, notes: list[str]) -> list[Clip]:
-    """The samples cut from a video."""
-    if source.num_frames == 1:
-        raise UserError(f"{path.name} holds a single frame; save it as a picture (png), or use a longer clip.")
-    cuts = extraction.cut(config.extraction, source.frames_at_16, config.frame_buckets, digest)
-    if not cuts:
-        raise UserError(_too_short(path, source.frames_at_16, config.frame_buckets))
-    sizes = [_bucket(path, source.width, source.height, cut.frames, config) for cut in cuts]
-    caption = _caption(path, config.trigger_word.strip(), notes)
+def _mask(entry: Entry, facts: dict[str, Facts], painted: Entry | None, config: DatasetConfig) -> Mask | None:
+    own = facts[entry.name]
+    if own.fault:
+        raise UserError(own.fault)
+    if painted is not None:
+        mask = facts[painted.name]
+        if mask.fault:
+            raise UserError(f"{entry.name} has a mask that cannot be used: {mask.fault}")
+        if not masks.fits((mask.width, mask.height), (own.width, own.height)):
+            raise UserError(f"{entry.name} is {own.width}x{own.height}, its mask {painted.name} is "
+                            f"{mask.width}x{mask.height}; make the mask of the picture's shape.")
+        return Mask(painted.path, painted.name, mask.digest, is_alpha=False)
+    if config.masks == "alpha" and own.is_transparent:
+        return Mask(entry.path, entry.name, own.digest, is_alpha=True)
+    return None
+
+
+def _clips(
+    entry: Entry, facts: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig, notes: Notes
+) -> list[Clip]:
+    """What is trained on of one file at each resolution it is large enough for: a picture, or windows of a video."""
+    cuts = [extraction.Cut(1, (0,))]
+    if facts.source is not None:
+        cuts = extraction.cut(config.extraction, facts.source.frames_at_16, config.frame_buckets, facts.digest)
+        if not cuts:
+            raise UserError(_too_short(entry.name, facts.source.frames_at_16, config.frame_buckets))
+    if facts.pages > 1:
+        notes.add(entry.name, f"holds {facts.pages} pages; the first is used.")
+    is_layered = facts.is_transparent or (facts.source is not None and facts.source.is_animation)
+    size = facts.width, facts.height
     return [
-        Clip(path, caption, source.width, source.height, digest, bucket, config.num_repeats, source, cut.starts)
-        for bucket, cut in zip(sizes, cuts, strict=True)
+        Clip(path=entry.path, name=entry.name, captions=written, trigger_word=config.trigger_word.strip(),
+             width=facts.width, height=facts.height, digest=facts.digest, stamp=facts.stamp, bucket=bucket,
+             repeats=entry.repeats or config.num_repeats, source=facts.source, starts=cut.starts,
+             background=config.background if is_layered else "", mask=mask, caption_dropout=config.caption_dropout)
+        for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, notes)
     ]
 
 
-def _too_short(path: Path, num_frames: int, frame_buckets: tuple[int, ...]) -> str:
+def _buckets(name: str, size: tuple[int, int], frames: int, config: DatasetConfig, notes: Notes) -> list[Bucket]:
+    found = {buckets.choose(*size, resolution, frames): resolution for resolution in reversed(config.resolutions)}
+    large = [bucket for bucket in found if config.upscale or not buckets.needs_upscale(*size, bucket)]
+    if not large:
+        least = min(found, key=lambda bucket: bucket.num_tokens)
+        raise UserError(f"{name} is {size[0]}x{size[1]}, smaller than its bucket {least}; use a larger "
+                        f"{'clip' if frames > 1 else 'picture'}, lower the resolution, or switch upscale on.")
+    for bucket, resolution in found.items():
+        if bucket not in large:
+            notes.add(name, f"too small for resolution {resolution}; it is trained on at the smaller ones.")
+    if any(buckets.share_kept(*size, bucket) < MIN_KEPT for bucket in large):
+        notes.add(name, "more than half of it is cropped away, since buckets reach from 1:4 to 4:1; crop it yourself.")
+    return sorted(large)
+
+
+def _too_short(name: str, num_frames: int, frame_buckets: tuple[int, ...]) -> str:
     remedy = "use a longer clip"
     if num_frames >= 4:  # the last frame may be held for one more
         remedy = f"add {num_frames // 4 * 4 + 1} to frame_buckets, or {remedy}"
     shortest = min((frames for frames in frame_buckets if frames > 1), default=None)
     if shortest is None:
-        return (f"{path.name} is a clip ({num_frames} frames at 16 fps) and frame_buckets has pictures alone; "
-                f"{remedy}.")
-    return (f"{path.name} has {num_frames} frames at 16 fps, the shortest clip bucket takes {shortest}; {remedy}. "
+        return f"{name} is a clip ({num_frames} frames at 16 fps) and frame_buckets has pictures alone; {remedy}."
+    return (f"{name} has {num_frames} frames at 16 fps, the shortest clip bucket takes {shortest}; {remedy}. "
             "Clips are not used as stills: save a frame as a picture for that.")
 
 
-def _bucket(path: Path, width: int, height: int, frames: int, config: DatasetConfig) -> Bucket:
-    bucket = buckets.choose(width, height, config.resolution, frames)
-    if buckets.needs_upscale(width, height, bucket) and not config.upscale:
-        raise UserError(
-            f"{path.name} is {width}x{height}, smaller than its bucket {bucket}; use a larger "
-            f"{'clip' if frames > 1 else 'picture'}, lower the resolution, or switch upscale on."
-        )
-    return bucket
+def _note_twins(media: list[Entry], clips: list[Clip], config: DatasetConfig, notes: Notes) -> None:
+    """Mention files that have a name, a content or a caption in common."""
+    used = {clip.name: clip for clip in clips}
+    names, contents, texts = defaultdict(list), defaultdict(list), defaultdict(list)
+    for entry in media:
+        names[folder.stem_of(entry.name)].append(entry.name)
+    for clip in used.values():
+        contents[clip.digest].append(clip.name)
+        if clip.captions[0] != clip.trigger_word:
+            texts[clip.captions[0]].append(clip.name)
+    for same in (names for names in names.values() if len(names) > 1):
+        for name in same:
+            notes.add(name, "one name but for the ending, so one caption and one mask; rename one if they differ.")
+    for first, *others in contents.values():
+        for name in others:
+            notes.add(name, f"the same file as {first}, which counts that much more; delete one.")
+    for caption, same in texts.items():
+        for name in same if len(same) > 1 else ():
+            notes.add(name, f'one caption for {len(same)} files, "{caption}"; say what differs.')
 
 
-def _caption(path: Path, trigger: str, notes: list[str]) -> str:
-    """The caption beside the file with the trigger word in it; what was mended goes to the notes."""
-    text_path = path.with_suffix(".txt")
-    caption = " ".join(_decode(text_path, notes).split()) if text_path.is_file() else ""
-    if not caption and not trigger:
-        raise UserError(f"{path.name} has no caption; write one into {text_path.name}, or set trigger_word.")
-    if not caption:
-        notes.append(f"{path.name} has no caption; it is captioned \"{trigger}\", write more into {text_path.name}.")
-        return trigger
-    if trigger and trigger not in caption:
-        notes.append(f"{text_path.name} lacks the trigger word; \"{trigger}\" was put in front of it.")
-        return f"{trigger}, {caption}"
-    return caption
+def _is_foreign(entry: Entry) -> bool:
+    is_caption = entry.suffix == ".txt" or entry.path.name.lower() in folder.CAPTION_FILES
+    return not is_caption and entry.suffix not in (pictures.SUFFIXES if entry.is_mask else folder.SUFFIXES)
 
 
-def _decode(path: Path, notes: list[str]) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror}); check its permissions.") from None
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        notes.append(f"{path.name} is not UTF-8 and was read as Latin-1; save it as UTF-8 if it looks wrong.")
-        return data.decode("latin-1")
-
-
-def _nothing_usable(folder: Path, rejected: list[Rejection]) -> str:
+def _nothing_usable(root: Path, rejected: list[Rejection]) -> str:
     reasons = " ".join(rejection.reason for rejection in rejected[:5])
     more = f" And {len(rejected) - 5} more." if len(rejected) > 5 else ""
     if rejected and all("has no caption" in rejection.reason for rejection in rejected):
-        return (f"No file in {folder} has a caption; write a .txt file of the same name beside each, "
+        return (f"No file in {root} has a caption; write a .txt file of the same name beside each, "
                 "or set trigger_word to caption all of them with it.")
-    return f"No file in {folder} can be used: {reasons}{more}"
+    return f"No file in {root} can be used: {reasons}{more}"

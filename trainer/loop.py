@@ -1,6 +1,7 @@
 """The training loop: `train_step` is one optimizer step, `run` a generator of events.
 
-Whoever drives `run` watches with `for` and stops with `close()`; there are no callbacks and no threads.
+Whoever drives `run` watches with `for` and stops with `close()`; there are no callbacks, and no threads but the one
+that reads batches ahead.
 The generator never holds a context across a `yield`: inference mode belongs to the caller.
 """
 
@@ -12,14 +13,14 @@ from collections.abc import Iterator
 
 import torch
 
-from . import cache, objective, optim
+from . import objective, optim
 from .adapters import Adapter
 from .backend import Denoiser
-from .cache import CachedClip, CachedDataset
+from .cache import CachedDataset
 from .checkpoint import RunFolder
 from .config import TrainConfig, UserError
 from .events import Event, Finished, Started, StepDone
-from .sampling import BucketSampler
+from .sampling import BucketSampler, LookAhead
 
 
 class Trainer:
@@ -33,6 +34,7 @@ class Trainer:
         self.adapter = adapter
         self.folder = folder
         self.sampler = BucketSampler(dataset.clips, config.batch_size, config.seed)
+        self.batches = LookAhead(self.sampler)
         self.total_steps = config.epochs * self.sampler.steps_per_epoch
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
@@ -57,6 +59,7 @@ class Trainer:
             while self.step < self.total_steps:
                 yield self._record(self.train_step())
         finally:
+            self.batches.close()
             # also on Cancel, which is a BaseException in newer versions of ComfyUI
             if self.step:
                 self.folder.save_step(self.step, self.adapter.state_dict(), {"loss": self.losses[-1]})
@@ -69,17 +72,18 @@ class Trainer:
             UserError: the loss or the gradient is not finite.
         """
         start = time.perf_counter()
-        clips = self.sampler.next()
-        latent_BCFHW, text_BLD = (tensor.to(self.denoiser.device) for tensor in cache.read_batch(clips))
-        t_B = objective.sample_timesteps(len(clips), self.generator)
+        batch = self.batches.next().to(self.denoiser.device)
+        latent_BCFHW = batch.latent_BCFHW
+        t_B = objective.sample_timesteps(len(latent_BCFHW), self.generator)
         noise_BCFHW = objective.sample_noise(latent_BCFHW, self.generator)
 
         with self.denoiser.training():
             loss_B = objective.denoising_loss(
-                self.denoiser, latent_BCFHW, text_BLD, t_B.to(self.denoiser.device), noise_BCFHW
+                self.denoiser, latent_BCFHW, batch.text_BLD, t_B.to(self.denoiser.device), noise_BCFHW,
+                batch.mask_B11HW,
             )
             loss = loss_B.mean()
-            loss_value = self._finite(loss.item(), "loss", clips)
+            loss_value = self._finite(loss.item(), "loss", batch.names)
             self.scaler.scale(loss).backward()
 
         self.scaler.unscale_(self.optimizer)
@@ -87,7 +91,7 @@ class Trainer:
             self.adapter.parameters, self.config.max_grad_norm or math.inf
         ).item()
         if not self.scaler.is_enabled():  # the scaler skips a step that overflowed, and lowers its scale
-            self._finite(grad_norm, "gradient", clips)
+            self._finite(grad_norm, "gradient", batch.names)
         learning_rate = self.schedule.get_last_lr()[0]
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -106,14 +110,13 @@ class Trainer:
             grad_norm=grad_norm,
             timesteps=tuple(round(t, 4) for t in t_B.tolist()),
             seconds=seconds,
-            samples_per_second=len(clips) / seconds,
+            samples_per_second=len(batch.names) / seconds,
         )
 
-    def _finite(self, value: float, what: str, clips: list[CachedClip]) -> float:
+    def _finite(self, value: float, what: str, names: tuple[str, ...]) -> float:
         if not math.isfinite(value):
-            names = ", ".join(clip.name for clip in clips)
             raise UserError(
-                f"The {what} is {value} at step {self.step + 1} ({names}); lower learning_rate (now "
+                f"The {what} is {value} at step {self.step + 1} ({', '.join(names)}); lower learning_rate (now "
                 f"{self.config.learning_rate:g}), or load the model in bf16 or fp32."
             )
         return value

@@ -34,16 +34,23 @@ def denoising_loss(
     text_BLD: torch.Tensor,
     t_B: torch.Tensor,
     noise_BCFHW: torch.Tensor,
+    mask_B11HW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """loss_B: mean squared error of the predicted velocity against noise - x0, in fp32, one value a sample.
+
+    With a mask it is the weighted mean, so that the size of what is masked does not change the loss's scale.
 
     Args:
         latent_BCFHW: normalised latents, fp32, on the denoiser's device.
         text_BLD: text embeddings, zeros after the end of each.
         t_B: noise levels in 0..1, fp32.
         noise_BCFHW: standard normal, fp32.
+        mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
     """
     x_BCFHW = interpolate(latent_BCFHW, noise_BCFHW, t_B)
     velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, text_BLD)
     target_BCFHW = noise_BCFHW - latent_BCFHW
-    return (velocity_BCFHW - target_BCFHW).square().flatten(1).mean(1)
+    error_BCFHW = (velocity_BCFHW - target_BCFHW).square()
+    if mask_B11HW is None:
+        return error_BCFHW.flatten(1).mean(1)
+    return (error_BCFHW * mask_B11HW).flatten(1).mean(1) / mask_B11HW.flatten(1).mean(1)

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
-from .cache import CachedClip
+from .cache import Batch, CachedClip, Sample, read_batch
+
+AHEAD = 2
+"""Batches read before their turn."""
+
+Position = tuple[int, int]
+"""(epoch, batches already taken in it)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """Each visit is a row of three arrays; a batch is a run of rows."""
+
+    indices: np.ndarray
+    """Of clips."""
+    visits: np.ndarray
+    """How often the clip was seen before."""
+    is_dropped: np.ndarray
+    """Whether the caption is."""
+    batches: np.ndarray
+    """(first row, last row + 1) of each batch, in the order in which they are taken."""
 
 
 class BucketSampler:
-    """Endless batches of clips; the order is a function of (seed, epoch) alone.
+    """Endless batches of samples; the order is a function of (seed, epoch) alone.
 
     `epoch` and `cursor` (batches already taken in this epoch) are the whole state.
     """
@@ -20,34 +42,81 @@ class BucketSampler:
         self._clips = clips
         self._batch_size = batch_size
         self._seed = seed
+        self._epochs: dict[int, _Epoch] = {}
         self.epoch = 0
         self.cursor = 0
-        self._batches = self._shuffle()
+        self.steps_per_epoch = len(self._epoch(0).batches)
+        """The same in every epoch."""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches an epoch; the same in every epoch."""
-        return len(self._batches)
-
-    def next(self) -> list[CachedClip]:
+    def next(self) -> list[Sample]:
         """The next batch, all of one bucket; shorter than the batch size at the end of a bucket."""
-        if self.cursor == len(self._batches):
-            self.epoch += 1
-            self.cursor = 0
-            self._batches = self._shuffle()
-        batch = self._batches[self.cursor]
-        self.cursor += 1
-        return [self._clips[index].on_visit(number) for index, number in batch]
+        (self.epoch, cursor), samples = next(self.upcoming())
+        self.cursor = cursor + 1
+        return samples
 
-    def _shuffle(self) -> list[list[tuple[int, int]]]:
-        """Batches of (index of a clip, how often it was seen before)."""
-        random = np.random.default_rng([self._seed, self.epoch])
+    def upcoming(self) -> Iterator[tuple[Position, list[Sample]]]:
+        """Endlessly what `next` will give, with its position; moves nothing."""
+        epoch, cursor = self.epoch, self.cursor
+        while True:
+            if cursor == self.steps_per_epoch:
+                epoch, cursor = epoch + 1, 0
+            yield (epoch, cursor), self._batch(epoch, cursor)
+            cursor += 1
+
+    def _batch(self, epoch: int, cursor: int) -> list[Sample]:
+        order = self._epoch(epoch)
+        rows = slice(*order.batches[cursor])
+        return [self._clips[index].visit(int(visit), bool(is_dropped)) for index, visit, is_dropped
+                in zip(order.indices[rows], order.visits[rows], order.is_dropped[rows], strict=True)]
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            self._epochs = {known: order for known, order in self._epochs.items() if abs(known - epoch) <= AHEAD}
+            self._epochs[epoch] = self._shuffle(epoch)
+        return self._epochs[epoch]
+
+    def _shuffle(self, epoch: int) -> _Epoch:
+        random = np.random.default_rng([self._seed, epoch])
         buckets = defaultdict(list)
         for index, clip in enumerate(self._clips):
-            first = self.epoch * clip.repeats
-            buckets[clip.bucket].extend((index, first + repeat) for repeat in range(clip.repeats))
-        batches = []
+            buckets[clip.bucket].append(index)
+        indices, visits, batches, first = [], [], [], 0
         for bucket in sorted(buckets):
-            order = [buckets[bucket][i] for i in random.permutation(len(buckets[bucket]))]
-            batches += [order[i:i + self._batch_size] for i in range(0, len(order), self._batch_size)]
-        return [batches[i] for i in random.permutation(len(batches))]
+            repeats = np.array([self._clips[index].repeats for index in buckets[bucket]])
+            ends = repeats.cumsum()
+            seen = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats) + epoch * np.repeat(repeats, repeats)
+            order = random.permutation(ends[-1])
+            indices.append(np.repeat(buckets[bucket], repeats)[order])
+            visits.append(seen[order])
+            starts = np.arange(0, ends[-1], self._batch_size)
+            batches.append(first + np.stack([starts, np.minimum(starts + self._batch_size, ends[-1])], 1))
+            first += ends[-1]
+        rows = np.concatenate(indices)
+        dropouts = np.array([clip.caption_dropout for clip in self._clips])[rows]
+        # a stream of its own, so that the order is the same with and without dropout
+        is_dropped = np.random.default_rng([self._seed, epoch, 1]).random(len(rows)) < dropouts
+        return _Epoch(rows, np.concatenate(visits), is_dropped, random.permutation(np.concatenate(batches)))
+
+
+class LookAhead:
+    """Batches of a sampler, read by a thread while the step before them is computed."""
+
+    def __init__(self, sampler: BucketSampler) -> None:
+        self._sampler = sampler
+        self._reader = ThreadPoolExecutor(1, "wantune-batches")
+        self._reading: dict[Position, Future] = {}
+
+    def next(self) -> Batch:
+        """The next batch; the sampler's position moves by one, whatever is read ahead."""
+        upcoming = self._sampler.upcoming()
+        wanted = dict(next(upcoming) for _ in range(AHEAD + 1))
+        # a position that was set from outside makes the rest worthless
+        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, samples)
+                         for position, samples in wanted.items()}
+        position = next(iter(wanted))
+        self._sampler.next()
+        return self._reading.pop(position).result()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._reader.shutdown(cancel_futures=True)

@@ -51,24 +51,24 @@ _TURNS = {
 """What the display matrix (a, b, c, d), x' = ax + cy and y' = bx + dy, asks for."""
 
 
-def probe(path: Path) -> Source:
+def probe(path: Path, name: str) -> Source:
     """Size, frames and times of a clip: reads every packet, decodes one frame.
 
     Raises:
         UserError: no clip, no video in it, cut off, or without usable timestamps.
     """
-    with _opened(path) as (container, stream):
-        stamps, last_ticks = _presentation_times(container, stream, path.name)
+    with _opened(path, name) as (container, stream):
+        stamps, last_ticks = _presentation_times(container, stream, name)
         tick = stream.time_base
         # A cut Matroska file just ends; its head still says how long it was. Sound may last longer than video.
         missing = Fraction(container.duration or 0, av.time_base) - (int(stamps[-1]) + last_ticks) * tick
         if container.format.name.startswith("matroska") and len(container.streams) == 1 and missing > 1:
-            raise UserError(f"{path.name} is cut off ({float(missing):.1f} s are missing at its end); "
+            raise UserError(f"{name} is cut off ({float(missing):.1f} s are missing at its end); "
                             "export or download it again.")
-    with _opened(path) as (container, stream):
-        stamp, frame = next(_decoded(container, stream, path.name), (None, None))
+    with _opened(path, name) as (container, stream):
+        stamp, frame = next(_decoded(container, stream, name), (None, None))
     if frame is None:
-        raise UserError(f"{path.name} has no frame that can be decoded; export or download it again.")
+        raise UserError(f"{name} has no frame that can be decoded; export or download it again.")
     width, height = _upright(frame).size
     return Source(
         width=width,
@@ -81,12 +81,16 @@ def probe(path: Path) -> Source:
     )
 
 
-def read(path: Path, source: Source, bucket: Bucket, start: int) -> np.ndarray:
+def read(
+    path: Path, name: str, source: Source, bucket: Bucket, start: int, background: str = "white"
+) -> np.ndarray:
     """The pixels a clip is trained on: pixels_FHW3 uint8, (bucket.frames, bucket.height, bucket.width, 3).
 
     Args:
-        source: what probe said of the file.
+        name: what messages call the file.
+        source: what probe said of it.
         start: the first frame, counted at 16 fps.
+        background: the colour under a transparent animation.
 
     Raises:
         UserError: the file is damaged in or before the window.
@@ -94,32 +98,34 @@ def read(path: Path, source: Source, bucket: Bucket, start: int) -> np.ndarray:
     """
     pixels_FHW3 = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
     count = 0
-    for image in frames(path, source, start, bucket.frames):
-        pixels_FHW3[count] = pictures.fit(image, bucket)[0]
+    for image in frames(path, name, source, start, bucket.frames, background):
+        pixels_FHW3[count] = pictures.fit(image, bucket.width, bucket.height)
         count += 1
     if count < bucket.frames:
-        raise UserError(f"{path.name} ends after {count} of {bucket.frames} frames (frame {start} on, at 16 fps); "
+        raise UserError(f"{name} ends after {count} of {bucket.frames} frames (frame {start} on, at 16 fps); "
                         "export or download it again.")
     return pixels_FHW3
 
 
-def frames(path: Path, source: Source, start: int, count: int) -> Iterator[Image.Image]:
+def frames(
+    path: Path, name: str, source: Source, start: int, count: int, background: str = "white"
+) -> Iterator[Image.Image]:
     """`count` frames at 16 fps from frame `start` on, as shown, in full size, one after the other."""
     if source.is_animation:
-        yield from extraction.shown(animations.timed(path), source, start, count)
+        yield from extraction.shown(animations.timed(path, name, background), source, start, count)
         return
-    timed = _timed(path, source, Fraction(start, extraction.FPS))
+    timed = _timed(path, name, source, Fraction(start, extraction.FPS))
     for frame in extraction.shown(timed, source, start, count):
         yield _upright(frame)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: Path, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     path.stat()  # a missing file is an OSError of the system, not one of FFmpeg's
     try:
         with av.open(str(path.absolute()), options={"format_whitelist": _FORMATS}) as container:
             if not container.streams.video:
-                raise UserError(f"{path.name} holds no video (sound alone?); replace it or take it out.")
+                raise UserError(f"{name} holds no video (sound alone?); replace it or take it out.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
@@ -127,17 +133,17 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         if isinstance(error, UserError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise UserError(_not_a_clip(path) or f"{path.name} is damaged or no clip ({reason}); "
+        raise UserError(_not_a_clip(path, name) or f"{name} is damaged or no clip ({reason}); "
                         "export or download it again.") from None
 
 
-def _not_a_clip(path: Path) -> str | None:
+def _not_a_clip(path: Path, name: str) -> str | None:
     try:
         with Image.open(path) as image:
             suffix = f".{image.format.lower()}"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return f"{path.name} is a picture with a clip's name; rename it to end in {suffix}."
+    return f"{name} is a picture with a clip's name; rename it to end in {suffix}."
 
 
 def _presentation_times(container, stream, name: str) -> tuple[np.ndarray, int]:
@@ -169,10 +175,10 @@ def _broken(name: str, what: str) -> str:
     return f"{name} has broken timestamps ({what}); export it again with a constant frame rate."
 
 
-def _timed(path: Path, source: Source, seconds: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def _timed(path: Path, name: str, source: Source, seconds: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """(seconds after the first frame, frame) from a frame at or before `seconds` on."""
     for step_back in (0, 2, 10, None):
-        with _opened(path) as (container, stream):
+        with _opened(path, name) as (container, stream):
             target = seconds - step_back if step_back is not None else Fraction(0)
             # In avi a frame's time is known only from all before it.
             if target > 0 and container.format.name != "avi":
@@ -181,12 +187,12 @@ def _timed(path: Path, source: Source, seconds: Fraction) -> Iterator[tuple[Frac
                 except av.FFmpegError:
                     continue  # a file that cannot be sought is read from its beginning
             is_first, previous = True, None
-            for stamp, frame in _decoded(container, stream, path.name):
+            for stamp, frame in _decoded(container, stream, name):
                 time = stamp * stream.time_base - source.first
                 if is_first and target > 0 and time > seconds:
                     break  # the index led behind the window
                 if previous is not None and time < previous:
-                    raise UserError(_broken(path.name, f"they run backwards at {float(time):.2f} s"))
+                    raise UserError(_broken(name, f"they run backwards at {float(time):.2f} s"))
                 is_first, previous = False, time
                 yield time, frame
             if not is_first or target <= 0:

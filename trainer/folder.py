@@ -1,0 +1,123 @@
+"""What lies in a dataset folder and the folders in it, with what the file system says of each file."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from . import pictures, video
+from .config import UserError
+from .notes import Notes
+
+SUFFIXES = pictures.SUFFIXES | video.SUFFIXES
+
+FORMATS = "jpg, png, webp, avif, bmp, tiff, gif, mp4, mov, mkv, webm or avi"
+
+MASKS = "masks"
+"""Name of the folders that hold masks."""
+
+CAPTION_FILES = ("captions.json", "metadata.jsonl")
+
+_SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
+"""Put there by systems and not by people; passed over without a word, as are names that begin with a dot."""
+
+_REPEATS = re.compile(r"([1-9]\d*)_")
+"""kohya's name of a folder: 10_name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes when a file does: bytes, and nanoseconds of its content and of its entry in the folder."""
+
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """Raises OSError as `stat` does."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file; `name` is its path from the dataset folder on, with slashes on every system."""
+
+    path: Path
+    name: str
+
+    @property
+    def suffix(self) -> str:
+        """Of its name, in small letters."""
+        return self.path.suffix.lower()
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it lies in a folder of masks."""
+        return MASKS in (part.lower() for part in PurePosixPath(self.name).parts[:-1])
+
+    @property
+    def repeats(self) -> int | None:
+        """What the nearest folder called `10_name` says."""
+        for part in reversed(PurePosixPath(self.name).parts[:-1]):
+            if match := _REPEATS.match(part):
+                return int(match[1])
+        return None
+
+
+def key_of(name: str) -> str:
+    """A name as captions and masks are looked up by: one form of accents, and slashes alone."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def stem_of(name: str) -> str:
+    """The key of a name without its ending."""
+    return key_of(str(PurePosixPath(name).with_suffix("")))
+
+
+def walk(root: Path, notes: Notes) -> Iterator[Entry]:
+    """Every visible file, folder by folder and by name; links are followed, but no folder is read twice.
+
+    Raises:
+        UserError: no such folder, or it cannot be read.
+    """
+    if not root.is_dir():
+        raise UserError(f"The folder {root} does not exist; give the folder that holds your pictures or clips.")
+    seen: set[str] = set()
+
+    def visit(folder: Path, prefix: str) -> Iterator[Entry]:
+        real = os.path.realpath(folder)
+        if real in seen:
+            notes.add(prefix.rstrip("/"), "a link to a folder that is read already; it is not read twice.")
+            return
+        seen.add(real)
+        try:
+            # real folders first, so that what is left out as a second way to a folder is the link
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: (entry.is_symlink() and os.path.isdir(entry), entry.name))
+        except OSError as error:
+            if not prefix:
+                raise UserError(f"The folder {root} cannot be read ({error.strerror}); check its permissions."
+                                ) from None
+            notes.add(prefix.rstrip("/"), f"cannot be read ({error.strerror}); check its permissions.")
+            return
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
+                continue
+            if os.path.isdir(entry):  # unlike entry.is_dir() also for a link to itself
+                yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
+            else:
+                yield Entry(folder / entry.name, prefix + entry.name)
+
+    yield from visit(root, "")
+
+
+def check(root: Path) -> None:
+    """Raises UserError unless there is at least one picture or clip."""
+    if not any(entry.suffix in SUFFIXES and not entry.is_mask for entry in walk(root, Notes())):
+        raise UserError(f"The folder {root} holds no pictures or clips; put {FORMATS} files into it.")
