@@ -95,7 +95,7 @@ class JoinDatasets(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        more = [sockets.Dataset.Input(f"dataset_{i}", optional=True, tooltip="One more.") for i in range(3, 7)]
+        more = [sockets.Dataset.Input(f"dataset_{i}", optional=True, tooltip="One more dataset.") for i in range(3, 7)]
         return io.Schema(
             node_id="WanTune_JoinDatasets",
             display_name="Join Datasets",

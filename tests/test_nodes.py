@@ -97,7 +97,8 @@ def test_a_folder_is_absolute_or_lies_in_the_input_folder(nodes, input_folder):
     ({"folder": " "}, "folder is empty; give the folder"),
     ({"frame_buckets": "1, 30"}, "frame_buckets has 30"),
     ({"validation_items": -1}, "validation_items is -1"),
-    ({"alpha_color": "wite"}, "alpha_color is 'wite'"), ({"more_resolutions": "a"}, "more_resolutions has 'a'"), ({"extraction": "end"}, "extraction is 'end'; choose"),
+    ({"alpha_color": "wite"}, "alpha_color is 'wite'"), ({"more_resolutions": "a"}, "more_resolutions has 'a'"),
+    ({"extraction": "end"}, "extraction is 'end'; choose"),
 ])
 def test_mistakes_are_answered_before_anything_runs(nodes, input_folder, changes, sentence):
     assert sentence in nodes["WanTune_LoadDataset"].validate_inputs(**dataset_inputs(**changes))
