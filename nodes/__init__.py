@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .cache import CacheLatents, PruneCache
 from .compare import CompareVideos
-from .dataset import JoinDatasets, LoadDataset
+from .dataset import DatasetSettings, JoinDatasets, LoadDataset
 from .lora import ApplyLoRA, SaveLoRA
 from .train import TrainWanLoRA
 
@@ -14,4 +14,5 @@ class WanTuneExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order in which they are used."""
-        return [LoadDataset, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, SaveLoRA, ApplyLoRA, CompareVideos]
+        return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, SaveLoRA, ApplyLoRA,
+                CompareVideos]

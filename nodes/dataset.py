@@ -1,7 +1,8 @@
-"""Load Dataset and Join Datasets."""
+"""Load Dataset, Dataset Settings and Join Datasets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 
@@ -58,7 +59,8 @@ class LoadDataset(io.ComfyNode):
                                tooltip="What is taken of a clip that is longer than its frame bucket: its start, its "
                                "middle, all of it in evenly spaced parts that may overlap (uniform) or in parts one "
                                "after the other (chunks), or up to 8 random parts taken in turn (random)."),
-                *(_folded(widget) for widget in _details()),
+                sockets.DatasetSettings.Input("settings", optional=True, tooltip="From Dataset Settings: captions, "
+                                              "masks, several resolutions."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="What will be trained on."),
@@ -71,13 +73,10 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs):
         """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
+        inputs.pop("settings", None)
         if any(value is None for value in inputs.values()):
             return True
-        try:
-            folder.check(Path(_config(**inputs).folder))
-        except UserError as error:
-            return str(error)
-        return True
+        return _checked(lambda: folder.check(Path(_config(**inputs).folder)))
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_inputs) -> str:
@@ -88,6 +87,48 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, **inputs) -> io.NodeOutput:
         progress = dataset.scanning(_config(**inputs), paths.scans_folder())
         return _shown(ProgressLine(cls.hidden, "reading").follow(progress), cls.hidden)
+
+
+class DatasetSettings(io.ComfyNode):
+    """What most people leave as it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanTune_DatasetSettings",
+            display_name="Dataset Settings",
+            category="WanTune",
+            description="Captions, masks and resolutions in detail, for one Load Dataset or several.",
+            inputs=[
+                io.String.Input("more_resolutions", default="", tooltip="Train on each file at these resolutions as "
+                                "well, for example 256, 768."),
+                io.Boolean.Input("prepend_trigger", default=True, tooltip="Put the trigger word in front of captions "
+                                 "that lack it. [trigger] in a caption is always replaced."),
+                io.Combo.Input("caption_fallback", options=list(CAPTION_FALLBACKS), default="trigger word",
+                               tooltip="What a file without a caption gets: the trigger word, its own name, or no "
+                               "place in the dataset."),
+                io.Float.Input("caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, tooltip="Share of the "
+                               "visits in which the caption is left empty; 0.05 to 0.1 keeps the LoRA from clinging to "
+                               "the words."),
+                io.Boolean.Input("shuffle_tags", default=False, tooltip="For captions of comma-separated tags: take "
+                                 "them in up to 8 orders in turn. The trigger word stays in front."),
+                io.Combo.Input("masks", options=list(MASK_SOURCES), default="folder", tooltip="White is learned, black "
+                               "is not: pictures of the same name in a folder called masks, or the picture's own "
+                               "transparency (alpha)."),
+                io.String.Input("alpha_color", default="white", tooltip="Laid under transparent pictures: a name such "
+                                "as white or grey, or #rrggbb."),
+            ],
+            outputs=[sockets.DatasetSettings.Output(display_name="settings", tooltip="For Load Dataset.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **inputs):
+        """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
+        return _checked(lambda: _settings(**{name: value for name, value in inputs.items() if value is not None}))
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return io.NodeOutput(_settings(**inputs))
 
 
 class JoinDatasets(io.ComfyNode):
@@ -107,7 +148,7 @@ class JoinDatasets(io.ComfyNode):
                 *more,
             ],
             outputs=[
-                sockets.Dataset.Output(display_name="dataset", tooltip="All of them."),
+                sockets.Dataset.Output(display_name="dataset", tooltip="All of them as one."),
                 io.String.Output(display_name="report", tooltip="Each file, used or not and why."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -120,35 +161,6 @@ class JoinDatasets(io.ComfyNode):
         return _shown(manifest.join(parts), cls.hidden)
 
 
-def _details() -> list[io.Input]:
-    """What most people leave as it is."""
-    return [
-        io.String.Input("more_resolutions", default="", optional=True, tooltip="Train on each file at these "
-                        "resolutions as well, for example 256, 768."),
-        io.Boolean.Input("prepend_trigger", default=True, optional=True, tooltip="Put the trigger word in front of "
-                         "captions that lack it. [trigger] in a caption is always replaced."),
-        io.Combo.Input("caption_fallback", options=list(CAPTION_FALLBACKS), default="trigger word", optional=True,
-                       tooltip="What a file without a caption gets: the trigger word, its own name, or no place in the "
-                       "dataset."),
-        io.Float.Input("caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, tooltip="Share of "
-                       "the visits in which the caption is left empty; 0.05 to 0.1 keeps the LoRA from clinging to the "
-                       "words."),
-        io.Boolean.Input("shuffle_tags", default=False, optional=True, tooltip="For captions of comma-separated tags: "
-                         "take them in up to 8 orders in turn. The trigger word stays in front."),
-        io.Combo.Input("masks", options=list(MASK_SOURCES), default="folder", optional=True, tooltip="White is "
-                       "learned, black is not: pictures of the same name in a folder called masks, or the picture's "
-                       "own transparency (alpha)."),
-        io.String.Input("alpha_color", default="white", optional=True, tooltip="Laid under transparent pictures: a "
-                        "name such as white or grey, or #rrggbb."),
-    ]
-
-
-def _folded(widget: io.Input) -> io.Input:
-    """The page folds it away; ComfyUI 0.3.75 has no argument for it, though its page knows it."""
-    widget.extra_dict = {**widget.extra_dict, "advanced": True}
-    return widget
-
-
 def _shown(found: manifest.Manifest, hidden) -> io.NodeOutput:
     """The dataset and its report: all of it as output and as JSON for the page, what can be read in the node."""
     short = report.text(found, MAX_FILES_SHOWN)
@@ -157,13 +169,28 @@ def _shown(found: manifest.Manifest, hidden) -> io.NodeOutput:
     return io.NodeOutput(found, report.text(found), ui=page)
 
 
-def _config(folder: str, frame_buckets: str, more_resolutions: str = "", **settings) -> DatasetConfig:
+def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inputs) -> DatasetConfig:
     return DatasetConfig(
         folder=str(paths.dataset_folder(folder)),
         frame_buckets=parse_frame_buckets(frame_buckets),
-        more_resolutions=parse_resolutions(more_resolutions),
-        **settings,
+        **inputs,
+        **(settings or {}),
     )
+
+
+def _settings(more_resolutions: str = "", **inputs) -> dict:
+    """The same as DatasetConfig takes them."""
+    settings = {"more_resolutions": parse_resolutions(more_resolutions), **inputs}
+    DatasetConfig(folder="", **settings)
+    return settings
+
+
+def _checked(check: Callable[[], object]) -> bool | str:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return True
 
 
 def _fingerprint(text: str | None) -> str:

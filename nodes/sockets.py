@@ -6,5 +6,6 @@ that its Load LoRA Model, Save LoRA and Plot Loss Graph nodes connect to ours an
 
 from comfy_api.latest import io
 
+DatasetSettings = io.Custom("WANTUNE_DATASET_SETTINGS")
 Dataset = io.Custom("WANTUNE_DATASET")
 Cache = io.Custom("WANTUNE_CACHE")

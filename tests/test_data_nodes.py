@@ -17,8 +17,8 @@ from wantune.trainer.text_padding import pad
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
-LOAD, JOIN, CACHE, PRUNE = (
-    f"WanTune_{name}" for name in ("LoadDataset", "JoinDatasets", "CacheLatents", "PruneCache"))
+LOAD, SETTINGS, JOIN, CACHE, PRUNE = (
+    f"WanTune_{name}" for name in ("LoadDataset", "DatasetSettings", "JoinDatasets", "CacheLatents", "PruneCache"))
 
 
 class Watch:
@@ -52,10 +52,12 @@ def folder(tmp_path):
     return folder
 
 
-def load(nodes, folder, **settings):
+def load(nodes, folder, settings=None, **changes):
     """(dataset, report, what the page gets)"""
     inputs = {"folder": str(folder), "trigger_word": "zwx", "resolution": 64, "frame_buckets": "1, 17",
-              "num_repeats": 2, "validation_items": 0, **settings}
+              "num_repeats": 2, "validation_items": 0, **changes}
+    if settings:
+        inputs["settings"] = nodes[SETTINGS].execute(**settings).result[0]
     output = nodes[LOAD].execute(**inputs)
     return *output.result, output.ui
 
@@ -71,13 +73,15 @@ def train(dataset, settings, watch=None):
 
 
 def test_the_report_is_text_in_the_node_an_output_and_json_for_the_page(nodes, folder):
-    dataset, text, page = load(nodes, folder, validation_items=1, caption_dropout=0.1)
+    settings = {"caption_dropout": 0.1, "more_resolutions": "96"}
+    dataset, text, page = load(nodes, folder, settings, validation_items=1)
     assert "5 of 5 files are used" in text and "expected cache size" in text and "held out" in text
     assert page["text"][0].startswith("5 of 5 files are used")
     (found,) = json.loads(json.dumps(page["wantune_report"]))
     assert {each["file"] for each in found["files"]} == {
         "astronaut.png", "chelsea.png", "coffee.png", "rocket.png", "clip.mp4"}
-    assert found["totals"]["files_held_out"] == 1 and len(dataset.held_out) == 1
+    assert found["totals"]["files_held_out"] == 1 and len(dataset.held_out) == 2
+    assert {clip.bucket.width for clip in dataset.clips} >= {64, 96} and dataset.clips[0].caption_dropout == 0.1
     assert [each["mask"] for each in found["files"] if each["file"] == "astronaut.png"] == ["masks/astronaut.png"]
 
 

@@ -15,6 +15,10 @@ CONTRACT = {
     "WanTune_LoadDataset": (
         {"folder": "", "trigger_word": "", "resolution": 512, "frame_buckets": "1, 33", "num_repeats": 10,
          "validation_items": 0}, ["WANTUNE_DATASET", "STRING"], "Load Dataset"),
+    "WanTune_DatasetSettings": (
+        {"more_resolutions": "", "prepend_trigger": True, "caption_fallback": "trigger word", "caption_dropout": 0.0,
+         "shuffle_tags": False, "masks": "folder", "alpha_color": "white"}, ["WANTUNE_DATASET_SETTINGS"],
+        "Dataset Settings"),
     "WanTune_JoinDatasets": ({"dataset_1": None, "dataset_2": None}, ["WANTUNE_DATASET", "STRING"], "Join Datasets"),
     "WanTune_CacheLatents": ({"dataset": None, "vae": None, "clip": None}, ["WANTUNE_CACHE"], "Cache Latents"),
     "WanTune_PruneCache": ({"max_age_days": 30.0, "max_size_gb": 50.0}, ["STRING"], "Prune Cache"),
@@ -97,11 +101,20 @@ def test_a_folder_is_absolute_or_lies_in_the_input_folder(nodes, input_folder):
     ({"folder": " "}, "folder is empty; give the folder"),
     ({"frame_buckets": "1, 30"}, "frame_buckets has 30"),
     ({"validation_items": -1}, "validation_items is -1"),
-    ({"alpha_color": "wite"}, "alpha_color is 'wite'"), ({"more_resolutions": "a"}, "more_resolutions has 'a'"),
     ({"extraction": "end"}, "extraction is 'end'; choose"),
 ])
 def test_mistakes_are_answered_before_anything_runs(nodes, input_folder, changes, sentence):
     assert sentence in nodes["WanTune_LoadDataset"].validate_inputs(**dataset_inputs(**changes))
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"alpha_color": "wite"}, "alpha_color is 'wite'"), ({"more_resolutions": "a"}, "more_resolutions has 'a'"),
+    ({"more_resolutions": "9999"}, "resolution is 9999"), ({"caption_dropout": 1.5}, "caption_dropout is 1.5"),
+    ({"masks": "none", "alpha_color": None}, True),
+])
+def test_mistakes_in_the_settings_are_answered_before_anything_runs(nodes, changes, sentence):
+    found = nodes["WanTune_DatasetSettings"].validate_inputs(**changes)
+    assert found is True if sentence is True else sentence in found
 
 
 @pytest.mark.parametrize(("name", "sentence"), [
