@@ -101,7 +101,8 @@ def show_text(hidden, text: str) -> None:
     """Write under the node with these hidden inputs; the page shows PreviewText only in core's preview nodes."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and hidden is not None:  # else ComfyUI serves as a library, without a page
-        server.send_progress_text(text, hidden.unique_id)
+        # newer pages show Markdown, where only two spaces before its end make a line end
+        server.send_progress_text(text.replace("\n", "  \n"), hidden.unique_id)
 
 
 def line(event: StepDone) -> str:

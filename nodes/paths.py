@@ -13,8 +13,10 @@ def dataset_folder(text: str) -> Path:
     """An absolute folder, or one in ComfyUI's input folder.
 
     Raises:
-        UserError: nothing was given.
+        UserError: nothing was given, or no path.
     """
+    if "\0" in text:
+        raise UserError(f"folder {text!r} is not a path; give the folder that holds your pictures.")
     if not text.strip():
         raise UserError("folder is empty; give the folder that holds your pictures, for example my_pictures.")
     return (Path(folder_paths.get_input_directory()) / text.strip().strip('"')).resolve()

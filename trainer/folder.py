@@ -86,7 +86,7 @@ def walk(root: Path, notes: Notes) -> Iterator[Entry]:
     Raises:
         UserError: no such folder, or it cannot be read.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # False also where permissions hide it
         raise UserError(f"The folder {root} does not exist; give the folder that holds your pictures or clips.")
     seen: set[str] = set()
 

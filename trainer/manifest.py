@@ -119,6 +119,6 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
         configs=tuple(config for manifest in manifests for config in manifest.configs),
         clips=clips,
         held_out=held_out,
-        rejected=tuple(rejection for manifest in manifests for rejection in manifest.rejected),
+        rejected=tuple(dict.fromkeys(rejection for manifest in manifests for rejection in manifest.rejected)),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
     )

@@ -79,15 +79,11 @@ def _per_bucket(manifest: Manifest) -> Counter:
 
 def _totals(manifest: Manifest) -> Iterable[str]:
     samples = _per_bucket(manifest)
-    files = {bucket: set() for bucket in samples}
-    windows: Counter = Counter()
-    for clip in manifest.clips:
-        files[clip.bucket].add(clip.path)
-        windows[clip.bucket] += 1
+    files = Counter(bucket for bucket, _ in {(clip.bucket, clip.path) for clip in manifest.clips})
+    windows = Counter(bucket for bucket, *_ in {(clip.bucket, clip.path, clip.starts) for clip in manifest.clips})
     for bucket in sorted(samples):
-        count = len(files[bucket])
-        parts = f" in {windows[bucket]} windows" if windows[bucket] > count else ""
-        yield (f"bucket {bucket}: {_count(count, 'file')}{parts}, {samples[bucket]} samples an epoch, "
+        parts = f" in {windows[bucket]} windows" if windows[bucket] > files[bucket] else ""
+        yield (f"bucket {bucket}: {_count(files[bucket], 'file')}{parts}, {samples[bucket]} samples an epoch, "
                f"{bucket.num_tokens} tokens a step")
     total = samples.total()
     held_out = len({clip.digest for clip in manifest.held_out})
