@@ -9,7 +9,7 @@ import torch
 from wantune.tests import tools
 from wantune.trainer import pipeline
 from wantune.trainer.config import UserError
-from wantune.trainer.pipeline import AHEAD, Job
+from wantune.trainer.pipeline import READERS, Job
 from wantune.trainer.store import Store, read_tensor
 
 
@@ -50,7 +50,21 @@ def test_no_more_is_read_ahead_than_a_few_items(cache):
         return torch.zeros(3)
 
     tools.drained(pipeline.run(jobs_of(cache, 30, read=lambda n: was_read.append(n) or n, encode=encode), cache))
-    assert 1 < most <= AHEAD + 1
+    assert 1 < most <= READERS + 2
+
+
+def test_of_large_items_one_alone_is_read_ahead(cache, monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_AHEAD", 0.5)
+    was_read, most = [], 0
+
+    def encode(content):
+        nonlocal most
+        time.sleep(0.005)
+        most = max(most, len(was_read) - content)
+        return torch.zeros(3)
+
+    tools.drained(pipeline.run(jobs_of(cache, 30, read=lambda n: was_read.append(n) or n, encode=encode), cache))
+    assert 1 < most <= 2
 
 
 def test_reading_goes_on_while_the_encoder_works(cache):

@@ -27,7 +27,10 @@ MIN_TAGS = 3
 _PLACEHOLDER = "[trigger]"
 _NAME_KEYS = ("file_name", "file", "image_path", "video_path", "path", "image", "video")
 _TEXT_KEYS = ("text", "captions", "caption", "prompt")
-_IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
+_LETTER = rf"[^\W{_IDEOGRAPHS}]"
+"""Of an alphabet, or a digit: what separates words in scripts that separate them."""
 
 
 class CaptionFiles:
@@ -39,12 +42,15 @@ class CaptionFiles:
     def __init__(self, texts: Iterable[Entry], lists: Iterable[Entry], notes: Notes) -> None:
         self._texts = {stem_of(entry.name): entry for entry in texts}
         self._notes = notes
-        self._listed: dict[str, tuple[str, list[str]]] = {}
+        self._listed: dict[str, tuple[int, str, list[str]]] = {}
         self._asked: set[str] = set()
-        for entry in sorted(lists, key=lambda entry: (entry.name.count("/"), entry.name)):  # inner folders win
+        self._asked_texts: set[str] = set()
+        # inner folders win, and captions.json over metadata.jsonl
+        order = sorted(lists, key=lambda entry: (entry.name.count("/"), entry.suffix == ".json", entry.name))
+        for rank, entry in enumerate(order):
             for name, captions in _read_list(entry, notes):
                 full = key_of(str(PurePosixPath(entry.name).parent / key_of(name)))
-                self._listed[full] = (entry.name, captions)
+                self._listed[full] = (rank, entry.name, captions)
 
     def read(self, entry: Entry) -> list[str]:
         """Its captions, each on one line; none if nothing was written.
@@ -53,8 +59,10 @@ class CaptionFiles:
             UserError: the caption cannot be read.
         """
         keys = (key_of(entry.name), stem_of(entry.name))
-        source, listed = next((self._listed[key] for key in keys if key in self._listed), ("", []))
+        found = [self._listed[key] for key in keys if key in self._listed]
+        _, source, listed = max(found, key=lambda each: each[0], default=(0, "", []))
         self._asked.update(keys)
+        self._asked_texts.add(stem_of(entry.name))
         text = self._texts.get(stem_of(entry.name))
         own = _one_line(decode(text, self._notes)) if text else ""
         if own and listed and listed != [own]:
@@ -64,9 +72,9 @@ class CaptionFiles:
     def unused(self) -> Iterator[tuple[str, str]]:
         """(name, remark) of texts without their file."""
         for stem, entry in self._texts.items():
-            if stem not in self._asked:
+            if stem not in self._asked_texts:
                 yield entry.name, "a caption without its picture; add the picture or delete it."
-        for key, (source, _) in self._listed.items():
+        for key, (_, source, _) in self._listed.items():
             if key not in self._asked:
                 yield key, f"named in {source}, but there is no such picture or clip; correct the name."
 
@@ -84,15 +92,16 @@ def finished(written: list[str], entry: Entry, config: DatasetConfig, notes: Not
         if estimate_tokens(caption) > TEXT_LENGTH:
             notes.add(entry.name, f"its caption has more than {TEXT_LENGTH} tokens, which Wan was not trained on; "
                       "shorten it.")
+    captions = list(dict.fromkeys(captions))
     if config.shuffle_tags:
         captions = _in_turn([_tag_orders(caption, trigger) for caption in captions])
-    return tuple(dict.fromkeys(captions))
+    return tuple(captions)
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
     """Whether the trigger word stands in it as a word of its own ("art" is not in "party")."""
-    before = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", trigger) else ""
-    after = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", trigger) else ""
+    before = rf"(?<!{_LETTER})" if re.match(_LETTER, trigger) else ""
+    after = rf"(?!{_LETTER})" if re.search(rf"{_LETTER}$", trigger) else ""
     return re.search(before + re.escape(trigger) + after, caption) is not None
 
 
@@ -118,6 +127,9 @@ def decode(entry: Entry, notes: Notes) -> str:
         raise UserError(f"{entry.name} cannot be read ({error.strerror}); check its permissions.") from None
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", errors="replace")
+    if b"\0" in data:
+        notes.add(entry.name, "was read as UTF-16; save it as UTF-8 if it looks wrong.")
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -154,13 +166,16 @@ def _with_trigger(text: str, trigger: str, entry: Entry, config: DatasetConfig, 
 
 
 def _tag_orders(caption: str, trigger: str) -> list[str]:
-    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    whole = caption.replace(trigger, _PLACEHOLDER) if trigger else caption  # a trigger word may have commas
+    tags = [tag.strip().replace(_PLACEHOLDER, trigger) for tag in whole.split(",") if tag.strip()]
     if len(tags) < MIN_TAGS:
         return [caption]
     first = [tag for tag in tags if trigger and has_trigger(tag, trigger)][:1]
-    rest = [tag for tag in tags if tag not in first]
+    rest = list(tags)
+    for tag in first:
+        rest.remove(tag)
     draw = random.Random(caption)
-    orders = [caption]
+    orders = [", ".join([*first, *rest])]
     for _ in range(4 * TAG_ORDERS):  # short lists have fewer orders than that
         order = ", ".join([*first, *draw.sample(rest, len(rest))])
         if order not in orders:

@@ -65,15 +65,16 @@ def scanning(config: DatasetConfig, memory: Path | None = None) -> Iterator[Scan
     clips, rejected = [], []
     for entry in media:
         try:
+            found = texts.read(entry)  # first, so that no caption of a file that is left out passes for unused
             mask = _mask(entry, facts, painted.get(entry.name), config)
-            written = captions.finished(texts.read(entry), entry, config, notes)
+            written = captions.finished(found, entry, config, notes)
             clips += _clips(entry, facts[entry.name], mask, written, config, notes)
         except UserError as error:
             rejected.append(Rejection(entry.path, entry.name, str(error)))
     rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
                  for entry in entries if _is_foreign(entry)]
     if not clips:
-        raise UserError(_nothing_usable(root, rejected))
+        raise UserError(_nothing_usable(root, rejected, config))
     for name, remark in texts.unused():
         notes.add(name, remark)
     _note_twins(media, clips, config, notes)
@@ -105,18 +106,25 @@ def _masks(entries: list[Entry], media: list[Entry], config: DatasetConfig, note
         for entry in found:
             notes.add(entry.name, f'a mask that is not used, since masks is "{config.masks}".')
         return {}
-    by_stem = {}
-    for entry in found:
-        parts = PurePosixPath(entry.name).parts
-        level = next(i for i, part in enumerate(parts) if part.lower() == folder.MASKS)
-        by_stem[folder.stem_of("/".join(parts[:level] + parts[level + 1:]))] = entry
-    masked = {entry.name: by_stem[stem] for entry in media if (stem := folder.stem_of(entry.name)) in by_stem}
+    stems = {entry.name: folder.stem_of(_without_masks(entry.name)) for entry in found}
+    by_stem = {stems[entry.name]: entry for entry in found}
+    pictured = {entry.name: folder.stem_of(entry.name) for entry in media}
+    masked = {name: by_stem[stem] for name, stem in pictured.items() if stem in by_stem}
     used = {entry.name for entry in masked.values()}
     for entry in found:
         if entry.name not in used:
-            notes.add(entry.name, "a mask without its picture; give both the same name, or rename the folder "
+            is_second = stems[entry.name] in pictured.values()
+            notes.add(entry.name, "a second mask of that name, which is not used; delete one." if is_second else
+                      "a mask without its picture; give both the same name, or rename the folder "
                       f'"{folder.MASKS}" if these are pictures.')
     return masked
+
+
+def _without_masks(name: str) -> str:
+    """The path without the folder of masks in it."""
+    parts = PurePosixPath(name).parts
+    level = next(i for i, part in enumerate(parts) if part.lower() == folder.MASKS)
+    return "/".join(parts[:level] + parts[level + 1:])
 
 
 def _mask(entry: Entry, facts: dict[str, Facts], painted: Entry | None, config: DatasetConfig) -> Mask | None:
@@ -210,10 +218,11 @@ def _is_foreign(entry: Entry) -> bool:
     return not is_caption and entry.suffix not in (pictures.SUFFIXES if entry.is_mask else folder.SUFFIXES)
 
 
-def _nothing_usable(root: Path, rejected: list[Rejection]) -> str:
+def _nothing_usable(root: Path, rejected: list[Rejection], config: DatasetConfig) -> str:
     reasons = " ".join(rejection.reason for rejection in rejected[:5])
     more = f" And {len(rejected) - 5} more." if len(rejected) > 5 else ""
     if rejected and all("has no caption" in rejection.reason for rejection in rejected):
-        return (f"No file in {root} has a caption; write a .txt file of the same name beside each, "
-                "or set trigger_word to caption all of them with it.")
+        is_strict = config.caption_fallback == "leave out"
+        other = "choose another caption_fallback" if is_strict else "set trigger_word to caption all of them with it"
+        return f"No file in {root} has a caption; write a .txt file of the same name beside each, or {other}."
     return f"No file in {root} can be used: {reasons}{more}"

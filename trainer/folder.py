@@ -92,14 +92,13 @@ def walk(root: Path, notes: Notes) -> Iterator[Entry]:
 
     def visit(folder: Path, prefix: str) -> Iterator[Entry]:
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or f"{os.path.realpath(root)}{os.sep}".startswith(f"{real.rstrip(os.sep)}{os.sep}") and prefix:
             notes.add(prefix.rstrip("/"), "a link to a folder that is read already; it is not read twice.")
             return
         seen.add(real)
         try:
-            # real folders first, so that what is left out as a second way to a folder is the link
             with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: (entry.is_symlink() and os.path.isdir(entry), entry.name))
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             if not prefix:
                 raise UserError(f"The folder {root} cannot be read ({error.strerror}); check its permissions."
@@ -110,11 +109,18 @@ def walk(root: Path, notes: Notes) -> Iterator[Entry]:
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                 continue
             if os.path.isdir(entry):  # unlike entry.is_dir() also for a link to itself
-                yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
+                if entry.is_symlink():
+                    links.append((folder / entry.name, f"{prefix}{entry.name}/"))
+                else:
+                    yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
             else:
                 yield Entry(folder / entry.name, prefix + entry.name)
 
+    # links last, so that what is left out as a second way to a folder is the link
+    links: list[tuple[Path, str]] = []
     yield from visit(root, "")
+    while links:
+        yield from visit(*links.pop(0))
 
 
 def check(root: Path) -> None:

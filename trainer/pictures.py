@@ -42,7 +42,7 @@ def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         yield image
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise UserError(_not_a_picture(data, name)) from None
@@ -55,6 +55,8 @@ def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
 def _not_a_picture(data: bytes, name: str) -> str:
     if data[4:12] in _AVIF and not features.check("avif"):
         return f"{name} needs a Pillow that reads avif (11.3 and newer); save it as png, or update Pillow."
+    if data[4:12] in _AVIF:
+        return f"{name} is damaged; export or download it again."
     if data[4:12] in _HEIC:
         return f"{name} is a HEIC photograph, which is not read; export it as jpg."
     for offset, mark, suffix in _CLIP_MARKS:
@@ -92,9 +94,10 @@ def probe(data: bytes, name: str) -> Picture:
             image.verify()  # every chunk's checksum: as sure as decoding, and much faster
             return Picture(image.width, image.height, is_animated=False)
         if image.format == "JPEG":
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             width, height = image.size
-            image.draft(None, (width // 8, height // 8))  # reads all of the file, computes a 64th of the pixels
+            # reads all of the file, computes a 64th of the pixels
+            image.draft(None, (max(1, width // 8), max(1, height // 8)))
             image.load()
             return Picture(*((height, width) if turned else (width, height)), is_animated=False)
         image.load()
@@ -121,7 +124,8 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips 16-bit grey to 255 when it converts; keep the high byte instead.
         samples = np.asarray(image).astype(np.float32)
-        full_scale = 65535.0 if samples.max(initial=0) > 255 else 255.0
+        most = samples.max(initial=0)
+        full_scale = 65535.0 if most > 255 else 1.0 if image.mode == "F" and most <= 1 else 255.0
         return Image.fromarray((samples / full_scale * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if _is_layered(image):
         layered = image.convert("RGBA")

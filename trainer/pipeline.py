@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,11 @@ from .config import UserError
 from .manifest import Rejection
 from .store import Store
 
-AHEAD = 2
-"""Items decoded before their turn: their pixels wait in memory."""
+READERS = min(8, os.cpu_count() or 1)
+"""Threads that decode: an encoder on a GPU is faster than one of them."""
+
+MAX_AHEAD = 50_000
+"""Tokens decoded before their turn, whose pixels wait in memory: about 140 MiB. One item always is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Job:
     name: str
     path: Path
     work: float
-    """How much of it there is, against others of its kind."""
+    """How much of it there is, against others of its kind: tokens of a latent."""
     read: Callable[[], object]
     """Runs ahead, in a thread; a UserError means that the item is left out."""
     encode: Callable[[object], torch.Tensor] | None
@@ -60,7 +64,7 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
     faults: dict[Path, Rejection] = {}
     if done:
         yield Progress(jobs[0].kind, done, total, "", None)
-    reader, writer = ThreadPoolExecutor(1, "wantune-read"), ThreadPoolExecutor(1, "wantune-write")
+    reader, writer = ThreadPoolExecutor(READERS, "wantune-read"), ThreadPoolExecutor(1, "wantune-write")
     try:
         written: Future | None = None
         started = time.perf_counter()
@@ -88,8 +92,11 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
 def _ahead(jobs: Sequence[Job], reader: ThreadPoolExecutor) -> Iterator[tuple[Job, Future]]:
     """Each job with what it reads, while the next are read already."""
     waiting: deque[tuple[Job, Future]] = deque()
+    work = 0.0
     for job in jobs:
-        waiting.append((job, reader.submit(job.read)))
-        if len(waiting) > AHEAD:
+        while len(waiting) > 1 and (len(waiting) > READERS or work + job.work > MAX_AHEAD):
+            work -= waiting[0][0].work
             yield waiting.popleft()
+        waiting.append((job, reader.submit(job.read)))
+        work += job.work
     yield from waiting

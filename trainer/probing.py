@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
@@ -56,9 +57,11 @@ def probe(entry: Entry, memory: Remembered) -> Facts:
             facts = Facts(fault=str(error))
         if Stamp.of(entry.path) != stamp:
             return Facts(fault=f"{entry.name} changed while it was read; queue again when it is complete.")
-    except FileNotFoundError:
-        return Facts(fault=f"{entry.name} is gone, or a link to nothing; queue again, or delete the link.")
+    except MemoryError:
+        return Facts(fault=f"{entry.name} needs more memory than there is to be opened; scale it down.")
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return Facts(fault=f"{entry.name} is gone, or a link to nothing; queue again, or delete the link.")
         return Facts(fault=f"{entry.name} cannot be read ({error.strerror}); check its permissions.")
     memory.put(entry.name, stamp, {key: value for key, value in asdict(facts).items() if key != "stamp"})
     return facts

@@ -63,9 +63,12 @@ class Remembered:
     def _load(self) -> dict[str, list]:
         try:
             content = json.loads(self._path.read_bytes()) if self._path else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(content, dict) or content.get("version") != self._version:
             return {}
         known = content.get("known")
-        return known if isinstance(known, dict) else {}
+        if not isinstance(known, dict):
+            return {}
+        return {name: each for name, each in known.items()
+                if isinstance(each, list) and len(each) == 2 and isinstance(each[1], dict)}

@@ -24,7 +24,8 @@ def text(manifest: Manifest, max_files: int | None = None) -> str:
         max_files: name no more files of a kind than this, and say how many more there are; None names all.
     """
     files = _files(manifest)
-    used, count = len(files), len(files) + len(manifest.rejected)
+    used = len({path for path, _ in files})
+    count = used + len(manifest.rejected)
     folders = " and ".join(config.folder for config in manifest.configs)
     lines = [f"{used} of {count} files are used from {folders}", *_totals(manifest), ""]
     held_out = {clip.digest for clip in manifest.held_out}
@@ -42,9 +43,10 @@ def to_json(manifest: Manifest) -> dict:
     files += [{"file": rejection.name, "path": str(rejection.path), "used": False, "reason": rejection.reason}
               for rejection in manifest.rejected]
     samples = sum(clip.repeats for clip in manifest.clips)
+    used = len({clip.path for clip in (*manifest.clips, *manifest.held_out)})
     totals = {
-        "files": len(files), "files_used": len(files) - len(manifest.rejected),
-        "files_held_out": len(_files(manifest)) - len({clip.path for clip in manifest.clips}),
+        "files": used + len(manifest.rejected), "files_used": used,
+        "files_held_out": len({clip.path for clip in manifest.held_out}),
         "samples": samples, "steps_per_epoch": samples, "expected_cache_bytes": expected_bytes(manifest),
         "buckets": [{"width": bucket.width, "height": bucket.height, "frames": bucket.frames, "samples": number,
                      "tokens_per_step": bucket.num_tokens} for bucket, number in sorted(_per_bucket(manifest).items())],
@@ -63,10 +65,10 @@ def expected_bytes(manifest: Manifest) -> int:
 
 
 def _files(manifest: Manifest) -> dict[object, list[Clip]]:
-    """The samples of each file, by path, in the order of the folders."""
+    """The samples of each file, in the order of paths; one that is joined twice with other captions is two."""
     files: dict[object, list[Clip]] = {}
     for clip in sorted((*manifest.clips, *manifest.held_out), key=lambda clip: str(clip.path)):
-        files.setdefault(clip.path, []).append(clip)
+        files.setdefault((clip.path, clip.captions), []).append(clip)
     return files
 
 
@@ -86,8 +88,8 @@ def _totals(manifest: Manifest) -> Iterable[str]:
         yield (f"bucket {bucket}: {_count(files[bucket], 'file')}{parts}, {samples[bucket]} samples an epoch, "
                f"{bucket.num_tokens} tokens a step")
     total = samples.total()
-    held_out = len({clip.digest for clip in manifest.held_out})
-    yield f"{total} samples an epoch ({total} steps at batch size 1), {held_out} files held out"
+    held_out = len({clip.path for clip in manifest.held_out})
+    yield f"{total} samples an epoch ({total} steps at batch size 1), {_count(held_out, 'file')} held out"
     yield f"expected cache size: about {expected_bytes(manifest) / MIB:.1f} MiB"
 
 
@@ -100,7 +102,7 @@ def _line(clip: Clip) -> str:
         cut = (f"{size}, {clip.source.num_frames} frames at {clip.source.fps:g} fps -> {clip.bucket}, frames {windows} "
                f"of {clip.source.frames_at_16} at 16 fps")
     mask = f", mask {'alpha' if clip.mask.is_alpha else clip.mask.name}" if clip.mask else ""
-    captions = " or ".join(f'"{caption}"' for caption in clip.captions)
+    captions = " or ".join(f'"{caption}"' for caption in dict.fromkeys(clip.captions))
     trigger = {True: ", trigger word in it", False: ", without the trigger word", None: ""}[_trigger_present(clip)]
     return f"{cut}, x{clip.repeats}{mask}, {captions}{trigger}"
 
@@ -119,7 +121,7 @@ def _file(clips: list[Clip], is_held_out: bool) -> dict:
         "samples": [{"width": each.bucket.width, "height": each.bucket.height, "frames": each.bucket.frames,
                      "frames_used": [list(window) for window in _windows(each)], "repeats": each.repeats}
                     for each in clips],
-        "captions": list(clip.captions),
+        "captions": list(dict.fromkeys(clip.captions)),
         "trigger_present": _trigger_present(clip),
         "mask": clip.mask.name if clip.mask else None,
         "alpha_color": clip.background or None,
