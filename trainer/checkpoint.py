@@ -7,17 +7,29 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from .config import UserError
 from .events import Event, to_json
 from .files import replacing
+from .tensors import put_together, take_apart
 
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
+_STEP = re.compile(r"step_(\d+)")
+
+MAX_NAME = 120
+"""Bytes; a file name may have 255 on most systems, and a key follows."""
+
+ADAPTER, STATE, INDEX = "adapter.safetensors", "state.safetensors", "state.json"
 
 
 def check_name(name: str) -> str:
@@ -30,40 +42,187 @@ def check_name(name: str) -> str:
     unsafe = _UNSAFE.search(stripped)
     if unsafe:
         raise UserError(f"run_name {name!r} has the character {unsafe.group()!r}; use letters, digits, _ and -.")
+    if len(stripped.encode()) > MAX_NAME:
+        raise UserError(f"run_name has {len(stripped)} characters; choose a shorter one, for example {stripped[:20]}.")
     if not stripped.strip("."):
         raise UserError(f"run_name is {name!r}; give the run a name such as my_lora.")
     return stripped
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run as it was after a step."""
+
+    step: int
+    adapter: dict[str, torch.Tensor]
+    """What is used: the moving average where there is one."""
+    state: dict[str, Any]
+    """All that training goes on from."""
+
+
 class RunFolder:
-    """One run: `<root>/<name>-<first 8 digits of its key>/`."""
+    """One run: `<root>/<name>-<first 8 digits of its key>/`.
+
+    A checkpoint is written beside its place and renamed, so that it is there as a whole or not at all; `state.json`
+    holds the size and the checksum of its files, so that one that was damaged later is told from a whole one.
+    """
 
     def __init__(self, root: Path, name: str, key: str, config: Mapping) -> None:
-        self.path = root / f"{check_name(name)}-{key[:8]}"
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
+        self.path = _known_as(root, key) or _new(root, check_name(name), key)
+        with _in_a_sentence(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob("*.tmp"):  # of a killed process
+                shutil.rmtree(left, ignore_errors=True)
+                left.unlink(missing_ok=True) if left.is_file() else None
+            _write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
         self._log = self.path / "log.jsonl"
-        self._log.write_text("", encoding="utf-8")
+
+    def restart(self) -> None:
+        """Forget what was trained."""
+        for path in self.path.glob("step_*"):
+            shutil.rmtree(path, ignore_errors=True)
+        self._log.unlink(missing_ok=True)
 
     def log(self, event: Event) -> None:
         """Append one line; it is on disk when this returns, also for someone who reads along."""
-        with self._log.open("a", encoding="utf-8") as file:
+        with _in_a_sentence(self.path), self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(to_json(event)) + "\n")
 
-    def save_step(self, step: int, adapter: Mapping[str, torch.Tensor], state: Mapping) -> Path:
-        """Write step_<step>/ as a whole or not at all."""
-        final = self.path / f"step_{step:06d}"
+    def logged(self) -> list[dict]:
+        """Every whole line of the log; half a line, of a killed process, is cut off."""
+        if not self._log.is_file():
+            return []
+        lines = self._log.read_bytes().split(b"\n")
+        if lines[-1]:
+            with replacing(self._log) as temporary:
+                temporary.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+        return [line for line in map(_read_line, lines[:-1]) if line]
+
+    def losses(self, most: int) -> list[float]:
+        """The finite losses of the first steps, so many at most."""
+        return [line["loss"] for line in self.logged()
+                if line["event"] == "StepDone" and line["step"] <= most and line["loss"] is not None]
+
+    def steps(self) -> list[int]:
+        """Steps that there is a checkpoint of, whole or not, ascending."""
+        found = (_STEP.fullmatch(path.name) for path in self.path.glob("step_*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, step: int, adapter: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
+        """Write step_<step>/ as a whole or not at all.
+
+        Raises:
+            UserError: the disk is full or cannot be written to; earlier checkpoints are as they were.
+        """
+        final = self._place(step)
         building = self.path / f"{final.name}.{uuid.uuid4().hex}.tmp"
-        building.mkdir()
+        data, tensors = take_apart(state)
         try:
-            save_file(dict(adapter), building / "adapter.safetensors")
-            _write_json(building / "state.json", {"step": step, **state})
+            building.mkdir()
+            save_file(dict(adapter), building / ADAPTER)
+            save_file(tensors, building / STATE)
+            for name in (ADAPTER, STATE):
+                with (building / name).open("rb+") as file:
+                    os.fsync(file.fileno())  # a rename may reach the disk before the content does
+            files = {name: _seal(building / name) for name in (ADAPTER, STATE)}
+            index = {"step": step, "files": files, "state": data}
+            _write_json(building / INDEX, {"crc32": _crc(index), **index})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(building, final)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"The checkpoint of step {step} cannot be written ({error}); free some space on the disk "
+                            f"of {self.path} and queue again, the run goes on from its last checkpoint.") from None
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return final
+
+    def newest(self, most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint of at most so many steps, and why newer ones are passed over."""
+        faults = []
+        for step in reversed([step for step in self.steps() if most is None or step <= most]):
+            try:
+                return self.load(step), faults
+            except UserError as error:
+                faults.append(str(error))
+        return None, faults
+
+    def load(self, step: int) -> Checkpoint:
+        """One checkpoint.
+
+        Raises:
+            UserError: a file of it is missing, truncated or foreign.
+        """
+        place = self._place(step)
+        try:
+            index = json.loads((place / INDEX).read_text(encoding="utf-8"))
+            if index.pop("crc32") != _crc(index) or index["step"] != step:
+                raise ValueError(f"{INDEX} is damaged")
+            for name, seal in index["files"].items():
+                if _seal(place / name) != seal:
+                    raise ValueError(f"{name} is damaged")
+            state = put_together(index["state"], load_file(place / STATE))
+            return Checkpoint(index["step"], load_file(place / ADAPTER), state)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise UserError(f"The checkpoint {place.name} cannot be used ({error}); it is passed over.") from None
+
+    def delete_all_but(self, keep: set[int]) -> None:
+        """Delete the checkpoints of other steps."""
+        for step in self.steps():
+            if step not in keep:
+                shutil.rmtree(self._place(step), ignore_errors=True)
+
+    def _place(self, step: int) -> Path:
+        return self.path / f"step_{step:06d}"
+
+
+def _read_line(line: bytes) -> dict | None:
+    """None for what a power cut or a failing disk has left."""
+    with suppress(ValueError):
+        content = json.loads(line)
+        if isinstance(content, dict) and {"event", "step"} <= content.keys():
+            return content
+    return None
+
+
+def _known_as(root: Path, key: str) -> Path | None:
+    """The folder of this very run, whatever name it was given then."""
+    for path in sorted(root.glob(f"*-{key[:8]}*")):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads((path / "config.json").read_text(encoding="utf-8")).get("key") == key:
+                return path
+    return None
+
+
+def _new(root: Path, name: str, key: str) -> Path:
+    """Where this run belongs: its whole key in the name if another one has the same first digits."""
+    path = root / f"{name}-{key[:8]}"
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads((path / "config.json").read_text(encoding="utf-8")).get("key", key) != key:
+            return root / f"{name}-{key}"
+    return path
+
+
+def _seal(path: Path) -> list[int]:
+    """Size and crc32."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return [size, crc]
+
+
+@contextmanager
+def _in_a_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The run's folder {path} cannot be written to ({error}); free some space on its disk, or "
+                        "check its permissions, and queue again.") from None
+
+
+def _crc(content: Mapping) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def _write_json(path: Path, content: Mapping) -> None:

@@ -1,11 +1,10 @@
-"""What the user chose: frozen records, checked once, written to a run's config.json."""
+"""What data is trained on: frozen records, checked once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from PIL import ImageColor
 
@@ -14,8 +13,6 @@ SIDE_MULTIPLE = 16
 
 MAX_RESOLUTION = 4096
 """Pixels."""
-
-MAX_RANK = 1024
 
 EXTRACTION_MODES = ("start", "middle", "uniform", "chunks", "random")
 """Which part of a clip is trained on: its start, its middle, all of it in evenly spaced windows that may overlap,
@@ -130,61 +127,6 @@ class DatasetConfig:
     def resolutions(self) -> tuple[int, ...]:
         """All of them, ascending."""
         return tuple(sorted({self.resolution, *self.more_resolutions}))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """What is trained: low-rank matrices beside the ten Linears of each block (LoRA, arXiv:2106.09685)."""
-
-    rank: int = 32
-    """Inner dimension of B @ A."""
-    alpha: float = 32.0
-    """The update is scaled by alpha / rank."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK:
-            raise UserError(f"rank is {self.rank}; choose 1 to {MAX_RANK}, for example 32.")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"alpha is {self.alpha}; choose a positive number, for example the rank.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How it is trained. Steps are optimizer steps."""
-
-    epochs: int = 20
-    """Passes over all samples x repeats."""
-    max_steps: int = 0
-    """Stop after so many steps; 0 = all epochs."""
-    batch_size: int = 1
-    """Samples of one bucket per step; the last batch of a bucket may be shorter."""
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10
-    """The rate rises linearly over so many steps, at most a tenth of the run; 0 = none."""
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm when it is longer; 0 = never."""
-    gradient_checkpointing: bool = True
-    """Compute each block's forward again in backward: far less memory, about a third more time."""
-    seed: int = 0
-    """Of the adapter's start, the order of samples, the noise and the timesteps."""
-    lora: LoraConfig = LoraConfig()
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("max_steps", 0), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"{name} is {value}; choose {least} or more.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UserError(f"learning_rate is {self.learning_rate}; choose a positive number, for example 1e-4.")
-        for name in ("weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} is {value}; choose 0 or more.")
-
-    def to_dict(self) -> dict:
-        """Plain data for config.json."""
-        return asdict(self)
 
 
 def content_hash(*parts: object) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Before the first step."""
+    """Before the first step, or the first after an interruption."""
 
+    step: int
+    """Done before."""
     total_steps: int
     steps_per_epoch: int
     num_modules: int
     num_parameters: int
+    passed_over: tuple[str, ...] = ()
+    """Checkpoints that could not be used, each in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +29,71 @@ class StepDone:
     epoch: int
     """Counted from 1."""
     loss: float
+    """Unweighted mean over the samples; not finite if the step was skipped for it."""
     learning_rate: float
     grad_norm: float
     """Before clipping."""
     timesteps: tuple[float, ...]
     """Noise level in 0..1 of each sample."""
+    losses: tuple[float, ...]
+    """Of each sample."""
+    is_skipped: bool
+    """The loss or the gradient was not finite, and nothing was changed."""
     seconds: float
     samples_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """After the last step."""
+class Evaluated:
+    """After measuring on the held-out files."""
+
+    step: int
+    loss: float
+    """Mean over files and noise levels."""
+    levels: tuple[tuple[float, float], ...]
+    """(noise level, mean loss) each."""
+    base_loss: float
+    """Of the model without the adapter."""
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """After writing a checkpoint."""
 
     step: int
     seconds: float
 
 
-Event = Started | StepDone | Finished
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """After sampling; files lie in the run's folder."""
+
+    step: int
+    name: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """After the last step; `reason` is "done", "stopped" by the user, or "early stop"."""
+
+    step: int
+    seconds: float
+    reason: str
+    skipped: int
+    """Steps without a finite loss and gradient."""
+
+
+Event = Started | StepDone | Evaluated | Saved | Previewed | Finished
 
 
 def to_json(event: Event) -> dict:
-    """{"event": "StepDone", ...}"""
-    return {"event": type(event).__name__, **asdict(event)}
+    """{"event": "StepDone", ...}; numbers that are not finite, which JSON lacks, become null."""
+    return {"event": type(event).__name__, **{name: _finite(value) for name, value in asdict(event).items()}}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, (tuple, list)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,14 +1,18 @@
-"""LoRA files: what is written, with which metadata, and how any of them is read.
+"""LoRA files: what is written, with which metadata, how any of them is read, and how one is trained on.
 
 We write `diffusion_model.<module>.lora_A.weight`, `.lora_B.weight` and `.alpha`, which ComfyUI, diffusers
-and kijai's WanVideoWrapper read.
+and kijai's WanVideoWrapper read; LoKr and LoHa under LyCORIS' names (`.lokr_w1`, `.hada_w1_a` and so on), which ComfyUI
+reads (comfy/weight_adapter/lokr.py and loha.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .cache import CachedDataset
-from .config import TrainConfig, UserError
+from .config import UserError
 from .files import replacing
-from .lora_keys import PREFIX, normalize
+from .lora_keys import PREFIX, check_complete, check_fit, modules_of, normalize, split
+from .train_config import LoraConfig, TrainConfig
 
 
 class LoraStateDict(dict):
@@ -30,11 +35,15 @@ class LoraStateDict(dict):
 
 
 def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """The file's tensors of an adapter's `state_dict`: prefixed, with one fp32 `.alpha` a module."""
+    """The file's tensors of an adapter's `state_dict`: prefixed, with one fp32 `.alpha` a module.
+
+    Args:
+        alpha: `LoraConfig.file_alpha`. Readers pass over it where LoKr's second factor is whole, and so does training.
+    """
     tensors = {}
     for key, value in state.items():
-        module, kind = key.rsplit(".lora_", 1)
-        tensors[f"{PREFIX}{module}.lora_{kind}"] = value
+        module, name = split(key)
+        tensors[f"{PREFIX}{module}.{name}"] = value
         tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(alpha))
     return tensors
 
@@ -51,15 +60,13 @@ def metadata(
         "ss_output_name": name,
         "ss_base_model_version": "wan2.1",
         "ss_sd_model_name": base_model,
-        "ss_network_module": "networks.lora_wan",
-        "ss_network_dim": str(config.lora.rank),
-        "ss_network_alpha": str(config.lora.alpha),
+        **_network(config.lora),
         "ss_learning_rate": str(config.learning_rate),
         "ss_num_train_images": str(sum(clip.repeats for clip in dataset.clips)),
         "ss_num_epochs": str(config.epochs),
         "ss_steps": str(step),
         "ss_seed": str(config.seed),
-        "ss_optimizer": "AdamW",
+        "ss_optimizer": config.optimizer.name,
         "ss_tag_frequency": json.dumps(frequency),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "wan2.1/lora",
@@ -73,6 +80,18 @@ def metadata(
         "wantune.trigger_word": dataset.trigger_word,
         "wantune.step": str(step),
         "wantune.config": json.dumps(config.to_dict()),
+    }
+
+
+def _network(lora: LoraConfig) -> dict[str, str]:
+    """kohya's names of the adapter's settings; LyCORIS is a module of its own there."""
+    is_lycoris = lora.kind in ("lokr", "loha")
+    arguments = {"algo": lora.kind} | ({"factor": str(lora.lokr_factor)} if lora.kind == "lokr" else {})
+    return {
+        "ss_network_module": "lycoris.kohya" if is_lycoris else "networks.lora_wan",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(lora.file_alpha),
+        **({"ss_network_args": json.dumps(arguments)} if is_lycoris else {}),
     }
 
 
@@ -117,3 +136,65 @@ def _with_alpha(state: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> 
         return state
     modules = {key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")}
     return {**{f"{module}.alpha": torch.tensor(alpha) for module in modules}, **state}
+
+
+def continued(
+    state: Mapping[str, torch.Tensor], lora: LoraConfig, sizes: Mapping[str, tuple[int, int]]
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Settings and matrices with which training goes on from a LoRA that `load` has read.
+
+    Rank and alpha are the file's, whatever `lora` says; where modules differ, they are those of the highest rank, and
+    another scale is multiplied into a module's B, so that the function is that of the file.
+
+    Args:
+        sizes: (out_features, in_features) of each of the model's Linears by its name.
+
+    Returns:
+        The settings, and `<module>.lora_A.weight` (rank, in), `.lora_B.weight` (out, rank) for `Adapter.start_from`.
+
+    Raises:
+        UserError: it is no plain LoRA, or one for another model.
+    """
+    if lora.kind not in ("lora", "rslora"):
+        raise UserError(f"kind is {lora.kind}, but only a plain LoRA can be continued; choose lora or rslora.")
+    check_complete(state)
+    fit = check_fit(state, sizes)
+    modules = {name: tensors for name, tensors in modules_of(state).items() if tensors.keys() != {"alpha"}}
+    _check_plain(modules)
+    if fit.unknown:
+        raise UserError(f"The LoRA to continue has {len(fit.unknown)} modules that the model does not have, such as "
+                        f"{fit.unknown[0]}; load the model it was made for.")
+    ranks = {name: len(tensors["lora_A.weight"]) for name, tensors in modules.items()}
+    alphas = {name: float(tensors.get("alpha", ranks[name])) for name, tensors in modules.items()}
+    rank = max(ranks.values())
+    alpha = Counter(alphas[name] for name in modules if ranks[name] == rank).most_common(1)[0][0]
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise UserError(f"The LoRA to continue has the alpha {alpha:g}, with which nothing can be learned; "
+                        "train a new one.")
+    matrices = {}
+    for name, tensors in modules.items():
+        factor = (alphas[name] / ranks[name]) / (alpha / rank)
+        b = tensors["lora_B.weight"].flatten(1).float()
+        matrices[f"{name}.lora_A.weight"] = tensors["lora_A.weight"].flatten(1).float()
+        matrices[f"{name}.lora_B.weight"] = b if factor == 1 else b * factor
+    alpha = alpha / math.sqrt(rank) if lora.kind == "rslora" else alpha
+    return replace(lora, rank=rank, alpha=alpha, start=_digest(matrices)), matrices
+
+
+def _check_plain(modules: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    kinds = {"dora_scale": "DoRA", "lokr": "LoKr", "hada": "LoHa", "diff": "changes of whole weights"}
+    for module, tensors in modules.items():
+        for name in tensors:
+            if name and name not in ("lora_A.weight", "lora_B.weight", "alpha"):
+                kind = next((kind for start, kind in kinds.items() if name.startswith(start)), name)
+                raise UserError(f"The LoRA to continue holds {kind} ({module}.{name}), but only a plain LoRA can be "
+                                "continued; apply it with Apply LoRA and train a new one on top of it.")
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

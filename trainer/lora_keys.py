@@ -65,6 +65,12 @@ _UNDERSCORED = re.compile(
     r"(k_img|v_img|norm_q|norm_k|q|k|v|o|to_q|to_k|to_v|to_out_0|add_k_proj|add_v_proj|net_0_proj|net_2|0|2)"
 )
 
+_PAIRS = (
+    ("lora_A.weight", "lora_B.weight"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"),
+    ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"), ("hada_w1_a", "hada_w2_a"),
+)
+"""Matrices of which one without the other is nothing."""
+
 _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "Wan 14B"}
 
 
@@ -91,7 +97,7 @@ def normalize(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same LoRA under the keys that we write, whoever wrote it; keys not understood stay as they are."""
     normalized = {}
     for key, value in state.items():
-        module, suffix = _split(key)
+        module, suffix = split(key)
         normalized[f"{PREFIX}{_module_name(module)}.{suffix}" if suffix else key] = value
     return normalized
 
@@ -100,7 +106,7 @@ def modules_of(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.T
     """The tensors of a normalized state dict by module, without the prefix; unknown keys by their own name."""
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in state.items():
-        module, suffix = _split(key)
+        module, suffix = split(key)
         if suffix and module.startswith(PREFIX):
             modules.setdefault(module.removeprefix(PREFIX), {})[suffix] = value
         else:
@@ -148,10 +154,11 @@ def check_complete(state: Mapping[str, torch.Tensor]) -> int:
     if not modules:
         raise UserError("The LoRA is empty; train one first.")
     for module, tensors in modules.items():
-        halves = {"lora_A.weight", "lora_B.weight"} & tensors.keys()
-        if len(halves) == 1:
-            raise UserError(f"The LoRA is incomplete: {module} has {halves.pop()} without the other matrix; "
-                            "train or download it again.")
+        for pair in (*_PAIRS, _lokr_factors(tensors)):
+            halves = set(pair) & tensors.keys()
+            if len(halves) == 1:
+                raise UserError(f"The LoRA is incomplete: {module} has {halves.pop()} without the other matrix; "
+                                "train or download it again.")
     return len(modules)
 
 
@@ -172,7 +179,8 @@ def describe_model(sizes: Mapping[str, tuple[int, int]]) -> str:
     return _describe_width(sizes["blocks.0.self_attn.q"][1], list(sizes))
 
 
-def _split(key: str) -> tuple[str, str]:
+def split(key: str) -> tuple[str, str]:
+    """Module and our name of the matrix, such as `lora_A.weight`; (key, "") for a key nobody understands."""
     for suffix, ours in _SUFFIXES.items():
         if key.endswith("." + suffix):
             return key[: -len(suffix) - 1], ours
@@ -200,6 +208,12 @@ def _module_name(module: str) -> str:
     return module
 
 
+def _lokr_factors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+    """One name for each of the two factors, whether whole or a product."""
+    first, second = (f"lokr_{name}" if f"lokr_{name}" in tensors else f"lokr_{name}_a" for name in ("w1", "w2"))
+    return first, second
+
+
 def _dotted(leaf: str) -> str:
     return {"to_out_0": "to_out.0", "net_0_proj": "net.0.proj", "net_2": "net.2"}.get(leaf, leaf)
 
@@ -210,8 +224,20 @@ def _size(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
         return tensors["lora_B.weight"].shape[0], tensors["lora_A.weight"][0].numel()
     if "hada_w1_a" in tensors and "hada_w1_b" in tensors:
         return tensors["hada_w1_a"].shape[0], tensors["hada_w1_b"].shape[1]
+    factors = [_lokr_size(tensors, name) for name in ("lokr_w1", "lokr_w2")]
+    if all(factors):
+        return factors[0][0] * factors[1][0], factors[0][1] * factors[1][1]
     if "diff" in tensors and tensors["diff"].ndim == 2:
         return tuple(tensors["diff"].shape)
+    return None
+
+
+def _lokr_size(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, int] | None:
+    """(rows, columns) of one factor, or None for a form that Linears do not have."""
+    if name in tensors and tensors[name].ndim == 2:
+        return tuple(tensors[name].shape)
+    if {f"{name}_a", f"{name}_b"} <= tensors.keys() and "lokr_t2" not in tensors:
+        return tensors[f"{name}_a"].shape[0], tensors[f"{name}_b"].shape[1]
     return None
 
 

@@ -1,0 +1,54 @@
+"""The run's numbers for TensorBoard, beside log.jsonl, which has all of them too."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+from .events import Evaluated, Event, StepDone
+
+LEVELS = 5
+"""Equal parts of the noise levels 0..1 that the loss is shown for."""
+
+
+class Scalars:
+    """Writes TensorBoard events; does nothing where TensorBoard is not installed.
+
+    Args:
+        step: the last step done before: what an interrupted run wrote of later ones is taken back.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter  # imports for seconds
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def add(self, event: Event) -> None:
+        """The numbers of one event."""
+        if self._writer is None:
+            return
+        if isinstance(event, StepDone):
+            self._add_step(event)
+        elif isinstance(event, Evaluated):
+            self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
+            self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
+
+    def close(self) -> None:
+        """Everything is on disk when this returns."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add_step(self, event: StepDone) -> None:
+        if math.isfinite(event.loss):
+            self._writer.add_scalar("loss", event.loss, event.step)
+        if math.isfinite(event.grad_norm):
+            self._writer.add_scalar("gradient norm", event.grad_norm, event.step)
+        self._writer.add_scalar("learning rate", event.learning_rate, event.step)
+        for t, loss in zip(event.timesteps, event.losses, strict=True):
+            if math.isfinite(loss):
+                part = min(LEVELS - 1, int(t * LEVELS))
+                name = f"loss by noise level/{part / LEVELS:g} to {(part + 1) / LEVELS:g}"
+                self._writer.add_scalar(name, loss, event.step)
