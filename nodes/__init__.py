@@ -2,10 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import routes
 from .cache import CacheLatents, PruneCache
 from .compare import CompareVideos
 from .dataset import DatasetSettings, JoinDatasets, LoadDataset
 from .lora import ApplyLoRA, SaveLoRA
+from .previews import PreviewSettings
+from .settings import AdapterSettings, KeepSettings, ObjectiveSettings, OptimizerSettings
 from .train import TrainWanLoRA
 
 
@@ -14,5 +17,6 @@ class WanTuneExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order in which they are used."""
-        return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, SaveLoRA, ApplyLoRA,
-                CompareVideos]
+        routes.register()
+        return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, AdapterSettings,
+                OptimizerSettings, ObjectiveSettings, KeepSettings, PreviewSettings, SaveLoRA, ApplyLoRA, CompareVideos]

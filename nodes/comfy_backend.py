@@ -77,7 +77,7 @@ class ComfyDenoiser:
         return linear_sizes(self._patcher)
 
     def linears(self) -> dict[str, frozen.FrozenLinear]:
-        """The Linears that get an adapter, by name."""
+        """The Linears that can get an adapter, by name; the adapter's settings choose among them."""
         modules = dict(self._network.named_modules())
         names = [f"blocks.{i}.{name}" for i in range(len(self._network.blocks)) for name in TRAINED]
         return {name: frozen.FrozenLinear(modules[name]) for name in names}
@@ -102,6 +102,7 @@ class ComfyDenoiser:
 
         trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         self._patcher.set_injections(INJECTION, [PatcherInjection(inject, eject)])
+        self._memory = memory
         try:
             self._require_grad(trainable, False)
             with torch.inference_mode():  # as in sampling: patches are written into inference tensors
@@ -109,9 +110,7 @@ class ComfyDenoiser:
                 comfy.model_management.free_memory(ALL, self.device, [
                     loaded for loaded in comfy.model_management.current_loaded_models
                     if loaded.model is not None and loaded.model.is_clone(self._patcher)])
-                comfy.model_management.load_models_gpu([self._patcher], memory_required=memory)
-            if hasattr(comfy.model_management, "reset_cast_buffers"):
-                comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside
+            self.reload()
             with torch.inference_mode(False), self.training():
                 every = [stand_in for stand_in, _ in stand_ins if isinstance(stand_in, frozen.FrozenLinear)]
                 frozen.self_test(every, self.device, self.compute_dtype)
@@ -121,6 +120,13 @@ class ComfyDenoiser:
             self._patcher.remove_injections(INJECTION)
             self._require_grad(trainable, True)
             comfy.model_management.soft_empty_cache()
+
+    def reload(self) -> None:
+        """Have the attached model on the device, with its stand-ins in place."""
+        with torch.inference_mode():  # as in sampling: patches are written into inference tensors
+            comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
+        if hasattr(comfy.model_management, "reset_cast_buffers"):
+            comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside
 
     def _stand_ins(self, adapter: Adapter, linears: dict, gradient_checkpointing: bool) -> list:
         """(stand-in, function) for every layer whose input may carry a gradient."""
@@ -140,7 +146,8 @@ class ComfyDenoiser:
         if gradient_checkpointing:
             for i, block in enumerate(self._network.blocks):
                 stand_in = frozen.FrozenModule(block)
-                stand_ins.append((stand_in, _checkpointed(stand_in, linears[f"blocks.{i}.{LAST}"])))
+                last = linears[f"blocks.{i}.{LAST}"]
+                stand_ins.append((stand_in, _checkpointed(stand_in, last, bool(adapter.config.dropout))))
         return stand_ins
 
     def _require_grad(self, names: set[str], value: bool) -> None:
@@ -185,11 +192,12 @@ class ComfyDenoiser:
         fp32; with checkpointing one block is kept at a time, and the inputs of all.
         """
         dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._network.blocks)
-        kept = 19 * dim + 2.2 * ffn_dim + 8 * adapter.config.rank
+        kept = 19 * dim + 2.2 * ffn_dim + adapter.values_per_token
         working = 2 * dim + 2 * ffn_dim
         values = working + (kept + blocks * dim if checkpointing else blocks * kept)
-        # and the cast of the one managed weight that is at work, however few the tokens
-        activations = (num_tokens * batch_size * values + dim * ffn_dim) * torch.finfo(self.compute_dtype).bits // 8
+        # and, however few the tokens: the cast of the one managed weight that is at work, and what LoHa builds
+        weights = dim * ffn_dim + adapter.values_per_block * (1 if checkpointing else blocks)
+        activations = (num_tokens * batch_size * values + weights) * torch.finfo(self.compute_dtype).bits // 8
         return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
 
 
@@ -217,14 +225,18 @@ class _Attention:
         return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
 
 
-def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear):
-    """The block's forward, computed again in backward, but for the layer that nobody reads then."""
+def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear, draws: bool):
+    """The block's forward, computed again in backward, but for the layer that nobody reads then.
+
+    Args:
+        draws: dropout is in it, and must be the same both times.
+    """
 
     def forward(*args, **kwargs):
         if "transformer_options" in kwargs:  # the model writes the block's number into it as it goes on
             kwargs["transformer_options"] = dict(kwargs["transformer_options"])
         return checkpoint(
-            block.original, *args, use_reentrant=False, preserve_rng_state=False,
+            block.original, *args, use_reentrant=False, preserve_rng_state=draws,
             context_fn=lambda: (nullcontext(), last.skipped_in_recompute()), **kwargs,
         )
 

@@ -115,7 +115,9 @@ class FrozenLinear(FrozenModule):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)"""
         if self._recomputing:
-            return x.new_full((*x.shape[:-1], self.out_features), math.nan)
+            skipped = x.new_full((*x.shape[:-1], self.out_features), math.nan)
+            # as in the forward pass: what comes after keeps the same tensors, or checkpointing would complain
+            return skipped.requires_grad_(x.requires_grad and torch.is_grad_enabled())
         if not (x.requires_grad and torch.is_grad_enabled()):
             with torch.no_grad():
                 return self.untouching(x)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import comfy.model_management
@@ -13,7 +14,7 @@ import comfy.utils
 from server import PromptServer
 
 from ..trainer.dataset import ScanProgress
-from ..trainer.events import Event, Finished, Started, StepDone, to_json
+from ..trainer.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
 from ..trainer.pipeline import Progress
 
 logger = logging.getLogger("wantune")
@@ -22,6 +23,37 @@ SECONDS_BETWEEN_MESSAGES = 0.25
 SECONDS_BETWEEN_LINES = 5.0
 
 Result = TypeVar("Result")
+
+
+_running, _stop_asked = threading.Event(), threading.Event()
+"""ComfyUI runs one prompt at a time, so there is one run to stop."""
+
+
+_stopped: list[int] = []
+"""The steps at which runs were stopped since ComfyUI started."""
+
+
+def num_stopped() -> int:
+    """How often a run was stopped since ComfyUI started."""
+    return len(_stopped)
+
+
+def ask_to_stop() -> bool:
+    """End the present run after its present step; the graph goes on with what was learned. False: none is running."""
+    if _running.is_set():
+        _stop_asked.set()
+    return _running.is_set()
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """While a run can be stopped."""
+    _stop_asked.clear()
+    _running.set()
+    try:
+        yield
+    finally:
+        _running.clear()
 
 
 class Live:
@@ -36,14 +68,49 @@ class Live:
     def publish(self, event: Event) -> None:
         """Show one event. Raises ComfyUI's interrupt when the user pressed Cancel."""
         if isinstance(event, Started):
-            self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._node_id)
-            logger.info("Training %d modules, %d parameters, %d steps of %d an epoch", event.num_modules,
-                        event.num_parameters, event.total_steps, event.steps_per_epoch)
+            self._start(event)
         elif isinstance(event, StepDone):
             self._show_step(event)
+        elif isinstance(event, Evaluated):
+            best = ", the best so far" if event.is_best else ""
+            logger.info("Held-out loss %.4f after step %d (without the LoRA %.4f)%s", event.loss, event.step,
+                        event.base_loss, best)
+            self._send(event)
+        elif isinstance(event, Previewed):
+            logger.info("Preview after step %d: %s", event.step, ", ".join(event.files))
+            self._send(event)
         elif isinstance(event, Finished):
-            logger.info("Trained %d steps in %.1f s", event.step, event.seconds)
+            skipped = f", {event.skipped} of them without a finite loss and so without effect" if event.skipped else ""
+            if event.reason == "stopped":
+                _stopped.append(event.step)
+            self.say(f"{event.reason}: {event.step} steps{skipped}")
+            self._send(event)
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def say(self, text: str) -> None:
+        """A line in the log and under the node."""
+        logger.info("%s", text)
+        show_text(self._hidden, text)
+
+    @staticmethod
+    def is_stop_asked() -> bool:
+        """Whether the user wants to go on in the graph with what is learned."""
+        return _stop_asked.is_set()
+
+    def _start(self, event: Started) -> None:
+        self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._node_id)
+        for fault in event.passed_over:
+            logger.warning("%s", fault)
+        done = f", {event.step} of them done before" if event.step else ""
+        logger.info("Training %d modules, %d parameters, %d steps of %d an epoch%s", event.num_modules,
+                    event.num_parameters, event.total_steps, event.steps_per_epoch, done)
+        self._send(event)
+
+    def _send(self, event: Event) -> None:
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            name = f"wantune.{type(event).__name__.lower()}"
+            server.send_sync(name, {"node": self._node_id, **to_json(event)}, server.client_id)
 
     def _show_step(self, event: StepDone) -> None:
         self._bar.update_absolute(event.step, event.total_steps)

@@ -80,7 +80,7 @@ class ApplyLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, strength, lora=None, file=FROM_INPUT) -> io.NodeOutput:
-        applied, fit = apply(model, _resolve(lora, file), strength)
+        applied, fit = apply(model, resolve(lora, file), strength)
         text = f"{fit}, strength {strength:g}"
         logger.info("Applied LoRA: %s", text)
         show_text(cls.hidden, text)
@@ -109,7 +109,12 @@ def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]
     return applied, fit
 
 
-def _resolve(lora, file: str) -> Mapping:
+def resolve(lora, file: str = FROM_INPUT) -> Mapping:
+    """A state dict of what is connected (a LORA_MODEL or a name of ComfyUI's LoRA lists), or of a file.
+
+    Raises:
+        UserError: neither is given, or there is no such file.
+    """
     if lora is None and file == FROM_INPUT:
         raise UserError("Apply LoRA has no LoRA; connect one, or choose a file.")
     if lora is None or isinstance(lora, str):

@@ -8,4 +8,9 @@ from comfy_api.latest import io
 
 DatasetSettings = io.Custom("WANTUNE_DATASET_SETTINGS")
 Dataset = io.Custom("WANTUNE_DATASET")
+AdapterChoice = io.Custom("WANTUNE_ADAPTER")
+Optimizer = io.Custom("WANTUNE_OPTIMIZER")
+Objective = io.Custom("WANTUNE_OBJECTIVE")
+Keep = io.Custom("WANTUNE_KEEP")
+Previews = io.Custom("WANTUNE_PREVIEWS")
 Cache = io.Custom("WANTUNE_CACHE")

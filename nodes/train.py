@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
@@ -10,12 +12,17 @@ from comfy_api.latest import io
 from ..trainer import lora_file, lora_keys
 from ..trainer.adapters import Adapter
 from ..trainer.cache import CachedDataset, read_batch
-from ..trainer.checkpoint import RunFolder, check_name
-from ..trainer.config import LoraConfig, TrainConfig, UserError, content_hash
-from ..trainer.loop import Trainer
+from ..trainer.checkpoint import Checkpoint, RunFolder, check_name
+from ..trainer.config import UserError, content_hash
+from ..trainer.events import Event, Started, StepDone
+from ..trainer.loop import Trainer, finished
+from ..trainer.presets import CUSTOM, PRESETS
+from ..trainer.train_config import KeepConfig, LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from . import paths, sockets
 from .comfy_backend import ComfyDenoiser
-from .live import Live
+from .live import Live, num_stopped, running
+from .lora import resolve
+from .previews import PreviewConfig, Previewer
 
 
 class TrainWanLoRA(io.ComfyNode):
@@ -48,10 +55,17 @@ class TrainWanLoRA(io.ComfyNode):
                              control_after_generate=False, tooltip="Same seed, same LoRA."),
                 io.Boolean.Input("gradient_checkpointing", default=True, optional=True, tooltip="Needs far less "
                                  "memory for about a third more time. Switch off if the model fits without."),
-                io.Int.Input("warmup_steps", default=10, min=0, max=10000, optional=True, tooltip="Steps over which "
-                             "the learning rate rises from 0, at most a tenth of the run."),
-                io.Float.Input("max_grad_norm", default=1.0, min=0.0, max=1000.0, step=0.1, optional=True,
-                               tooltip="A longer gradient is shortened to this; 0 = never."),
+                _preset_input(),
+                io.Boolean.Input("restart", default=False, optional=True, tooltip="Forget what this run has learned "
+                                 "and begin anew. Off: an interrupted run goes on, a finished one is loaded."),
+                io.MultiType.Input("continue_from", types=[io.LoraModel, io.String], optional=True, tooltip="A LoRA of "
+                                   "any trainer to begin with, or a name of ComfyUI's LoRA lists; rank and alpha are "
+                                   "then its own."),
+                sockets.AdapterChoice.Input("adapter", optional=True, tooltip="From Adapter Settings."),
+                sockets.Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings."),
+                sockets.Objective.Input("objective", optional=True, tooltip="From Timestep and Loss Settings."),
+                sockets.Keep.Input("validation", optional=True, tooltip="From Validation and Checkpoint Settings."),
+                sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Save LoRA."),
@@ -68,44 +82,115 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
+            for name in ("preset", "restart", "previews", "model", "cache", "continue_from"):
+                known.pop(name, None)
             _config(**known)
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, model, cache, run_name, **settings) -> io.NodeOutput:
-        lora, losses, folder = train(model, cache, run_name, _config(**settings), Live(cls.hidden))
+    def fingerprint_inputs(cls, **_inputs) -> int:
+        """Changes after Stop, so that queueing again goes on where it was."""
+        return num_stopped()
+
+    @classmethod
+    def execute(
+        cls, model, cache, run_name, restart=False, previews=None, preset=CUSTOM, continue_from=None, **settings
+    ) -> io.NodeOutput:
+        continued = resolve(continue_from) if continue_from is not None else None
+        lora, losses, folder = train(
+            model, cache, run_name, _config(**settings), Live(cls.hidden), restart, previews, continued)
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
 
 
-def _config(rank: int = 32, alpha: float = 32.0, **settings) -> TrainConfig:
-    return TrainConfig(lora=LoraConfig(rank=rank, alpha=alpha), **settings)
+def _preset_input() -> io.Combo.Input:
+    """Works in the page alone, where it fills in the other widgets (web/presets.js)."""
+    preset = io.Combo.Input("preset", options=[CUSTOM, *PRESETS], default="person, pictures", optional=True,
+                            tooltip="Fills in the other widgets: the numbers of the article WanTune began with, a "
+                            "person, a style, motion, or a quick try.")
+    preset.extra_dict = {**preset.extra_dict, "presets": PRESETS}  # no argument of inputs in ComfyUI 0.3.75
+    return preset
+
+
+def _config(
+    rank: int = 32, alpha: float = 32.0, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
+    objective: ObjectiveConfig | None = None, validation: KeepConfig | None = None, **inputs
+) -> TrainConfig:
+    return TrainConfig(
+        lora=LoraConfig(rank=rank, alpha=alpha, **(adapter or {})), optimizer=optimizer or OptimizerConfig(),
+        objective=objective or ObjectiveConfig(), keep=validation or KeepConfig(), **inputs,
+    )
 
 
 def train(
-    model, dataset: CachedDataset, run_name: str, config: TrainConfig, live: Live
+    model, dataset: CachedDataset, run_name: str, config: TrainConfig, live: Live, restart: bool = False,
+    previews: PreviewConfig | None = None, continued: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[lora_file.LoraStateDict, list[float], str]:
-    """The LoRA, the loss of each step, and the run's folder."""
+    """The LoRA, the loss of each step, and the run's folder; a run that is done is not trained again.
+
+    Args:
+        continued: a LoRA of any trainer to begin with; rank and alpha are then its own.
+    """
     denoiser = ComfyDenoiser(model)
     _check_data(denoiser, dataset)
+    start = {}
+    if continued is not None:
+        lora, start = lora_file.continued(lora_keys.normalize(continued), config.lora, denoiser.linear_sizes())
+        config = replace(config, lora=lora)
     base_digest = denoiser.id
-    key = content_hash(dataset.digest, base_digest, config.to_dict())
+    key = content_hash(dataset.digest, base_digest, config.identity())
     folder = RunFolder(paths.runs_folder(), run_name, key, config.to_dict())
+    if restart:
+        folder.restart()
+    done = finished(config, dataset, folder)
+    if done is None:
+        done, losses = _train(denoiser, dataset, config, folder, live, previews, start)
+    else:
+        losses = folder.losses(done.step)
+        live.say(f"trained before: {done.step} steps, loaded from {folder.path.name}")
+    tensors = lora_file.from_adapter(done.adapter, config.lora.file_alpha)
+    base_model = lora_keys.describe_model(denoiser.linear_sizes())
+    metadata = lora_file.metadata(config, dataset, run_name, base_model, base_digest, done.step)
+    return lora_file.LoraStateDict(tensors, metadata), losses, str(folder.path)
+
+
+def _train(
+    denoiser: ComfyDenoiser, dataset: CachedDataset, config: TrainConfig, folder: RunFolder, live: Live,
+    previews: PreviewConfig | None, start: dict[str, torch.Tensor],
+) -> tuple[Checkpoint, list[float]]:
+    """What was learned, and the loss of each step."""
     with torch.inference_mode(False):  # ComfyUI runs nodes in inference mode, where nothing can be learned
         linears = denoiser.linears()
         adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
+        adapter.start_from(start)  # before the trainer, which copies the parameters into its average
         trainer = Trainer(config, denoiser, adapter, dataset, folder)
         tokens = max(clip.bucket.num_tokens for clip in dataset.clips)
-        checkpointing = config.gradient_checkpointing
-        memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, checkpointing)
-        with denoiser.attached(adapter, linears, checkpointing, memory), closing(trainer.run()) as events:
+        memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
+        previewer = Previewer(previews, denoiser, folder.path) if previews else None
+        attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
+        with attached, running(), closing(trainer.run()) as events:
             for event in events:
                 live.publish(event)
-        tensors = lora_file.from_adapter(adapter.state_dict(), config.lora.alpha)
-    base_model = lora_keys.describe_model(denoiser.linear_sizes())
-    metadata = lora_file.metadata(config, dataset, run_name, base_model, base_digest, trainer.step)
-    return lora_file.LoraStateDict(tensors, metadata), trainer.losses, folder.path
+                if previewer is not None:
+                    _preview(trainer, previewer, event, live)
+                trainer.stop = live.is_stop_asked()
+        return Checkpoint(trainer.step, trainer.adapter_state(), {}), trainer.losses
+
+
+def _preview(trainer: Trainer, previewer: Previewer, event: Event, live: Live) -> None:
+    """Sample what is learned so far when its time has come, and once the model without it."""
+    if isinstance(event, Started) and not event.step:
+        with trainer.adapter.switched_off():
+            made = previewer.make(0, "base")
+    elif isinstance(event, StepDone) and previewer.config.is_due(
+            event.step, trainer.total_steps, trainer.steps_per_epoch):
+        with trainer.averages.in_place():
+            made = previewer.make(event.step, f"step_{event.step:06d}")
+    else:
+        return
+    trainer.folder.log(made)
+    live.publish(made)
 
 
 def _check_data(denoiser: ComfyDenoiser, dataset: CachedDataset) -> None:
