@@ -55,7 +55,7 @@ class AdaptedModel:
     def __init__(self, model) -> None:
         from wantune.nodes.comfy_backend import ComfyDenoiser
         from wantune.trainer.adapters import Adapter
-        from wantune.trainer.config import LoraConfig
+        from wantune.trainer.train_config import LoraConfig
 
         with torch.inference_mode():  # ComfyUI calls nodes in it
             self.denoiser = ComfyDenoiser(model)

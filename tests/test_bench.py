@@ -70,3 +70,10 @@ def test_the_estimate_is_held_against_the_truth(scripts):
 
     (figures,) = calibration.measure(toy=True).values()
     assert set(figures["constants"]) == {"kept a block", "used in backward"}
+
+
+def test_the_loop_is_measured(scripts, tmp_path, comfy):
+    import loop
+
+    figures = loop.overhead(tmp_path, loop.TOY_STEPS)
+    assert figures["steps"] == 4 and figures["whole / training itself"] > 1

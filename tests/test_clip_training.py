@@ -7,20 +7,11 @@ import torch
 
 from wantune.tests import clips, tools
 from wantune.trainer import cache, dataset, store
-from wantune.trainer.config import DatasetConfig, LoraConfig, TrainConfig
+from wantune.trainer.config import DatasetConfig
 from wantune.trainer.store import Store
+from wantune.trainer.train_config import LoraConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")
-
-
-class Silent:
-    """Stands for the node's display."""
-
-    def __init__(self) -> None:
-        self.events = []
-
-    def publish(self, event) -> None:
-        self.events.append(event)
 
 
 def encode(folder, cache_folder, **settings):
@@ -131,7 +122,7 @@ def test_clips_and_pictures_are_trained_on_together(mixed, train):
     snapshot = tools.Snapshot(model)
     _, _, cached = mixed
     settings = TrainConfig(epochs=2, batch_size=2, learning_rate=1e-3, lora=LoraConfig(rank=8, alpha=8))
-    lora, losses, _ = train(model, cached, "mixed", settings, Silent())
+    lora, losses, _ = train(model, cached, "mixed", settings, tools.Watch())
     assert len({clip.bucket for clip in cached.clips}) >= 4
     assert len(losses) >= 2 * 5 and all(math.isfinite(loss) for loss in losses)
     assert any(value.abs().sum() > 0 for key, value in lora.items() if "lora_B" in key)
@@ -147,7 +138,7 @@ def test_a_clip_is_learned(train, tmp_path):
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
     settings = TrainConfig(epochs=1, batch_size=1, learning_rate=3e-3, lora=LoraConfig(rank=16, alpha=16),
                            gradient_checkpointing=False)
-    _, losses, _ = train(model, cached, "clip", settings, Silent())
+    _, losses, _ = train(model, cached, "clip", settings, tools.Watch())
     first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     print(f"loss {first:.3f} -> {last:.3f} in {len(losses)} steps")
     assert len(losses) == 60 and last < 0.7 * first
@@ -159,5 +150,5 @@ def test_random_windows_are_trained_on(train, tmp_path):
     manifest, cached = encode(tmp_path / "data", tmp_path / "cache", extraction="random", frame_buckets=(1, 5))
     assert len(manifest.clips[0].starts) == 8 and len(cached.clips[0].latent_paths) == 8
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
-    _, losses, _ = train(model, cached, "random", TrainConfig(epochs=4, lora=LoraConfig(rank=4)), Silent())
+    _, losses, _ = train(model, cached, "random", TrainConfig(epochs=4, lora=LoraConfig(rank=4)), tools.Watch())
     assert len(losses) == 4

@@ -5,7 +5,8 @@ import torch
 
 from wantune.tests import tools
 from wantune.trainer.adapters import Adapter
-from wantune.trainer.config import LoraConfig, UserError
+from wantune.trainer.config import UserError
+from wantune.trainer.train_config import LoraConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")
 

@@ -1,13 +1,8 @@
 """kill -9 at any moment of scanning and filling: the next run completes, and its files are an undisturbed run's."""
 
-import contextlib
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,42 +10,16 @@ import pytest
 from PIL import Image
 
 from wantune.tests import clips, tools
+from wantune.tests.killer import Killer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process that has ComfyUI loaded")
 
 KILLS = 12
 
 
-class Filler:
-    """tests/killable.py."""
-
-    def __init__(self, comfyui: Path) -> None:
-        script = Path(__file__).with_name("killable.py")
-        self._process = subprocess.Popen([sys.executable, script, comfyui], text=True, stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert "ready\n" in iter(self._process.stdout.readline, ""), "it did not start"
-
-    def fill(self, folder: Path, place: Path, seconds: float | None = None) -> int:
-        """Fill, and kill it after so many seconds; returns the exit status."""
-        self._process.stdin.write(json.dumps([str(folder), str(place)]) + "\n")
-        self._process.stdin.flush()
-        child = int(self._process.stdout.readline())
-        if seconds is not None:
-            threading.Timer(seconds, self._kill, [child]).start()
-        return int(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(60)
-
-    def _kill(self, child: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-
-
 @pytest.fixture(scope="module")
-def filler(comfy):
-    running = Filler(comfy.path)
+def killer(comfy):
+    running = Killer(comfy.path)
     yield running
     running.close()
 
@@ -71,15 +40,15 @@ def tensors(place: Path) -> dict[str, bytes]:
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*.safetensors")}
 
 
-def test_killed_at_random_moments_and_completed(filler, folder, tmp_path):
+def test_killed_at_random_moments_and_completed(killer, folder, tmp_path):
     start = time.perf_counter()
-    assert filler.fill(folder, tmp_path / "undisturbed") == 0
+    assert killer.run("fill", folder, tmp_path / "undisturbed") == 0
     whole = time.perf_counter() - start
     expected, place, draw, killed = tensors(tmp_path / "undisturbed"), tmp_path / "killed", random.Random(0), 0
     for _ in range(KILLS):
-        killed += filler.fill(folder, place, draw.uniform(0.02, 0.4) * whole) == -signal.SIGKILL
+        killed += killer.run("fill", folder, place, kill_after=draw.uniform(0.02, 0.4) * whole) == -signal.SIGKILL
         assert tensors(place).items() <= expected.items(), "what is there is whole"
     print(f"{killed} of {KILLS} runs were killed; an undisturbed one takes {whole:.1f} s")
     assert killed >= KILLS // 3
-    assert filler.fill(folder, place) == 0
+    assert killer.run("fill", folder, place) == 0
     assert tensors(place) == expected and not list(place.rglob("*.tmp"))

@@ -5,7 +5,10 @@ import asyncio
 import io
 import json
 import re
+import sys
 import time
+import urllib.request
+from pathlib import Path
 
 import aiohttp
 import av
@@ -16,7 +19,7 @@ from PIL import Image
 from wantune.tests import tools
 from wantune.tests.conftest import ROOT
 from wantune.tests.host import graph as graphs
-from wantune.tests.host.server import PromptFailed
+from wantune.tests.host.server import PromptFailed, Server
 
 TRAIN, LOAD, SAVE, APPLY, COMPARE = (
     f"WanTune_{name}" for name in ("TrainWanLoRA", "LoadDataset", "SaveLoRA", "ApplyLoRA", "CompareVideos")
@@ -141,6 +144,50 @@ def test_after_cancel_the_base_video_is_the_same_and_the_next_run_works(server, 
     assert base_pixels() == before
     node(graph, TRAIN).update(epochs=1, max_steps=2)
     server.run(graph)
+
+
+def stop(server) -> dict:
+    return json.loads(urllib.request.urlopen(
+        urllib.request.Request(f"{server.url}/wantune/stop", method="POST"), timeout=10).read())
+
+
+def test_stop_goes_on_in_the_graph_and_queueing_again_goes_on_in_the_run(server, graph):
+    assert stop(server) == {"stopping": False}, "nothing runs"
+    graphs.add_outputs(graph)
+    node(graph, TRAIN).update(epochs=60, max_steps=0, seed=11, run_name="stopped")
+    prompt = server.post(graph)
+    waited = 0
+    while "step 1/120 " not in server.log():
+        waited += 1
+        assert waited < 600
+        time.sleep(0.05)
+    assert stop(server) == {"stopping": True}
+    entry = server.wait(prompt, 120)
+    assert "execution_success" in [kind for kind, _ in entry["status"]["messages"]], "the graph went on"
+    (folder,) = server.folder("output").glob("wantune/stopped-*")
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    done = [line["step"] for line in steps if line["event"] == "StepDone"]
+    assert 1 <= len(done) < 120 and steps[-1]["reason"] == "stopped"
+    asyncio.run(follow(server, graph))
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line["event"] == "Started"] == [0, len(done)]
+    assert [line["step"] for line in steps if line["event"] == "StepDone"] == list(range(1, 121))
+    again = asyncio.run(follow(server, graph))
+    assert again[-1][0] == "execution_success" and not [data for kind, data in again if kind == "wantune.step"]
+
+
+def test_a_finished_run_is_not_trained_again_by_another_server(comfy, graph, tmp_path):
+    """After ComfyUI was restarted: the result is loaded."""
+    node(graph, TRAIN).update(epochs=2, max_steps=0, run_name="twice")
+    lasts = []
+    for _ in range(2):
+        with Server(Path(sys.executable), comfy, ROOT, tmp_path / "server") as running:
+            seen = asyncio.run(follow(running, graph))
+            assert seen[-1][0] == "execution_success"
+            lasts.append([data for kind, data in seen if kind == "wantune.step"])
+            (folder,) = running.folder("output").glob("wantune/twice-*")
+            log = running.log()
+    assert lasts[0] and not lasts[1] and f"trained before: 4 steps, loaded from {folder.name}" in log
 
 
 @pytest.mark.long

@@ -82,6 +82,23 @@ def scale_to_fp8(path: Path) -> Path:
     return scaled
 
 
+class Watch:
+    """Stands for the node's display: keeps the events, shows each to `look`, and may ask the run to stop."""
+
+    def __init__(self, look=lambda event: None) -> None:
+        self.events, self.said, self.stop, self._look = [], [], False, look
+
+    def publish(self, event) -> None:
+        self.events.append(event)
+        self._look(event)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def is_stop_asked(self) -> bool:
+        return self.stop
+
+
 def drained(progress) -> tuple[list, object]:
     """What a generator yields, and what it returns."""
     events = []

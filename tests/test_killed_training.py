@@ -1,0 +1,62 @@
+"""kill -9 at random moments of training: what goes on is bit for bit the run that was never killed."""
+
+import json
+import os
+import random
+import time
+
+import pytest
+
+from wantune.tests import clips, tools
+from wantune.tests.killer import Killer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process that has ComfyUI loaded")
+
+MOST_KILLS = 40
+EPOCHS = 4
+
+OPTIMIZERS = {
+    "adamw, accumulation": {"accumulation": 2},
+    "prodigy, average": {"name": "prodigy", "ema_decay": 0.9},
+}
+
+
+@pytest.fixture(scope="module")
+def killer(comfy):
+    running = Killer(comfy.path)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Real pictures of two shapes and two clips."""
+    folder = tools.write_pictures(tmp_path_factory.mktemp("killed") / "data")
+    for number in range(2):
+        clips.at_rate(folder / f"clip {number}.mp4", 24, 12 + number)
+    return folder
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, optimizer):
+    command = ("train", folder, tmp_path / "warm", optimizer, 1)
+    assert killer.run(*command) == 0  # the cache is filled
+    start = time.perf_counter()
+    assert killer.run("train", folder, tmp_path / "undisturbed", optimizer, EPOCHS) == 0
+    whole = time.perf_counter() - start
+    command, draw, killed = ("train", folder, tmp_path / "killed", optimizer, EPOCHS), random.Random(0), 0
+    for _ in range(MOST_KILLS):
+        if killer.run(*command, kill_after=draw.uniform(0.1, 0.5) * whole) == 0:
+            break
+        killed += 1
+    else:
+        assert killer.run(*command) == 0
+    print(f"killed {killed} times; undisturbed it takes {whole:.1f} s")
+    expected = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
+    found = json.loads((tmp_path / "killed" / "result.json").read_text())
+    assert killed >= 2
+    assert found["losses"] == expected["losses"] and found["lora"] == expected["lora"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    (log,) = (tmp_path / "killed").rglob("log.jsonl")
+    steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "StepDone"]
+    assert steps == list(range(1, len(expected["losses"]) + 1)), "each step is in the log once"
