@@ -18,9 +18,9 @@ from ..trainer import cache, store
 from ..trainer.adapters import Adapter
 from ..trainer.buckets import Bucket
 from ..trainer.checkpoint import RunFolder
-from ..trainer.config import LoraConfig, TrainConfig
 from ..trainer.events import Event
 from ..trainer.loop import Trainer
+from ..trainer.train_config import LoraConfig, TrainConfig
 
 RANK = 32
 TEXT_TOKENS = 40
@@ -56,7 +56,7 @@ class Case:
 
     def train(self, model, checkpointing: bool, steps: int) -> None:
         """All that the Train node does."""
-        train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None))
+        train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None), restart=True)
 
 
 @dataclass
@@ -81,7 +81,9 @@ def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]
     denoiser = ComfyDenoiser(model)
     linears = denoiser.linears()
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-    trainer = Trainer(config, denoiser, adapter, case.dataset, RunFolder(case.folder, "steps", "0" * 8, {}))
+    folder = RunFolder(case.folder, "steps", "0" * 8, {})
+    folder.restart()
+    trainer = Trainer(config, denoiser, adapter, case.dataset, folder)
     with denoiser.attached(adapter, linears, checkpointing, 0), closing(trainer.run()) as events:
         run = Run(model, denoiser, adapter, events, Live(None))
         run.step()  # Started
