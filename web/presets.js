@@ -4,14 +4,17 @@ import { app } from '../../scripts/app.js'
 import { changes, presetOf } from './preset_values.js'
 
 const NODE = 'WanTune_TrainWanLoRA'
+let presets
 
 app.registerExtension({
   name: 'WanTune.presets',
+  beforeRegisterNodeDef(_nodeType, nodeData) {
+    if (nodeData.name === NODE) presets = nodeData.input?.optional?.preset?.[1]?.presets
+  },
   nodeCreated(node) {
-    if (node.comfyClass !== NODE) return
+    if (node.comfyClass !== NODE || !presets) return
     const preset = node.widgets?.find((widget) => widget.name === 'preset')
-    const presets = preset?.options?.presets
-    if (!presets) return
+    if (!preset) return
     let isFilling = false
     const byName = (name) => node.widgets.find((widget) => widget.name === name)
     const after = (widget, react) => {
