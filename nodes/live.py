@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
+from PIL import Image
 from server import PromptServer
 
 from ..trainer.dataset import ScanProgress
@@ -21,6 +22,9 @@ logger = logging.getLogger("wantune")
 
 SECONDS_BETWEEN_MESSAGES = 0.25
 SECONDS_BETWEEN_LINES = 5.0
+
+MAX_PICTURE = 1024
+"""Pixels: the longer side of a picture in the node."""
 
 Result = TypeVar("Result")
 
@@ -91,6 +95,10 @@ class Live:
         """A line in the log and under the node."""
         logger.info("%s", text)
         show_text(self._hidden, text)
+
+    def show_picture(self, picture: Image.Image, step: int, total_steps: int) -> None:
+        """In the node, as ComfyUI shows what a sampler is at."""
+        self._bar.update_absolute(step, total_steps, ("JPEG", picture.convert("RGB"), MAX_PICTURE))
 
     @staticmethod
     def is_stop_asked() -> bool:

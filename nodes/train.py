@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from ..trainer import lora_file, lora_keys
 from ..trainer.adapters import Adapter
@@ -190,6 +192,10 @@ def _preview(trainer: Trainer, previewer: Previewer, event: Event, live: Live) -
     else:
         return
     trainer.folder.log(made)
+    for number, name in enumerate(made.files):
+        with Image.open((trainer.folder.path / name).with_suffix(".jpg")) as strip:
+            trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
+            live.show_picture(strip, event.step, trainer.total_steps)
     live.publish(made)
 
 

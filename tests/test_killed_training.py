@@ -13,7 +13,7 @@ from wantune.tests.killer import Killer
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process that has ComfyUI loaded")
 
 MOST_KILLS = 40
-EPOCHS = 4
+EPOCHS = 3
 
 OPTIMIZERS = {
     "adamw, accumulation": {"accumulation": 2},

@@ -155,10 +155,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train):
 
 def test_measuring_and_saving_often_changes_nothing(train):
     for optimizer in (OptimizerConfig(), OptimizerConfig(ema_decay=0.9), OptimizerConfig(name="schedule_free")):
-        quiet = train(config(optimizer=optimizer), place=f"quiet {optimizer.name} {optimizer.ema_decay}")
+        quiet = train(config(optimizer=optimizer, epochs=1), place=f"quiet {optimizer.name} {optimizer.ema_decay}")
         keep = KeepConfig(every_steps=1, evaluate_steps=1, keep_last=1)
         watch = tools.Watch()
-        busy = train(config(keep, optimizer), watch, place=f"busy {optimizer.name} {optimizer.ema_decay}")
+        busy = train(config(keep, optimizer, epochs=1), watch, place=f"busy {optimizer.name} {optimizer.ema_decay}")
         assert same(quiet[0], busy[0]) and quiet[1] == busy[1]
         kinds = [type(event).__name__ for event in watch.events]
         assert kinds.count("Evaluated") == len(busy[1]) + 1 and kinds.count("Saved") >= len(busy[1])
@@ -303,6 +303,50 @@ def test_out_of_memory_saves_what_was_learned_and_says_what_to_lower(train, mode
     watch = tools.Watch()
     lora, losses, _ = train(config(), watch)
     assert watch.events[0].step == 2 and same(lora, train(config(), place="whole")[0])
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "optimizer", "evaluation", "writing", "sealing"])
+def test_cancel_at_any_place_leaves_the_model_and_the_last_finished_step(train, model, monkeypatch, place):
+    """ComfyUI's interrupt is a BaseException in newer versions: it may come up wherever Python runs."""
+    import comfy.model_management
+
+    from wantune.trainer import checkpoint, evaluate, loop, objective
+
+    owner, name = {
+        "forward": (objective, "timesteps_of"), "backward": (objective, "weight"),
+        "optimizer": (loop.Trainer, "_clip"), "evaluation": (evaluate, "held_out_loss"),
+        "writing": (checkpoint, "save_file"), "sealing": (checkpoint, "_seal"),
+    }[place]
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        result = original(*args, **kwargs)
+        if len(calls) == 4 and place == "backward":
+            return result.requires_grad_().register_hook(interrupt) and result  # raised by autograd itself
+        if len(calls) == 4:
+            interrupt()
+        return result
+
+    def interrupt(*_args):
+        raise comfy.model_management.InterruptProcessingException
+
+    keep = KeepConfig(every_steps=1, evaluate_steps=1, keep_last=100)
+    whole, losses, _ = train(config(keep, epochs=1), place="whole")
+    snapshot = tools.Snapshot(model)
+    monkeypatch.setattr(owner, name, interrupted)
+    watch = tools.Watch()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(config(keep, epochs=1), watch)
+    monkeypatch.setattr(owner, name, original)
+    snapshot.assert_untouched()
+    finished = max(event.step for event in watch.events if type(event).__name__ == "StepDone")
+    again = tools.Watch()
+    parts, found, folder = train(config(keep, epochs=1), again)
+    assert again.events[0].step == finished and found == losses and same(parts, whole)
+    lines = [json.loads(line) for line in open(f"{folder}/log.jsonl", encoding="utf-8")]
+    measured = [line["step"] for line in lines if line["event"] == "Evaluated"]
+    assert measured == list(range(len(losses) + 1)), "nothing is measured twice or left out"
 
 
 def test_early_stop_ends_a_run_that_gets_no_better_for_good(train):

@@ -86,7 +86,7 @@ class Watch:
     """Stands for the node's display: keeps the events, shows each to `look`, and may ask the run to stop."""
 
     def __init__(self, look=lambda event: None) -> None:
-        self.events, self.said, self.stop, self._look = [], [], False, look
+        self.events, self.said, self.pictures, self.stop, self._look = [], [], [], False, look
 
     def publish(self, event) -> None:
         self.events.append(event)
@@ -94,6 +94,9 @@ class Watch:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    def show_picture(self, picture, step: int, total_steps: int) -> None:
+        self.pictures.append((picture.size, step))
 
     def is_stop_asked(self) -> bool:
         return self.stop

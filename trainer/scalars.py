@@ -1,10 +1,12 @@
-"""The run's numbers for TensorBoard, beside log.jsonl, which has all of them too."""
+"""The run's numbers and previews for TensorBoard; log.jsonl has all of the numbers too."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from pathlib import Path
+
+import numpy as np
 
 from .events import Evaluated, Event, StepDone
 
@@ -35,6 +37,11 @@ class Scalars:
         elif isinstance(event, Evaluated):
             self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
             self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
+
+    def add_picture(self, name: str, pixels_HW3: np.ndarray, step: int) -> None:
+        """A preview, uint8."""
+        if self._writer is not None:
+            self._writer.add_image(f"preview/{name}", pixels_HW3, step, dataformats="HWC")
 
     def close(self) -> None:
         """Everything is on disk when this returns."""
