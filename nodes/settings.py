@@ -117,7 +117,9 @@ class OptimizerSettings(_Settings):
                 io.Float.Input("max_grad_norm", default=1.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="A longer gradient is shortened to this; 0 = never."),
                 io.Float.Input("ema_decay", default=0.0, min=0.0, max=0.99999, step=0.001, round=False,
-                               tooltip="Keep a moving average of the LoRA, for example 0.99, and use that; 0 = none."),
+                               tooltip="Keep a moving average of the LoRA, for example 0.99; 0 = none."),
+                io.Boolean.Input("use_average", default=True, tooltip="Use and save the average, also that of "
+                                 "schedule_free; off: what is trained itself."),
             ],
             outputs=[sockets.Optimizer.Output(display_name="optimizer", tooltip="For Train Wan LoRA.")],
         )

@@ -153,6 +153,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(train):
     assert not same(first, train(config(seed=1), place="c")[0])
 
 
+def test_the_average_is_what_is_used_unless_it_is_only_kept(train):
+    plain = train(config(), place="plain")[0]
+    average = train(config(optimizer=OptimizerConfig(ema_decay=0.9)), place="average")[0]
+    kept = train(config(optimizer=OptimizerConfig(ema_decay=0.9, use_average=False)), place="kept")[0]
+    assert same(kept, plain) and not same(average, plain)
+
+
 def test_measuring_and_saving_often_changes_nothing(train):
     for optimizer in (OptimizerConfig(), OptimizerConfig(ema_decay=0.9), OptimizerConfig(name="schedule_free")):
         quiet = train(config(optimizer=optimizer, epochs=1), place=f"quiet {optimizer.name} {optimizer.ema_decay}")
@@ -358,6 +365,8 @@ def test_early_stop_ends_a_run_that_gets_no_better_for_good(train):
     best = min(measured[1:], key=lambda event: event.loss)
     assert measured[-1].step - best.step == 2 and [event for event in measured if event.is_best][-1] == best
     assert f"step_{best.step:06d}" in [path.name for path in _steps(folder)], "the best one stays"
+    with open(f"{folder}/best.json", encoding="utf-8") as file:
+        assert json.load(file) == {"step": best.step, "loss": best.loss, "folder": f"step_{best.step:06d}"}
     watch = tools.Watch()
     train(config(keep, epochs=40, learning_rate=0.3), watch)
     assert not watch.events, "it is over"

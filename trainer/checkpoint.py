@@ -166,6 +166,19 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise UserError(f"The checkpoint {place.name} cannot be used ({error}); it is passed over.") from None
 
+    def mark_best(self, step: int, loss: float) -> None:
+        """Write which checkpoint is the best on the held-out files, into best.json."""
+        _write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
+
+    def tidy(self, step: int, keep_last: int, best_step: int) -> None:
+        """Delete what is older than the last checkpoints up to a step, but for the best.
+
+        Those beyond the step are damaged, or of a time when the run was longer; they stay.
+        """
+        steps = self.steps()
+        done, beyond = [each for each in steps if each <= step], [each for each in steps if each > step]
+        self.delete_all_but({best_step, *done[-keep_last:], *beyond})
+
     def delete_all_but(self, keep: set[int]) -> None:
         """Delete the checkpoints of other steps."""
         for step in self.steps():

@@ -235,10 +235,9 @@ class Trainer:
             "averages": self.averages.state_dict(), "parameters": self.adapter.state_dict(),
         }
         self.folder.save(self.step, self.adapter_state(), state)
-        keep = self.config.keep
-        steps = self.folder.steps()  # those beyond this one are damaged, or of a time when the run was longer
-        done, beyond = [step for step in steps if step <= self.step], [step for step in steps if step > self.step]
-        self.folder.delete_all_but({self.judge.best_step, *done[-keep.keep_last:], *beyond})
+        self.folder.tidy(self.step, self.config.keep.keep_last, self.judge.best_step)
+        if self.judge.best_step:
+            self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
         self._saved_step, self._saved_time = self.step, time.monotonic()
         return Saved(self.step, time.perf_counter() - start)
 

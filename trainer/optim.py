@@ -80,6 +80,7 @@ class Averages:
     ) -> None:
         self._optimizer = optimizer
         self._parameters = parameters
+        self._is_used = config.use_average
         self._ema = None
         if config.ema_decay:
             from diffusers.training_utils import EMAModel  # imports slowly
@@ -94,6 +95,9 @@ class Averages:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The average stands where the trained parameters are; these are put back bit for bit."""
+        if not self._is_used:
+            yield
+            return
         own = [parameter.detach().clone() for parameter in self._parameters]
         if self._ema is not None:
             self._ema.copy_to(self._parameters)

@@ -166,7 +166,9 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm when it is longer; 0 = never."""
     ema_decay: float = 0.0
-    """Of a moving average of the adapter, which is what is saved then; 0 = none."""
+    """Of a moving average of the adapter; 0 = none."""
+    use_average: bool = True
+    """Use, save and measure the average where there is one; False: what is trained, and the average is only kept."""
 
     def __post_init__(self) -> None:
         _check_choice(self, name=OPTIMIZERS, schedule=SCHEDULES)
