@@ -114,11 +114,11 @@ class Live:
                     event.num_parameters, event.total_steps, event.steps_per_epoch, done)
         self._send(event)
 
-    def _send(self, event: Event) -> None:
+    def _send(self, event: Event, name: str = "") -> None:
         server = getattr(PromptServer, "instance", None)
         if server is not None:
-            name = f"wantune.{type(event).__name__.lower()}"
-            server.send_sync(name, {"node": self._node_id, **to_json(event)}, server.client_id)
+            message = f"wantune.{name or type(event).__name__.lower()}"
+            server.send_sync(message, {"node": self._node_id, **to_json(event)}, server.client_id)
 
     def _show_step(self, event: StepDone) -> None:
         self._bar.update_absolute(event.step, event.total_steps)
@@ -126,9 +126,7 @@ class Live:
         if now >= self._message_due or last:
             self._message_due = now + SECONDS_BETWEEN_MESSAGES
             show_text(self._hidden, line(event))
-            server = getattr(PromptServer, "instance", None)
-            if server is not None:
-                server.send_sync("wantune.step", {"node": self._node_id, **to_json(event)}, server.client_id)
+            self._send(event, "step")
         if now >= self._line_due or last:
             self._line_due = now + SECONDS_BETWEEN_LINES
             logger.info("%s", line(event))

@@ -39,8 +39,10 @@ class _Settings(io.ComfyNode):
         return io.NodeOutput(cls.RECORD(**inputs))
 
 
-class AdapterSettings(io.ComfyNode):
+class AdapterSettings(_Settings):
     """What is trained, beside rank and alpha."""
+
+    RECORD = LoraConfig
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -66,18 +68,8 @@ class AdapterSettings(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, **inputs):
-        """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
-        try:
-            LoraConfig(**{name: value for name, value in inputs.items() if value is not None})
-        except UserError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        LoraConfig(**inputs)
-        return io.NodeOutput(inputs)
+        return io.NodeOutput(inputs)  # Train Wan LoRA adds rank and alpha, and checks all of it
 
 
 class OptimizerSettings(_Settings):

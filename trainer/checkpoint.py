@@ -72,8 +72,10 @@ class RunFolder:
         with _in_a_sentence(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for left in self.path.glob("*.tmp"):  # of a killed process
-                shutil.rmtree(left, ignore_errors=True)
-                left.unlink(missing_ok=True) if left.is_file() else None
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
             _write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
         self._log = self.path / "log.jsonl"
 
@@ -168,7 +170,8 @@ class RunFolder:
 
     def mark_best(self, step: int, loss: float) -> None:
         """Write which checkpoint is the best on the held-out files, into best.json."""
-        _write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
+        with _in_a_sentence(self.path):
+            _write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
 
     def tidy(self, step: int, keep_last: int, best_step: int) -> None:
         """Delete what is older than the last checkpoints up to a step, but for the best.
@@ -200,20 +203,20 @@ def _read_line(line: bytes) -> dict | None:
 
 def _known_as(root: Path, key: str) -> Path | None:
     """The folder of this very run, whatever name it was given then."""
-    for path in sorted(root.glob(f"*-{key[:8]}*")):
-        with suppress(OSError, ValueError, AttributeError):
-            if json.loads((path / "config.json").read_text(encoding="utf-8")).get("key") == key:
-                return path
-    return None
+    return next((path for path in sorted(root.glob(f"*-{key[:8]}*")) if _key_of(path) == key), None)
 
 
 def _new(root: Path, name: str, key: str) -> Path:
     """Where this run belongs: its whole key in the name if another one has the same first digits."""
     path = root / f"{name}-{key[:8]}"
+    return path if _key_of(path) in (None, key) else root / f"{name}-{key}"
+
+
+def _key_of(path: Path) -> str | None:
+    """What the run in a folder is known by; None where there is none."""
     with suppress(OSError, ValueError, AttributeError):
-        if json.loads((path / "config.json").read_text(encoding="utf-8")).get("key", key) != key:
-            return root / f"{name}-{key}"
-    return path
+        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("key")
+    return None
 
 
 def _seal(path: Path) -> list[int]:

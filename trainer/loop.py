@@ -151,13 +151,13 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """t_B and the unweighted loss_B of one batch, whose gradient is added to what is there."""
         config, device = self.config.objective, self.denoiser.device
-        latent_BCFHW = batch.latent_BCFHW.to(device)
+        batch = batch.to(device)
+        latent_BCFHW = batch.latent_BCFHW
         t_B = objective.timesteps_of(config, u_B, num_tokens=latent_BCFHW[0, 0].numel() // 4)
         noise_BCFHW = objective.sample_noise(latent_BCFHW, generator, config.noise_offset)
-        mask_B11HW = batch.mask_B11HW.to(device) if batch.mask_B11HW is not None else None
         with self.denoiser.training():
             loss_B = objective.denoising_loss(
-                self.denoiser, latent_BCFHW, batch.text_BLD.to(device), t_B.to(device), noise_BCFHW, mask_B11HW, config
+                self.denoiser, latent_BCFHW, batch.text_BLD, t_B.to(device), noise_BCFHW, batch.mask_B11HW, config
             )
             loss = (loss_B * objective.weight(config, t_B).to(device)).sum() / num_samples
             self.scaler.scale(loss).backward()

@@ -80,12 +80,13 @@ class Averages:
     ) -> None:
         self._optimizer = optimizer
         self._parameters = parameters
-        self._is_used = config.use_average
         self._ema = None
         if config.ema_decay:
             from diffusers.training_utils import EMAModel  # imports slowly
 
             self._ema = EMAModel(parameters, decay=config.ema_decay)
+        has_average = self._ema is not None or hasattr(optimizer, "eval")  # schedule-free ones have it
+        self._is_used = config.use_average and has_average
 
     def step(self) -> None:
         """After each optimizer step."""
@@ -101,12 +102,12 @@ class Averages:
         own = [parameter.detach().clone() for parameter in self._parameters]
         if self._ema is not None:
             self._ema.copy_to(self._parameters)
-        elif hasattr(self._optimizer, "eval"):
+        else:
             self._optimizer.eval()
         try:
             yield
         finally:
-            if self._ema is None and hasattr(self._optimizer, "train"):
+            if self._ema is None:
                 self._optimizer.train()
             with torch.no_grad():
                 for parameter, value in zip(self._parameters, own, strict=True):
