@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import comfy.model_management
@@ -14,14 +15,27 @@ import comfy.utils
 from PIL import Image
 from server import PromptServer
 
+from ..trainer.checkpoint import RunFolder
 from ..trainer.dataset import ScanProgress
 from ..trainer.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
 from ..trainer.pipeline import Progress
+from .page import shown
+from .page.asking import pages_of, user_of
 
 logger = logging.getLogger("wantune")
 
-SECONDS_BETWEEN_MESSAGES = 0.25
+SECONDS_BETWEEN_MESSAGES = 0.5
+"""To the page; with the text under the node and what happens now and then it gets at most 4 a second."""
+
+SECONDS_BETWEEN_TEXTS = 1.0
+
 SECONDS_BETWEEN_LINES = 5.0
+
+MAX_POINTS = 64
+"""Steps in one message."""
+
+PACE_DECAY = 0.9
+"""Of the mean of the seconds between steps."""
 
 MAX_PICTURE = 1024
 """Pixels: the longer side of a picture in the node."""
@@ -29,9 +43,20 @@ MAX_PICTURE = 1024
 Result = TypeVar("Result")
 
 
-_running, _stop_asked = threading.Event(), threading.Event()
-"""ComfyUI runs one prompt at a time, so there is one run to stop."""
+@dataclass(slots=True)
+class Current:
+    """The run that is going on; ComfyUI runs one prompt at a time, so there is one at most."""
 
+    run: str
+    """Its folder's name."""
+    user: str | None
+    """ComfyUI's user whose page queued it."""
+    now: dict = field(default_factory=dict)
+    """Speed, time that is left and memory, as the page shows them."""
+    is_stop_asked: bool = False
+
+
+_current: Current | None = None
 
 _stopped: list[int] = []
 """The steps at which runs were stopped since ComfyUI started."""
@@ -42,22 +67,18 @@ def num_stopped() -> int:
     return len(_stopped)
 
 
-def ask_to_stop() -> bool:
-    """End the present run after its present step; the graph goes on with what was learned. False: none is running."""
-    if _running.is_set():
-        _stop_asked.set()
-    return _running.is_set()
+def current() -> Current | None:
+    """The run that is going on."""
+    return _current
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """While a run can be stopped."""
-    _stop_asked.clear()
-    _running.set()
-    try:
-        yield
-    finally:
-        _running.clear()
+def ask_to_stop(run: str = "") -> bool:
+    """End the run after its present step; the graph goes on with what was learned. False: it is not running."""
+    found = _current
+    if found is None or run not in ("", found.run):
+        return False
+    found.is_stop_asked = True
+    return True
 
 
 class Live:
@@ -65,9 +86,34 @@ class Live:
 
     def __init__(self, hidden) -> None:
         self._hidden = hidden
-        self._node_id = hidden.unique_id if hidden else None
+        self._workflow, self._node = shown.key_of(hidden)
+        self._run = ""
         self._bar: comfy.utils.ProgressBar | None = None
-        self._message_due = self._line_due = 0.0
+        self._message_due = self._text_due = self._line_due = 0.0
+        self._points: list[tuple[int, float | None, float]] = []
+        self._pace, self._last_time = 0.0, time.monotonic()
+
+    def describe(self, folder: RunFolder, base: str) -> None:
+        """Keep beside the run whose it is and the graph it is trained with, and show it in the node."""
+        self._run = folder.path.name
+        extra = getattr(self._hidden, "extra_pnginfo", None) or {}
+        prompt = {node: {name: part for name, part in content.items() if name in ("class_type", "inputs", "_meta")}
+                  for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
+        origin = {"workflow": self._workflow, "node": self._node, "user": _user(), "base": base,
+                  "started": time.time()}
+        folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
+        shown.remember(self._hidden, "run", self._run)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the run can be stopped."""
+        global _current
+        _current = Current(self._run, _user())
+        try:
+            yield
+        finally:
+            _current = None
+            self._send("ended", {})
 
     def publish(self, event: Event) -> None:
         """Show one event. Raises ComfyUI's interrupt when the user pressed Cancel."""
@@ -79,16 +125,15 @@ class Live:
             best = ", the best so far" if event.is_best else ""
             logger.info("Held-out loss %.4f after step %d (without the LoRA %.4f)%s", event.loss, event.step,
                         event.base_loss, best)
-            self._send(event)
         elif isinstance(event, Previewed):
             logger.info("Preview after step %d: %s", event.step, ", ".join(event.files))
-            self._send(event)
         elif isinstance(event, Finished):
             skipped = f", {event.skipped} of them without a finite loss and so without effect" if event.skipped else ""
             if event.reason == "stopped":
                 _stopped.append(event.step)
             self.say(f"{event.reason}: {event.step} steps{skipped}")
-            self._send(event)
+        if not isinstance(event, StepDone):
+            self._send(type(event).__name__.lower(), to_json(event))
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def say(self, text: str) -> None:
@@ -103,33 +148,63 @@ class Live:
     @staticmethod
     def is_stop_asked() -> bool:
         """Whether the user wants to go on in the graph with what is learned."""
-        return _stop_asked.is_set()
+        return _current is not None and _current.is_stop_asked
 
     def _start(self, event: Started) -> None:
-        self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._node_id)
+        self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._hidden and self._hidden.unique_id)
+        self._last_time = time.monotonic()
         for fault in event.passed_over:
             logger.warning("%s", fault)
         done = f", {event.step} of them done before" if event.step else ""
         logger.info("Training %d modules, %d parameters, %d steps of %d an epoch%s", event.num_modules,
                     event.num_parameters, event.total_steps, event.steps_per_epoch, done)
-        self._send(event)
 
-    def _send(self, event: Event, name: str = "") -> None:
+    def _send(self, name: str, content: dict) -> None:
+        """To every page of the user whose run it is."""
         server = getattr(PromptServer, "instance", None)
         if server is not None:
-            message = f"wantune.{name or type(event).__name__.lower()}"
-            server.send_sync(message, {"node": self._node_id, **to_json(event)}, server.client_id)
+            message = {**content, "workflow": self._workflow, "node": self._node, "run": self._run}
+            for page in pages_of(_user()):
+                server.send_sync(f"wantune.{name}", message, page)
 
     def _show_step(self, event: StepDone) -> None:
         self._bar.update_absolute(event.step, event.total_steps)
         now, last = time.monotonic(), event.step == event.total_steps
+        seconds = now - self._last_time
+        self._pace = PACE_DECAY * self._pace + (1 - PACE_DECAY) * seconds if self._pace else seconds
+        self._last_time = now
+        loss = event.loss if math.isfinite(event.loss) else None
+        self._points = [*self._points, (event.step, loss, event.learning_rate)][-MAX_POINTS:]
         if now >= self._message_due or last:
             self._message_due = now + SECONDS_BETWEEN_MESSAGES
+            self._send("step", {"step": event.step, "total_steps": event.total_steps, "epoch": event.epoch,
+                                "points": self._points, **self._now(event)})
+            self._points = []
+        if now >= self._text_due or last:
+            self._text_due = now + SECONDS_BETWEEN_TEXTS
             show_text(self._hidden, line(event))
-            self._send(event, "step")
         if now >= self._line_due or last:
             self._line_due = now + SECONDS_BETWEEN_LINES
             logger.info("%s", line(event))
+
+    def _now(self, event: StepDone) -> dict:
+        """Evaluation and previews count in the time that is left, but not in the speed."""
+        total = comfy.model_management.get_total_memory()
+        now = {
+            "seconds_per_step": event.seconds,
+            "samples_per_second": event.samples_per_second,
+            "seconds_left": self._pace * (event.total_steps - event.step),
+            "memory_bytes": total - comfy.model_management.get_free_memory(),
+            "memory_total_bytes": total,
+        }
+        if _current is not None:
+            _current.now = now
+        return now
+
+
+def _user() -> str | None:
+    """Whose prompt ComfyUI runs; None where no page is known to have queued it."""
+    return user_of(getattr(getattr(PromptServer, "instance", None), "client_id", None))
 
 
 class ProgressLine:

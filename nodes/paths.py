@@ -37,6 +37,11 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "wantune"
 
 
+def shown_file() -> Path:
+    """What our nodes showed last."""
+    return runs_folder() / "shown.json"
+
+
 def new_lora_file(filename: str) -> tuple[Path, str]:
     """A file that is not there yet in ComfyUI's first loras folder, and the name ComfyUI's LoRA lists give it.
 

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainer import lora_file, lora_keys
+from ..trainer import lora_file, lora_keys, run_lora
 from ..trainer.adapters import Adapter
 from ..trainer.cache import CachedDataset, read_batch
 from ..trainer.checkpoint import Checkpoint, RunFolder, check_name
@@ -22,7 +22,7 @@ from ..trainer.presets import CUSTOM, PRESETS
 from ..trainer.train_config import KeepConfig, LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from . import paths, sockets
 from .comfy_backend import ComfyDenoiser
-from .live import Live, num_stopped, running
+from .live import Live, num_stopped
 from .lora import resolve
 from .previews import PreviewConfig, Previewer
 
@@ -74,7 +74,7 @@ class TrainWanLoRA(io.ComfyNode):
                 io.LossMap.Output(display_name="loss", tooltip="The loss of each step, for Plot Loss Graph."),
                 io.String.Output(display_name="run", tooltip="The run's folder, with its log."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -145,16 +145,17 @@ def train(
     folder = RunFolder(paths.runs_folder(), run_name, key, config.to_dict())
     if restart:
         folder.restart()
+    base_model = lora_keys.describe_model(denoiser.linear_sizes())
+    live.describe(folder, base_model)
+    metadata = lora_file.metadata(config, dataset, run_name, base_model, base_digest, 0)
+    folder.keep_metadata(metadata)
     done = finished(config, dataset, folder)
     if done is None:
         done, losses = _train(denoiser, dataset, config, folder, live, previews, start)
     else:
         losses = folder.losses(done.step)
         live.say(f"trained before: {done.step} steps, loaded from {folder.path.name}")
-    tensors = lora_file.from_adapter(done.adapter, config.lora.file_alpha)
-    base_model = lora_keys.describe_model(denoiser.linear_sizes())
-    metadata = lora_file.metadata(config, dataset, run_name, base_model, base_digest, done.step)
-    return lora_file.LoraStateDict(tensors, metadata), losses, str(folder.path)
+    return run_lora.of_adapter(done.adapter, config.lora, metadata, done.step), losses, str(folder.path)
 
 
 def _train(
@@ -171,7 +172,7 @@ def _train(
         memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
         previewer = Previewer(previews, denoiser, folder.path) if previews else None
         attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
-        with attached, running(), closing(trainer.run()) as events:
+        with attached, live.running(), closing(trainer.run()) as events:
             for event in events:
                 live.publish(event)
                 if previewer is not None:

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import aiohttp
@@ -146,13 +145,8 @@ def test_after_cancel_the_base_video_is_the_same_and_the_next_run_works(server, 
     server.run(graph)
 
 
-def stop(server) -> dict:
-    return json.loads(urllib.request.urlopen(
-        urllib.request.Request(f"{server.url}/wantune/stop", method="POST"), timeout=10).read())
-
-
 def test_stop_goes_on_in_the_graph_and_queueing_again_goes_on_in_the_run(server, graph):
-    assert stop(server) == {"stopping": False}, "nothing runs"
+    assert server.ask("/wantune/stop", {}) == {"stopping": False}, "nothing runs"
     graphs.add_outputs(graph)
     node(graph, TRAIN).update(epochs=60, max_steps=0, seed=11, run_name="stopped")
     prompt = server.post(graph)
@@ -161,7 +155,7 @@ def test_stop_goes_on_in_the_graph_and_queueing_again_goes_on_in_the_run(server,
         waited += 1
         assert waited < 600
         time.sleep(0.05)
-    assert stop(server) == {"stopping": True}
+    assert server.ask("/wantune/stop", {}) == {"stopping": True}
     entry = server.wait(prompt, 120)
     assert "execution_success" in [kind for kind, _ in entry["status"]["messages"]], "the graph went on"
     (folder,) = server.folder("output").glob("wantune/stopped-*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -87,6 +88,11 @@ class Watch:
 
     def __init__(self, look=lambda event: None) -> None:
         self.events, self.said, self.pictures, self.stop, self._look = [], [], [], False, look
+
+    def describe(self, folder, base: str) -> None:
+        self.run, self.base = folder.path.name, base
+
+    running = staticmethod(contextlib.nullcontext)
 
     def publish(self, event) -> None:
         self.events.append(event)

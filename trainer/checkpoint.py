@@ -31,6 +31,15 @@ MAX_NAME = 120
 
 ADAPTER, STATE, INDEX = "adapter.safetensors", "state.safetensors", "state.json"
 
+METADATA = "lora.json"
+"""What the run's LoRA files say of themselves."""
+
+
+def step_of(path: Path) -> int | None:
+    """The step whose checkpoint this folder is; None if it is another folder."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
 
 def check_name(name: str) -> str:
     """A name that is a legal file name on every system, stripped.
@@ -81,9 +90,10 @@ class RunFolder:
 
     def restart(self) -> None:
         """Forget what was trained."""
-        for path in self.path.glob("step_*"):
+        for path in (*self.path.glob("step_*"), self.path / "samples"):
             shutil.rmtree(path, ignore_errors=True)
-        self._log.unlink(missing_ok=True)
+        for path in (self._log, self.path / "best.json"):
+            path.unlink(missing_ok=True)
 
     def log(self, event: Event) -> None:
         """Append one line; it is on disk when this returns, also for someone who reads along."""
@@ -100,6 +110,18 @@ class RunFolder:
                 temporary.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
         return [line for line in map(_read_line, lines[:-1]) if line]
 
+    def describe(self, origin: Mapping, workflow: Mapping) -> None:
+        """Keep where this run came from, for those who look at it later: origin.json, workflow.json."""
+        with _in_a_sentence(self.path):
+            _write_json(self.path / "origin.json", origin)
+            if any(workflow.values()):
+                _write_json(self.path / "workflow.json", workflow)
+
+    def keep_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Write what the run's LoRA files say of themselves, so that any checkpoint can become one."""
+        with _in_a_sentence(self.path):
+            _write_json(self.path / METADATA, metadata)
+
     def losses(self, most: int) -> list[float]:
         """The finite losses of the first steps, so many at most."""
         return [line["loss"] for line in self.logged()
@@ -107,8 +129,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps that there is a checkpoint of, whole or not, ascending."""
-        found = (_STEP.fullmatch(path.name) for path in self.path.glob("step_*"))
-        return sorted(int(match[1]) for match in found if match)
+        found = (step_of(path) for path in self.path.glob("step_*"))
+        return sorted(step for step in found if step is not None)
 
     def save(self, step: int, adapter: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
         """Write step_<step>/ as a whole or not at all.
@@ -157,15 +179,10 @@ class RunFolder:
         """
         place = self._place(step)
         try:
-            index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-            if index.pop("crc32") != _crc(index) or index["step"] != step:
-                raise ValueError(f"{INDEX} is damaged")
-            for name, seal in index["files"].items():
-                if _seal(place / name) != seal:
-                    raise ValueError(f"{name} is damaged")
+            index = checked(place, step, (ADAPTER, STATE))
             state = put_together(index["state"], load_file(place / STATE))
             return Checkpoint(index["step"], load_file(place / ADAPTER), state)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except DAMAGE as error:
             raise UserError(f"The checkpoint {place.name} cannot be used ({error}); it is passed over.") from None
 
     def mark_best(self, step: int, loss: float) -> None:
@@ -189,7 +206,39 @@ class RunFolder:
                 shutil.rmtree(self._place(step), ignore_errors=True)
 
     def _place(self, step: int) -> Path:
-        return self.path / f"step_{step:06d}"
+        return self.path / place_of(step)
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+"""What reading a damaged checkpoint raises."""
+
+
+def checked(place: Path, step: int, names: tuple[str, ...]) -> dict:
+    """The index of a checkpoint's folder, of which these files are whole; raises one of DAMAGE."""
+    index = json.loads((place / INDEX).read_text(encoding="utf-8"))
+    if index.pop("crc32") != _crc(index) or index["step"] != step:
+        raise ValueError(f"{INDEX} is damaged")
+    for name in names:
+        if _seal(place / name) != index["files"][name]:
+            raise ValueError(f"{name} is damaged")
+    return index
+
+
+def place_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step_{step:06d}"
+
+
+def delete_run(path: Path) -> None:
+    """Delete a run's folder: gone from its place at once, or as it was.
+
+    Raises:
+        UserError: the file system says no, for example since a file is open elsewhere.
+    """
+    with _in_a_sentence(path):
+        away = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        os.replace(path, away)
+        shutil.rmtree(away)
 
 
 def _read_line(line: bytes) -> dict | None:

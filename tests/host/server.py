@@ -29,17 +29,20 @@ class PromptFailed(RuntimeError):
 class Server:
     """ComfyUI in a process of its own, with folders of its own in `workspace`; a context manager.
 
-    This pack is loaded from where it stands, `packs` too, and the small world of tests/ is among the models.
+    This pack is loaded from where it stands, `packs` too, and the small world of tests/ is among the models;
+    `arguments` go to ComfyUI's main.py.
     """
 
     def __init__(
-        self, python: Path, comfyui: ComfyUI, root: Path, workspace: Path, packs: tuple[Path, ...] = ()
+        self, python: Path, comfyui: ComfyUI, root: Path, workspace: Path, packs: tuple[Path, ...] = (),
+        arguments: tuple[str, ...] = (),
     ):
         self.python = python
         self.comfyui = comfyui
         self.root = root
         self.workspace = workspace
         self.packs = (root / "tests" / "world_nodes", *packs)
+        self.arguments = arguments
         self.log_path = workspace / "server.log"
         self.process = None
         self.url = ""
@@ -96,6 +99,10 @@ class Server:
     def get(self, path: str):
         """The JSON that the server answers to GET."""
         return json.loads(self._request(path))
+
+    def ask(self, path: str, body: dict):
+        """The JSON that the server answers to POST."""
+        return json.loads(self._request(path, body))
 
     def post(self, graph: dict) -> str:
         """Queue an API-format graph; returns its prompt id. PromptFailed when any part of it is refused."""
@@ -161,6 +168,7 @@ class Server:
             arguments += ["--database-url", "sqlite:///:memory:"]
         if self.comfyui.accepts("--disable-api-nodes"):
             arguments += ["--disable-api-nodes"]
+        arguments += self.arguments
         names = [self.root.name, *(pack.name for pack in self.packs)]
         return [*arguments, "--disable-all-custom-nodes", "--whitelist-custom-nodes", *names]
 

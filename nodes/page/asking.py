@@ -1,0 +1,219 @@
+"""The one door of every route: who asks, what is given, and answers as JSON.
+
+A handler is a plain function from `Asked` to a dict (answered as JSON), a `Bytes` or the Path of a file. What it raises
+as UserError is answered as {"error": sentence}. Handlers run on threads of their own with a low priority, so that the
+server goes on and training loses as little as can be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from comfy.cli_args import args
+from server import PromptServer
+
+from ...trainer.config import UserError
+
+logger = logging.getLogger("wantune")
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request; a caption is the longest that is sent."""
+
+MAX_WAITING = 256
+"""Requests in work and in the queue; further ones are asked to come again."""
+
+NICE = 10
+"""Added to the niceness of our threads, where the system knows it for threads (Linux)."""
+
+
+class NotFound(UserError):
+    """There is no such thing; answered as 404."""
+
+
+class Forbidden(UserError):
+    """It lies where the page may not look; answered as 403."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that may be answered."""
+
+    user: str
+    """ComfyUI's user; "default" unless it runs with --multi-user."""
+    query: Mapping[str, str]
+    path: Mapping[str, str]
+    """The variable parts of the address."""
+    body: Mapping = field(default_factory=dict)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string of the query or the body.
+
+        Raises:
+            UserError: it is missing, or something else.
+        """
+        value = self.body.get(name, self.query.get(name, default))
+        if not isinstance(value, str):
+            raise UserError(f"{name} is missing or not a text; send it as a text.")
+        return value
+
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        """A whole number of the query within its bounds."""
+        try:
+            return min(most, max(least, int(self.query.get(name, default))))
+        except ValueError:
+            raise UserError(f"{name} is {self.query[name]!r}; give a whole number.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """An answer that is no JSON."""
+
+    content: bytes
+    content_type: str
+    max_age: int = 0
+    """Seconds for which the browser may keep it."""
+
+
+Handler = Callable[[Asked], "dict | Bytes | Path"]
+
+
+class Door:
+    """Adds routes to ComfyUI's server. `quick` answers wait on nothing, others may read many files."""
+
+    def __init__(self, server: PromptServer) -> None:
+        self._server = server
+        self._threads = {quick: ThreadPoolExecutor(1, f"wantune-{'quick' if quick else 'slow'}", _step_back)
+                         for quick in (True, False)}
+        self._num_waiting = 0
+
+    def get(self, path: str, handler: Handler, quick: bool = True) -> None:
+        """Answer GET."""
+        self._server.routes.get(path)(self._answering(handler, quick, changes=False))
+
+    def post(self, path: str, handler: Handler, quick: bool = True) -> None:
+        """Answer POST of JSON by a page of this very server, and nobody else."""
+        self._server.routes.post(path)(self._answering(handler, quick, changes=True))
+
+    def _answering(self, handler: Handler, quick: bool, changes: bool) -> Callable:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            if self._num_waiting >= MAX_WAITING:
+                return _error(503, "Too many requests at once; try again in a moment.")
+            self._num_waiting += 1
+            try:
+                asked = await self._asked(request, changes)
+                answered = await asyncio.get_running_loop().run_in_executor(self._threads[quick], handler, asked)
+                return _response(answered)
+            except UserError as error:
+                return _error({NotFound: 404, Forbidden: 403}.get(type(error), 400), str(error))
+            except _Refused as refused:
+                return _error(refused.status, str(refused))
+            except OSError as error:
+                return _error(500, f"The file system says: {error.strerror or error}.")
+            finally:
+                self._num_waiting -= 1
+
+        return answer
+
+    async def _asked(self, request: web.Request, changes: bool) -> Asked:
+        if not _is_same_origin(request):
+            raise _Refused(403, "Only ComfyUI's own page may ask this.")
+        try:
+            user = self._server.user_manager.get_request_user_id(request)
+        except KeyError:
+            raise _Refused(401, "ComfyUI does not know this user; choose one on its page.") from None
+        _clients[request.headers.get("WanTune-Client", "")] = user
+        body = await _body(request) if changes else {}
+        return Asked(user, dict(request.query), dict(request.match_info), body)
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+_clients: dict[str, str] = {}
+"""The user of each page that has asked something; ComfyUI does not say whose prompt it runs."""
+
+
+def user_of(client_id: str | None) -> str | None:
+    """ComfyUI's user behind a page's connection; None where that is not known."""
+    return _clients.get(client_id or "")
+
+
+def pages_of(user: str | None) -> list[str | None]:
+    """The connections to send what concerns a user's run to: [None], which is all, unless ComfyUI has several users."""
+    if not args.multi_user or user is None:
+        return [None]
+    return [client for client in list(PromptServer.instance.sockets) if user_of(client) == user]
+
+
+def is_theirs(owner: str | None, user: str) -> bool:
+    """Whether a user may see and change what an owner's graph made; what nobody is known to own is everybody's."""
+    return not args.multi_user or owner in (None, "default", user)
+
+
+def _is_same_origin(request: web.Request) -> bool:
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        return False
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return True
+    # a proxy in front says what the page's address is; a foreign page cannot send this header unasked
+    own = (request.headers.get("X-Forwarded-Host"), request.headers.get("Host"))
+    return urlsplit(origin).netloc.lower() in [host.strip().lower() for host in own if host]
+
+
+async def _body(request: web.Request) -> dict:
+    if request.content_type != "application/json":
+        raise _Refused(415, "Send JSON (Content-Type: application/json).")
+    content = b""
+    too_large = _Refused(413, f"That is more than {MAX_BODY} bytes; send less.")
+    if (request.content_length or 0) > MAX_BODY:
+        raise too_large
+    async for part in request.content.iter_any():
+        content += part
+        if len(content) > MAX_BODY:
+            raise too_large
+    try:
+        body = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        raise _Refused(400, "That is not JSON.") from None
+    if not isinstance(body, dict):
+        raise _Refused(400, "Send a JSON object.")
+    return body
+
+
+def _response(answered: dict | Bytes | Path) -> web.StreamResponse:
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    if isinstance(answered, Path):
+        return web.FileResponse(answered, headers=headers)
+    if isinstance(answered, Bytes):
+        if answered.max_age:
+            headers["Cache-Control"] = f"private, max-age={answered.max_age}"
+        return web.Response(body=answered.content, content_type=answered.content_type, headers=headers)
+    return web.json_response(answered, headers=headers)
+
+
+def _error(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status, headers={"Cache-Control": "no-store"})
+
+
+def _step_back() -> None:
+    """Let training have the processor first."""
+    if sys.platform == "linux":
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        except OSError as error:
+            logger.debug("The page's threads keep their priority: %s", error)

@@ -1,0 +1,147 @@
+"""Runs, as the page lists, follows, stops and deletes them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+from ...trainer import history
+from ...trainer.checkpoint import delete_run
+from ...trainer.config import UserError
+from .. import live, paths
+from . import shown
+from .asking import Asked, Door, NotFound, is_theirs
+
+MAX_POINTS = 2000
+"""Of a curve in one answer; more than a screen has pixels."""
+
+MAX_LOGS = 8
+"""Logs that are kept in memory, to be read on."""
+
+_SAMPLE = re.compile(r"samples/\w[\w.-]*\.(mp4|jpg)", re.ASCII)
+
+_logs: OrderedDict[Path, history.RunLog] = OrderedDict()
+"""Touched by the one quick thread alone."""
+
+
+def register(door: Door) -> None:
+    """Add the routes."""
+    door.get("/wantune/node", _node)
+    door.get("/wantune/runs", _list, quick=False)
+    door.get("/wantune/runs/{run}", _one)
+    door.get("/wantune/runs/{run}/file", _file)
+    door.get("/wantune/runs/{run}/workflow", _workflow)
+    door.post("/wantune/runs/{run}/delete", _delete, quick=False)
+    door.post("/wantune/stop", _stop)
+
+
+def _node(asked: Asked) -> dict:
+    """What a node showed last; for Train Wan LoRA also its run, by its name where nothing else is known."""
+    found = shown.recall(asked.user, asked.text("workflow", ""), asked.text("node", ""))
+    run, name = found.get("run"), asked.text("run_name", "").strip()
+    if not isinstance(run, str) or _find(run, asked.user) is None:
+        named = [folder for folder in _folders(asked.user) if name and
+                 history.read_json(folder / "config.json").get("run_name", "").strip() == name]
+        run = max(named, key=lambda folder: (folder / "config.json").stat().st_mtime).name if named else None
+    return {"run": run, "shown": found}
+
+
+def _list(asked: Asked) -> dict:
+    """Every run, the newest first."""
+    found = [_summary(folder) for folder in _folders(asked.user)]
+    return {"runs": sorted(found, key=lambda run: run["updated"], reverse=True)}
+
+
+def _one(asked: Asked) -> dict:
+    """One run with its curve."""
+    folder = _folder(asked)
+    log = _logs.pop(folder, None) or history.RunLog(folder / "log.jsonl")
+    _logs[folder] = log
+    while len(_logs) > MAX_LOGS:
+        _logs.popitem(last=False)
+    log.refresh()
+    first, last = (asked.number(name, 0, 0, 1 << 53) for name in ("first", "last"))
+    current = live.current()
+    return {
+        **_summary(folder),
+        "curve": log.curve(asked.number("points", 600, 1, MAX_POINTS), first, last),
+        "ema": {"value": log.ema, "weight": log.weight},
+        "ema_decay": history.EMA_DECAY,
+        "held_out": log.evaluated,
+        "previews": [each for each in log.previewed if _is_there(folder, each)],
+        "now": current.now or None if current and current.run == folder.name else None,
+    }
+
+
+def _file(asked: Asked) -> Path:
+    """A preview of a run."""
+    folder, name = _folder(asked), asked.text("name")
+    path = folder / name
+    # a link in the folder may lead anywhere
+    if not _SAMPLE.fullmatch(name) or not path.is_file() or path.resolve().parent != folder.resolve() / "samples":
+        raise NotFound(f"{name!r} is no preview of {folder.name}; ask for the names that the run lists.")
+    return path
+
+
+def _workflow(asked: Asked) -> dict:
+    """The graph a run was trained with."""
+    folder = _folder(asked)
+    found = history.read_json(folder / "workflow.json")
+    if not found:
+        raise NotFound(f"The graph of {folder.name} was not kept; only runs queued from the page have one.")
+    return found
+
+
+def _delete(asked: Asked) -> dict:
+    """Delete a run with all its checkpoints."""
+    folder = _folder(asked)
+    current = live.current()
+    if current and current.run == folder.name:
+        raise UserError(f"{folder.name} is being trained; stop it first.")
+    delete_run(folder)
+    return {"deleted": folder.name}
+
+
+def _stop(asked: Asked) -> dict:
+    """End the present run after its present step, save, and go on in the graph with what was learned."""
+    current = live.current()
+    mine = current is not None and is_theirs(current.user, asked.user)
+    return {"stopping": mine and live.ask_to_stop(asked.text("run", ""))}
+
+
+def _summary(folder: Path) -> dict:
+    found = history.to_json(history.summary(folder))
+    current = live.current()
+    if current and current.run == folder.name:
+        found |= {"state": "running", "continues_from": None}
+    return found
+
+
+def _folder(asked: Asked) -> Path:
+    folder = _find(asked.path["run"], asked.user)
+    if folder is None:
+        raise NotFound(f"There is no run {asked.path['run']!r}; open the list of runs again.")
+    return folder
+
+
+def _find(run: str, user: str) -> Path | None:
+    """Looked up among what there is, so that no name can lead elsewhere."""
+    root = paths.runs_folder()
+    names = os.listdir(root) if root.is_dir() else []
+    return root / run if run in names and _is_run_of(root / run, user) else None
+
+
+def _folders(user: str) -> list[Path]:
+    root = paths.runs_folder()
+    return [path for path in root.iterdir() if _is_run_of(path, user)] if root.is_dir() else []
+
+
+def _is_run_of(path: Path, user: str) -> bool:
+    return (path.is_dir() and not path.is_symlink() and history.is_run(path)
+            and is_theirs(history.read_json(path / "origin.json").get("user"), user))
+
+
+def _is_there(folder: Path, previewed: dict) -> bool:
+    return all((folder / name).is_file() for name in previewed["files"])
