@@ -20,7 +20,7 @@ MAX_POINTS = 2000
 MAX_LOGS = 8
 """Logs that are kept in memory, to be read on."""
 
-_SAMPLE = re.compile(r"samples/\w[\w.-]*\.(mp4|jpg)", re.ASCII)
+_SAMPLE = re.compile(r"samples/\w[\w.-]{0,99}\.(mp4|jpg)", re.ASCII)
 
 _logs: OrderedDict[Path, history.RunLog] = OrderedDict()
 """Touched by the one quick thread alone."""
@@ -106,9 +106,8 @@ def _delete(asked: Asked) -> dict:
 
 def _stop(asked: Asked) -> dict:
     """End the present run after its present step, save, and go on in the graph with what was learned."""
-    current = live.current()
-    mine = current is not None and is_theirs(current.user, asked.user)
-    return {"stopping": mine and live.ask_to_stop(asked.text("run", ""))}
+    run, current = asked.text("run", ""), live.current()
+    return {"stopping": current is not None and is_theirs(current.user, asked.user) and live.ask_to_stop(run)}
 
 
 def _summary(folder: Path) -> dict:
