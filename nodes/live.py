@@ -24,10 +24,8 @@ from .page.asking import pages_of, user_of
 
 logger = logging.getLogger("wantune")
 
-SECONDS_BETWEEN_MESSAGES = 0.5
-"""To the page; with the text under the node and what happens now and then it gets at most 4 a second."""
-
-SECONDS_BETWEEN_TEXTS = 1.0
+SECONDS_BETWEEN_MESSAGES = 0.3
+"""To the page; with what happens now and then it gets at most 4 a second."""
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -89,7 +87,7 @@ class Live:
         self._workflow, self._node = shown.key_of(hidden)
         self._run = ""
         self._bar: comfy.utils.ProgressBar | None = None
-        self._message_due = self._text_due = self._line_due = 0.0
+        self._message_due = self._line_due = 0.0
         self._points: list[tuple[int, float | None, float]] = []
         self._pace, self._last_time = 0.0, time.monotonic()
 
@@ -136,10 +134,10 @@ class Live:
             self._send(type(event).__name__.lower(), to_json(event))
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def say(self, text: str) -> None:
-        """A line in the log and under the node."""
+    @staticmethod
+    def say(text: str) -> None:
+        """A line in the log; the node shows the run itself."""
         logger.info("%s", text)
-        show_text(self._hidden, text)
 
     def show_picture(self, picture: Image.Image, step: int, total_steps: int) -> None:
         """In the node, as ComfyUI shows what a sampler is at."""
@@ -180,9 +178,6 @@ class Live:
             self._send("step", {"step": event.step, "total_steps": event.total_steps, "epoch": event.epoch,
                                 "points": self._points, **self._now(event)})
             self._points = []
-        if now >= self._text_due or last:
-            self._text_due = now + SECONDS_BETWEEN_TEXTS
-            show_text(self._hidden, line(event))
         if now >= self._line_due or last:
             self._line_due = now + SECONDS_BETWEEN_LINES
             logger.info("%s", line(event))

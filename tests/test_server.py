@@ -82,7 +82,11 @@ def test_the_example_runs_from_pictures_to_the_comparison(server, graph):
     assert steps[-1]["step"] == steps[-1]["total_steps"] == 8 and steps[-1]["node"] == train
     assert any(kind == "progress_state" and train in data["nodes"] for kind, data in seen)
     texts = [data.decode(errors="replace") for kind, data in seen if kind == "binary"]
-    assert any("step 8/8" in text and "loss" in text and "s/step" in text for text in texts)
+    assert [step for data in steps for step, _, _ in data["points"]] == list(range(1, 9))
+    assert all(loss > 0 and 0 < rate <= 1e-3 for data in steps for _, loss, rate in data["points"])
+    assert steps[-1].keys() >= {"epoch", "seconds_per_step", "samples_per_second", "seconds_left", "memory_bytes"}
+    (run,) = server.folder("output").glob("wantune/server_test-*")
+    assert {data["run"] for kind, data in seen if kind.startswith("wantune.")} == {run.name}
     assert any("4 of 4 files are used" in text for text in texts)
     assert "step 8/8" in server.log()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -77,12 +78,12 @@ def summary(folder: Path) -> Summary:
     base_losses = [line["base_loss"] for line in lines if line["event"] == "Evaluated"]
     strips = sorted(path.name for path in folder.glob("samples/*.jpg"))
     strips = [name for name in strips if not name.startswith("base")] or strips
-    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    files = list(_files(folder))
     return Summary(
         run=folder.name,
         name=config.get("run_name", folder.name),
         base=origin.get("base", ""),
-        started=origin.get("started") or (folder / "config.json").stat().st_mtime,
+        started=origin.get("started") or min((status.st_mtime for status in files), default=0.0),
         updated=max((status.st_mtime for status in files), default=0.0),
         step=max((line["step"] for line in lines if line["event"] == "StepDone"), default=0),
         total_steps=total,
@@ -193,6 +194,14 @@ def read_json(path: Path) -> dict:
 def _best(folder: Path, steps: list[int]) -> dict | None:
     best = read_json(folder / "best.json")
     return {"step": best["step"], "loss": best.get("loss")} if best.get("step") in steps else None
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """Of each file; a run that goes on deletes old checkpoints meanwhile."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                yield os.stat(os.path.join(place, name))
 
 
 def _edges(log: Path) -> Iterator[dict]:

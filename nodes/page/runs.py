@@ -64,6 +64,7 @@ def _one(asked: Asked) -> dict:
     log.refresh()
     first, last = (asked.number(name, 0, 0, 1 << 53) for name in ("first", "last"))
     current = live.current()
+    current = current if current and current.run == folder.name else None
     return {
         **_summary(folder),
         "curve": log.curve(asked.number("points", 600, 1, MAX_POINTS), first, last),
@@ -71,7 +72,8 @@ def _one(asked: Asked) -> dict:
         "ema_decay": history.EMA_DECAY,
         "held_out": log.evaluated,
         "previews": [each for each in log.previewed if _is_there(folder, each)],
-        "now": current.now or None if current and current.run == folder.name else None,
+        "now": current.now or None if current else None,
+        "stopping": bool(current and current.is_stop_asked),
     }
 
 

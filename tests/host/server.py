@@ -104,10 +104,15 @@ class Server:
         """The JSON that the server answers to POST."""
         return json.loads(self._request(path, body))
 
-    def post(self, graph: dict) -> str:
-        """Queue an API-format graph; returns its prompt id. PromptFailed when any part of it is refused."""
+    def post(self, graph: dict, workflow: dict | None = None) -> str:
+        """Queue an API-format graph; returns its prompt id. PromptFailed when any part of it is refused.
+
+        Args:
+            workflow: the page's form of it, which a page sends along.
+        """
+        extra = {"extra_data": {"extra_pnginfo": {"workflow": workflow}}} if workflow else {}
         try:
-            answer = json.loads(self._request("/prompt", {"prompt": graph}))
+            answer = json.loads(self._request("/prompt", {"prompt": graph, **extra}))
         except urllib.error.HTTPError as error:
             details = json.loads(error.read() or b"{}")
             raise PromptFailed(_refusal(details), details) from None
@@ -136,9 +141,9 @@ class Server:
                 tick()
             time.sleep(0.2)
 
-    def run(self, graph: dict, seconds: float | None = None, tick=None) -> dict:
+    def run(self, graph: dict, seconds: float | None = None, tick=None, workflow: dict | None = None) -> dict:
         """Queue a graph, wait, and return its history entry; PromptFailed when it did not succeed."""
-        entry = self.wait(self.post(graph), seconds, tick)
+        entry = self.wait(self.post(graph, workflow), seconds, tick)
         if entry["status"]["status_str"] != "success":
             raise PromptFailed(_failure(entry), entry)
         return entry
