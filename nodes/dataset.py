@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple
 from pathlib import Path
 
 from comfy_api.latest import io, ui
@@ -15,13 +14,13 @@ from ..trainer.config import (
     MASK_SOURCES,
     DatasetConfig,
     UserError,
-    content_hash,
     parse_frame_buckets,
     parse_resolutions,
 )
 from ..trainer.notes import Notes
 from . import paths, sockets
 from .live import ProgressLine, show_text
+from .page import places
 
 MAX_FILES_SHOWN = 100
 """Lines of a kind in the node; the report has all."""
@@ -85,7 +84,9 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        progress = dataset.scanning(_config(**inputs), paths.scans_folder())
+        config = _config(**inputs)
+        places.allow(config.folder)
+        progress = dataset.scanning(config, paths.scans_folder())
         return _shown(ProgressLine(cls.hidden, "reading").follow(progress), cls.hidden)
 
 
@@ -197,14 +198,6 @@ def _fingerprint(text: str | None) -> str:
     if text is None:  # linked, and not known here
         return ""
     try:
-        entries = list(folder.walk(paths.dataset_folder(text), Notes()))
+        return folder.fingerprint(folder.walk(paths.dataset_folder(text), Notes()))
     except UserError as error:
         return str(error)
-    return content_hash([(entry.name, _stamp(entry.path)) for entry in entries])
-
-
-def _stamp(path: Path) -> tuple | str:
-    try:
-        return astuple(folder.Stamp.of(path))
-    except OSError as error:
-        return str(error.strerror)

@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 from server import PromptServer
 
-from .page import runs
+from .page import datasets, runs
 from .page.asking import Door
 
 PACK = Path(__file__).absolute().parents[1]
@@ -20,6 +20,7 @@ def register() -> None:
         return
     door = Door(server)
     runs.register(door)
+    datasets.register(door)
     server.routes.get(f"/extensions/{PACK.name}/docs/{{node}}/en.md")(_english_help)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from .config import DatasetConfig, UserError
-from .folder import Entry, key_of, stem_of
+from .folder import CAPTION_FILES, Entry, key_of, stem_of
 from .notes import Notes
 from .text_padding import TEXT_LENGTH
 
@@ -36,7 +36,8 @@ _LETTER = rf"[^\W{_IDEOGRAPHS}]"
 class CaptionFiles:
     """All texts of a dataset folder.
 
-    `read` gives the captions as they were written; `unused` names those that no file asked for.
+    `read` gives the captions as they were written, `written` what stands in the file; `unused` names those that no
+    file asked for.
     """
 
     def __init__(self, texts: Iterable[Entry], lists: Iterable[Entry], notes: Notes) -> None:
@@ -52,22 +53,38 @@ class CaptionFiles:
                 full = key_of(str(PurePosixPath(entry.name).parent / key_of(name)))
                 self._listed[full] = (rank, entry.name, captions)
 
+    @classmethod
+    def among(cls, entries: Iterable[Entry], notes: Notes) -> CaptionFiles:
+        """Those among all files of a folder."""
+        entries = list(entries)
+        return cls([entry for entry in entries if entry.suffix == ".txt"],
+                   [entry for entry in entries if entry.path.name.lower() in CAPTION_FILES], notes)
+
     def read(self, entry: Entry) -> list[str]:
         """Its captions, each on one line; none if nothing was written.
 
         Raises:
             UserError: the caption cannot be read.
         """
-        keys = (key_of(entry.name), stem_of(entry.name))
-        found = [self._listed[key] for key in keys if key in self._listed]
-        _, source, listed = max(found, key=lambda each: each[0], default=(0, "", []))
-        self._asked.update(keys)
+        _, source, listed = self._listing(entry)
+        self._asked.update((key_of(entry.name), stem_of(entry.name)))
         self._asked_texts.add(stem_of(entry.name))
         text = self._texts.get(stem_of(entry.name))
         own = _one_line(decode(text, self._notes)) if text else ""
         if own and listed and listed != [own]:
             self._notes.add(entry.name, f"has captions in its .txt and in {source}; the .txt is used.")
         return [own] if own else listed
+
+    def written(self, entry: Entry) -> tuple[str, Entry | None, str]:
+        """(text as it stands in the file, its .txt, the list that has captions for it); "" and None for neither.
+
+        Raises:
+            UserError: the .txt cannot be read.
+        """
+        text = self._texts.get(stem_of(entry.name))
+        _, source, listed = self._listing(entry)
+        content = decode(text, self._notes) if text else ""
+        return content if content.strip() or not listed else listed[0], text, source
 
     def unused(self) -> Iterator[tuple[str, str]]:
         """(name, remark) of texts without their file."""
@@ -77,6 +94,11 @@ class CaptionFiles:
         for key, (_, source, _) in self._listed.items():
             if key not in self._asked:
                 yield key, f"named in {source}, but there is no such picture or clip; correct the name."
+
+    def _listing(self, entry: Entry) -> tuple[int, str, list[str]]:
+        """(rank, list, captions) of the list that speaks for a file."""
+        found = [self._listed[key] for key in (key_of(entry.name), stem_of(entry.name)) if key in self._listed]
+        return max(found, key=lambda each: each[0], default=(0, "", []))
 
 
 def finished(written: list[str], entry: Entry, config: DatasetConfig, notes: Notes) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,15 @@ MIN_KEPT = 0.5
 """A picture that loses more than this share of itself to its bucket's shape is mentioned."""
 
 
+class NothingUsable(UserError):
+    """No file of a folder can be used; tells why of each."""
+
+    def __init__(self, sentence: str, rejected: tuple[Rejection, ...], notes: tuple[str, ...]) -> None:
+        super().__init__(sentence)
+        self.rejected = rejected
+        self.notes = notes
+
+
 @dataclass(frozen=True, slots=True)
 class ScanProgress:
     """`done` of `total` files are read; `name` was the last."""
@@ -45,23 +54,26 @@ def scan(config: DatasetConfig, memory: Path | None = None) -> Manifest:
             return finished.value
 
 
-def scanning(config: DatasetConfig, memory: Path | None = None) -> Iterator[ScanProgress]:
+def scanning(
+    config: DatasetConfig, memory: Path | None = None, may_read: Callable[[str], bool] | None = None
+) -> Iterator[ScanProgress]:
     """Look at every file of the folder and say what becomes of it; the generator returns the Manifest.
 
     Args:
         memory: a folder where what files hold is remembered, so that unchanged ones are not read again.
+        may_read: as `folder.walk` takes it.
 
     Raises:
-        UserError: the folder is missing or empty, or no file in it can be used.
+        UserError: the folder is missing or empty.
+        NothingUsable: no file in it can be used.
     """
     root, notes = Path(config.folder), Notes()
-    folder.check(root)
-    entries = list(folder.walk(root, notes))
+    folder.check(root, may_read)
+    entries = list(folder.walk(root, notes, may_read))
     media = [entry for entry in entries if entry.suffix in folder.SUFFIXES and not entry.is_mask]
     painted = _masks(entries, media, config, notes)
-    facts = yield from _probe([*media, *painted.values()], config, memory)
-    texts = CaptionFiles([entry for entry in entries if entry.suffix == ".txt"],
-                         [entry for entry in entries if entry.path.name.lower() in folder.CAPTION_FILES], notes)
+    facts = yield from _probe([*media, *painted.values()], config, memory, is_all=may_read is None)
+    texts = CaptionFiles.among(entries, notes)
     clips, rejected = [], []
     for entry in media:
         try:
@@ -74,7 +86,7 @@ def scanning(config: DatasetConfig, memory: Path | None = None) -> Iterator[Scan
     rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
                  for entry in entries if _is_foreign(entry)]
     if not clips:
-        raise UserError(_nothing_usable(root, rejected, config))
+        raise NothingUsable(_nothing_usable(root, rejected, config), tuple(rejected), notes.sentences())
     for name, remark in texts.unused():
         notes.add(name, remark)
     _note_twins(media, clips, config, notes)
@@ -82,7 +94,9 @@ def scanning(config: DatasetConfig, memory: Path | None = None) -> Iterator[Scan
     return Manifest((config,), trained, held_out, tuple(rejected), notes.sentences())
 
 
-def _probe(entries: list[Entry], config: DatasetConfig, memory: Path | None) -> Iterator[ScanProgress]:
+def _probe(
+    entries: list[Entry], config: DatasetConfig, memory: Path | None, is_all: bool
+) -> Iterator[ScanProgress]:
     """Returns the Facts of each file by name; reading and decoding wait for disks and release Python's lock."""
     known = Remembered(memory / f"{content_hash(config.folder)[:16]}.json" if memory else None, probing.VERSION)
     found = {}
@@ -92,7 +106,8 @@ def _probe(entries: list[Entry], config: DatasetConfig, memory: Path | None) -> 
         for done, (entry, each) in enumerate(zip(entries, facts, strict=True), 1):
             found[entry.name] = each
             yield ScanProgress(done, len(entries), entry.name)
-        known.keep(set(found))
+        if is_all:  # of a look at some of the files the others are still worth remembering
+            known.keep(set(found))
     finally:
         pool.shutdown(cancel_futures=True)
         known.save()
@@ -214,7 +229,8 @@ def _note_twins(media: list[Entry], clips: list[Clip], config: DatasetConfig, no
 
 
 def _is_foreign(entry: Entry) -> bool:
-    is_caption = entry.suffix == ".txt" or entry.path.name.lower() in folder.CAPTION_FILES
+    name = entry.path.name.lower()
+    is_caption = entry.suffix == ".txt" or name in folder.CAPTION_FILES or folder.BACKUP.search(name) is not None
     return not is_caption and entry.suffix not in (pictures.SUFFIXES if entry.is_mask else folder.SUFFIXES)
 
 

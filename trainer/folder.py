@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 
 from . import pictures, video
-from .config import UserError
+from .config import UserError, content_hash
 from .notes import Notes
 
 SUFFIXES = pictures.SUFFIXES | video.SUFFIXES
@@ -21,6 +21,12 @@ MASKS = "masks"
 """Name of the folders that hold masks."""
 
 CAPTION_FILES = ("captions.json", "metadata.jsonl")
+
+BACKUP = re.compile(r"\.txt\.bak\d*$", re.IGNORECASE)
+"""How the name of a caption's older text ends, which is kept when the page saves another."""
+
+LEADS_OUT = ("a link to somewhere that the page may not read; it is left out of the sheet, and used when queued "
+             "if Load Dataset can read it.")
 
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
 """Put there by systems and not by people; passed over without a word, as are names that begin with a dot."""
@@ -80,8 +86,11 @@ def stem_of(name: str) -> str:
     return key_of(str(PurePosixPath(name).with_suffix("")))
 
 
-def walk(root: Path, notes: Notes) -> Iterator[Entry]:
+def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None) -> Iterator[Entry]:
     """Every visible file, folder by folder and by name; links are followed, but no folder is read twice.
+
+    Args:
+        may_read: whether a real path may be read; what links lead to elsewhere is left out with a note.
 
     Raises:
         UserError: no such folder, or it cannot be read.
@@ -96,6 +105,9 @@ def walk(root: Path, notes: Notes) -> Iterator[Entry]:
             notes.add(prefix.rstrip("/"), "a link to a folder that is read already; it is not read twice.")
             return
         seen.add(real)
+        if may_read is not None and not may_read(real):
+            notes.add(prefix.rstrip("/") or str(folder), LEADS_OUT)
+            return
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -113,6 +125,8 @@ def walk(root: Path, notes: Notes) -> Iterator[Entry]:
                     links.append((folder / entry.name, f"{prefix}{entry.name}/"))
                 else:
                     yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
+            elif may_read is not None and entry.is_symlink() and not may_read(os.path.realpath(entry)):
+                notes.add(prefix + entry.name, LEADS_OUT)
             else:
                 yield Entry(folder / entry.name, prefix + entry.name)
 
@@ -123,7 +137,19 @@ def walk(root: Path, notes: Notes) -> Iterator[Entry]:
         yield from visit(*links.pop(0))
 
 
-def check(root: Path) -> None:
+def check(root: Path, may_read: Callable[[str], bool] | None = None) -> None:
     """Raises UserError unless there is at least one picture or clip."""
-    if not any(entry.suffix in SUFFIXES and not entry.is_mask for entry in walk(root, Notes())):
+    if not any(entry.suffix in SUFFIXES and not entry.is_mask for entry in walk(root, Notes(), may_read)):
         raise UserError(f"The folder {root} holds no pictures or clips; put {FORMATS} files into it.")
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
+    """Changes when one of the files does, or another comes or goes."""
+    return content_hash([(entry.name, _stamp(entry.path)) for entry in entries])
+
+
+def _stamp(path: Path) -> tuple | str:
+    try:
+        return astuple(Stamp.of(path))
+    except OSError as error:
+        return str(error.strerror)

@@ -149,12 +149,16 @@ def fit(
     image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> np.ndarray:
     """Scale to cover width x height and crop the centre, in one pass: (height, width, channels of image) uint8."""
-    scale = max(width / image.width, height / image.height)
+    return np.asarray(image.resize((width, height), resample, box=crop(image.size, width, height)))
+
+
+def crop(size: tuple[int, int], width: int, height: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what is left of a picture of a size in the shape of width x height."""
+    scale = max(width / size[0], height / size[1])
     crop_width, crop_height = width / scale, height / scale
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    # box must not pass the picture's edge by a rounding error
-    box = (max(0.0, left), max(0.0, top), min(image.width, left + crop_width), min(image.height, top + crop_height))
-    return np.asarray(image.resize((width, height), resample, box=box))
+    left, top = (size[0] - crop_width) / 2, (size[1] - crop_height) / 2
+    # must not pass the picture's edge by a rounding error
+    return max(0.0, left), max(0.0, top), min(size[0], left + crop_width), min(size[1], top + crop_height)
 
 
 def _is_layered(image: Image.Image) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .captions import estimate_tokens, has_trigger
-from .manifest import Clip, Manifest
+from .manifest import Clip, Manifest, Rejection
 
 VALUES_PER_TOKEN = 16 * 2 * 2
 """Of a latent: 16 channels of a patch of 1 x 2 x 2."""
@@ -36,12 +36,15 @@ def text(manifest: Manifest, max_files: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def to_json(manifest: Manifest) -> dict:
-    """The same as plain data: `files` (used and left out), `totals`, `notes`."""
+def to_json(manifest: Manifest, more: Callable[[Clip], dict] = lambda _clip: {}) -> dict:
+    """The same as plain data: `files` (used and left out), `totals`, `notes`.
+
+    Args:
+        more: what else to say of a sample.
+    """
     held_out = {clip.digest for clip in manifest.held_out}
-    files = [_file(clips, clips[0].digest in held_out) for clips in _files(manifest).values()]
-    files += [{"file": rejection.name, "path": str(rejection.path), "used": False, "reason": rejection.reason}
-              for rejection in manifest.rejected]
+    files = [_file(clips, clips[0].digest in held_out, more) for clips in _files(manifest).values()]
+    files += left_out(manifest.rejected)
     samples = sum(clip.repeats for clip in manifest.clips)
     used = len({clip.path for clip in (*manifest.clips, *manifest.held_out)})
     totals = {
@@ -53,6 +56,12 @@ def to_json(manifest: Manifest) -> dict:
     }
     return {"folders": [config.folder for config in manifest.configs], "trigger_word": manifest.trigger_word,
             "files": files, "totals": totals, "notes": list(manifest.notes)}
+
+
+def left_out(rejected: Iterable[Rejection]) -> list[dict]:
+    """Of to_json's `files` those that are not used."""
+    return [{"file": rejection.name, "path": str(rejection.path), "used": False, "reason": rejection.reason}
+            for rejection in rejected]
 
 
 def expected_bytes(manifest: Manifest) -> int:
@@ -107,7 +116,7 @@ def _line(clip: Clip) -> str:
     return f"{cut}, x{clip.repeats}{mask}, {captions}{trigger}"
 
 
-def _file(clips: list[Clip], is_held_out: bool) -> dict:
+def _file(clips: list[Clip], is_held_out: bool, more: Callable[[Clip], dict]) -> dict:
     clip = clips[0]
     return {
         "file": clip.name,
@@ -119,7 +128,7 @@ def _file(clips: list[Clip], is_held_out: bool) -> dict:
         "frames": clip.source.num_frames if clip.source else 1,
         "fps": clip.source.fps if clip.source else None,
         "samples": [{"width": each.bucket.width, "height": each.bucket.height, "frames": each.bucket.frames,
-                     "frames_used": [list(window) for window in _windows(each)], "repeats": each.repeats}
+                     "frames_used": [list(window) for window in _windows(each)], "repeats": each.repeats, **more(each)}
                     for each in clips],
         "captions": list(dict.fromkeys(clip.captions)),
         "trigger_present": _trigger_present(clip),

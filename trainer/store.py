@@ -99,7 +99,8 @@ class Store:
         with suppress(Timeout):  # someone else fills this cache, and the half-written files may be theirs
             lock.acquire()
             for path in self.folder.rglob("*.tmp"):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # the page's thumbnails are written at any time; Windows keeps what is open
+                    path.unlink(missing_ok=True)
         try:
             yield
         finally:

@@ -32,6 +32,11 @@ export async function media(path, query = {}, signal = undefined) {
   return URL.createObjectURL(await response.blob())
 }
 
+/** A video as an address for src, to be revoked too: with --disable-api-nodes ComfyUI's policy lets no blob: play. */
+export async function video(path, query = {}, signal = undefined) {
+  return api.user ? media(path, query, signal) : api.apiURL(`/wantune/${withQuery(path, query)}`)
+}
+
 /** A file that a node has saved, {filename, subfolder, type}, as ComfyUI's own address. */
 export function savedFile({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)

@@ -1,0 +1,244 @@
+"""Load Dataset's contact sheet: what will be trained on before anything is queued, its thumbnails and captions."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+from ...trainer import caption_saving, dataset, folder, report, thumbnails
+from ...trainer.captions import CaptionFiles
+from ...trainer.config import DatasetConfig, UserError, content_hash, parse_frame_buckets, parse_resolutions
+from ...trainer.folder import Entry
+from ...trainer.manifest import Clip
+from ...trainer.notes import Notes
+from .. import paths
+from . import places
+from .asking import Asked, Bytes, Door, NotFound
+
+SECONDS_A_LOOK = 1.5
+"""After which an answer says how far the reading of a new folder is; the page asks again, and others have a turn."""
+
+MAX_SHEETS = 8
+"""Datasets whose thumbnails can be asked for."""
+
+MAX_SCANS = 2
+"""Folders that are being read."""
+
+MAX_FOLDERS = 2000
+"""In one answer of the folder picker."""
+
+MAX_COUNTED = 50_000
+"""Files that are counted for one answer of the folder picker."""
+
+DAY = 24 * 3600
+
+_PARSED = {"frame_buckets": parse_frame_buckets, "more_resolutions": parse_resolutions}
+
+_Thumbnail = tuple[Clip, int, bool]
+
+_sheets: OrderedDict[str, dict[str, _Thumbnail]] = OrderedDict()
+"""What can be asked for by key, by state; this and _scans are touched by the one slow thread alone."""
+
+_scans: OrderedDict[str, Iterator] = OrderedDict()
+"""Folders that are being read, by state."""
+
+
+def register(door: Door) -> None:
+    """Add the routes."""
+    door.get("/wantune/folders", _folders, quick=False)
+    door.get("/wantune/dataset", _dataset, quick=False)
+    door.get("/wantune/thumbnail", _thumbnail, quick=False)
+    door.post("/wantune/caption", _save_caption)
+
+
+def _folders(asked: Asked) -> dict:
+    """The folders in one that may be looked into; without a path, those from which all others are reached."""
+    may_read = places.reader(asked.user)
+    roots = [{"name": root.name, "value": places.shown(Path(root.path)), "files": None}
+             for root in places.roots(asked.user)]
+    text = asked.text("path", "").strip()
+    if not text:
+        return {"path": "", "title": "", "parent": None, "folders": roots, "roots": roots, "left_out": 0}
+    path = places.inside(text, asked.user)
+    with os.scandir(path) as found:
+        inner = sorted((Path(entry.path) for entry in found if _is_shown(entry) and may_read(
+            os.path.realpath(entry.path))), key=lambda each: each.name.lower())
+    budget = iter(range(MAX_COUNTED))
+    return {
+        "path": places.shown(path),
+        "title": str(path),
+        "parent": places.shown(path.parent) if may_read(str(path.parent)) else "",
+        "files": _count_media(path, budget),
+        "folders": [{"name": each.name, "value": places.shown(each), "files": _count_media(each, budget)}
+                    for each in inner[:MAX_FOLDERS]],
+        "roots": roots,
+        "left_out": max(0, len(inner) - MAX_FOLDERS),
+    }
+
+
+def _is_shown(entry: os.DirEntry) -> bool:
+    with suppress(OSError):
+        return not entry.name.startswith(".") and entry.is_dir()
+    return False
+
+
+def _count_media(path: Path, budget: Iterator[int]) -> int | None:
+    """Pictures and clips right in a folder; None where that was not counted."""
+    with suppress(OSError), os.scandir(path) as found:
+        names = [entry.name for entry, _ in zip(found, budget, strict=False)]
+        if next(budget, None) is not None:
+            return sum(os.path.splitext(name)[1].lower() in folder.SUFFIXES for name in names)
+    return None
+
+
+def _dataset(asked: Asked) -> dict:
+    """What the widgets of Load Dataset choose: the report as JSON, and of each file its thumbnails and its text.
+
+    {"same"} if nothing changed since `known`; {"progress"} while the files are read for the first time; with an
+    "error" beside the files if the dataset cannot be used. With `gently` a folder that cannot be shown is answered
+    in the same way: browsers write each refusal into their console, and a folder is often missing while it is typed.
+    """
+    try:
+        return _sheet(asked)
+    except UserError as error:
+        if asked.text("gently", ""):
+            return {"error": str(error), "files": [], "totals": None, "notes": []}
+        raise
+
+
+def _sheet(asked: Asked) -> dict:
+    text = asked.text("config")
+    config = _config(text, asked.user)
+    may_read = places.reader(asked.user)
+    entries = list(folder.walk(Path(config.folder), Notes(), may_read))
+    state = content_hash(asked.user, config.folder, text, folder.fingerprint(entries))
+    if asked.text("known", "") == state and state in _sheets:
+        _sheets.move_to_end(state)
+        return {"state": state, "same": True}
+    scan = _scans.pop(state, None) or dataset.scanning(config, paths.scans_folder(), may_read)
+    found: dict[str, _Thumbnail] = {}
+    try:
+        manifest = _look(scan)
+        if isinstance(manifest, dataset.ScanProgress):
+            _put(_scans, state, scan, MAX_SCANS)
+            return {"progress": {"done": manifest.done, "total": manifest.total, "name": manifest.name}}
+        answer = report.to_json(manifest, lambda clip: _thumbnails(clip, found))
+    except UserError as error:
+        rejected, notes = getattr(error, "rejected", ()), getattr(error, "notes", ())
+        answer = {"error": str(error), "folders": [config.folder], "trigger_word": config.trigger_word.strip(),
+                  "files": report.left_out(rejected), "totals": None, "notes": list(notes)}
+    _add_texts(answer["files"], entries)
+    _put(_sheets, state, found, MAX_SHEETS)
+    return {"state": state, **answer}
+
+
+def _put(kept: OrderedDict, key: str, value: object, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > most:
+        _, dropped = kept.popitem(last=False)
+        if hasattr(dropped, "close"):
+            dropped.close()  # saves what was read so far
+
+
+def _look(scan: Iterator) -> object:
+    """The Manifest, or how far the scan is when its time is up."""
+    end = time.monotonic() + SECONDS_A_LOOK
+    while True:
+        try:
+            progress = next(scan)
+        except StopIteration as finished:
+            return finished.value
+        if time.monotonic() > end:
+            return progress
+
+
+def _thumbnails(clip: Clip, found: dict[str, _Thumbnail]) -> dict:
+    start = clip.starts[0]
+    kinds = {"thumbnail": False} if clip.source is None else {"thumbnail": False, "moving": True}
+    keys = {kind: thumbnails.key_of(clip, start, is_moving) for kind, is_moving in kinds.items()}
+    found.update({keys[kind]: (clip, start, is_moving) for kind, is_moving in kinds.items()})
+    return keys
+
+
+def _add_texts(files: list[dict], entries: list[Entry]) -> None:
+    """Adds to each picture and clip its caption as it stands in the file, without what is put in front of it."""
+    texts, media = CaptionFiles.among(entries, Notes()), {entry.name: entry for entry in _media(entries)}
+    for file in files:
+        if file["file"] in media:
+            with suppress(UserError):  # it is among the files left out, with this reason
+                text, own, listed_in = texts.written(media[file["file"]])
+                file.update(text=text, text_file=own.name if own else None, listed_in=listed_in or None)
+
+
+def _media(entries: list[Entry]) -> Iterator[Entry]:
+    return (entry for entry in entries if entry.suffix in folder.SUFFIXES and not entry.is_mask)
+
+
+@cache
+def _shelf(path: Path) -> thumbnails.Shelf:
+    return thumbnails.Shelf(path)
+
+
+def _thumbnail(asked: Asked) -> Bytes:
+    """The webp behind a key that the last answers gave; no path is taken from the page here."""
+    key = asked.text("id")
+    known = next((sheet[key] for sheet in reversed(_sheets.values()) if key in sheet), None)
+    if known is None:
+        raise NotFound("This thumbnail is not known (any more); reload the sheet.")
+    clip, start, is_moving = known
+    may_read = places.reader(asked.user)
+    files = [clip.path, *([clip.mask.path] if clip.mask else [])]
+    if not all(may_read(os.path.realpath(path)) for path in files):
+        raise NotFound("This thumbnail is not known (any more); reload the sheet.")
+    shelf = _shelf(paths.cache_folder() / "thumbs")
+    return Bytes(shelf.get(key, lambda: thumbnails.make(clip, start, is_moving)), "image/webp", DAY)
+
+
+def _save_caption(asked: Asked) -> dict:
+    """Write the .txt beside a picture or clip of the folder; the file is found among those that are there."""
+    root = places.inside(asked.text("folder"), asked.user)
+    name, text, before = asked.text("file"), asked.text("text"), asked.text("before")
+    entries = list(folder.walk(root, Notes(), places.reader(asked.user)))
+    entry = next((entry for entry in _media(entries) if entry.name == name), None)
+    if entry is None:
+        raise NotFound(f"There is no picture or clip {name[:200]!r} in this folder (any more).")
+    texts = CaptionFiles.among(entries, Notes())
+    path = caption_saving.save(entry, texts, text, before)
+    return {"saved": path.name, "text": text.strip()}
+
+
+def _config(text: str, user: str) -> DatasetConfig:
+    """From the values of the widgets.
+
+    Raises:
+        UserError: they are not what the widgets would hold, or lead elsewhere.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError("config is not JSON; send the values of the widgets.") from None
+    settings = values.pop("settings", None) if isinstance(values, dict) else None
+    if not isinstance(values, dict) or not isinstance(settings, dict | None):
+        raise UserError("config is no JSON object; send the values of the widgets.")
+    given = {**values, **(settings or {})}
+    where = given.pop("folder", "")
+    kinds = {field.name: str if field.name in _PARSED else type(field.default) for field in fields(DatasetConfig)
+             if field.name != "folder"}
+    for name, value in given.items():
+        if name not in kinds:
+            raise UserError(f"config has {name[:100]!r}, which Load Dataset does not have; reload the page.")
+        if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
+            raise UserError(f"{name} is {str(value)[:100]!r}; it takes a {kinds[name].__name__}.")
+    if not isinstance(where, str):
+        raise UserError("folder is no text; give the folder that holds your pictures, for example my_pictures.")
+    real = places.inside(where, user)
+    parsed = {name: parse(given[name]) for name, parse in _PARSED.items() if name in given}
+    return DatasetConfig(folder=str(real), **{**given, **parsed})
