@@ -4,10 +4,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import routes
 from .cache import CacheLatents, PruneCache
+from .checkpoints import CompareCheckpoints
 from .compare import CompareVideos
 from .dataset import DatasetSettings, JoinDatasets, LoadDataset
 from .lora import ApplyLoRA, SaveLoRA
 from .previews import PreviewSettings
+from .run_lora import LoadRunLoRA
 from .settings import AdapterSettings, KeepSettings, ObjectiveSettings, OptimizerSettings
 from .train import TrainWanLoRA
 
@@ -19,4 +21,5 @@ class WanTuneExtension(ComfyExtension):
         """In the order in which they are used."""
         routes.register()
         return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, AdapterSettings,
-                OptimizerSettings, ObjectiveSettings, KeepSettings, PreviewSettings, SaveLoRA, ApplyLoRA, CompareVideos]
+                OptimizerSettings, ObjectiveSettings, KeepSettings, PreviewSettings, LoadRunLoRA, SaveLoRA, ApplyLoRA,
+                CompareVideos, CompareCheckpoints]

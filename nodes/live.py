@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
-from PIL import Image
 from server import PromptServer
 
 from ..trainer.checkpoint import RunFolder
@@ -34,9 +33,6 @@ MAX_POINTS = 64
 
 PACE_DECAY = 0.9
 """Of the mean of the seconds between steps."""
-
-MAX_PICTURE = 1024
-"""Pixels: the longer side of a picture in the node."""
 
 Result = TypeVar("Result")
 
@@ -138,10 +134,6 @@ class Live:
     def say(text: str) -> None:
         """A line in the log; the node shows the run itself."""
         logger.info("%s", text)
-
-    def show_picture(self, picture: Image.Image, step: int, total_steps: int) -> None:
-        """In the node, as ComfyUI shows what a sampler is at."""
-        self._bar.update_absolute(step, total_steps, ("JPEG", picture.convert("RGB"), MAX_PICTURE))
 
     @staticmethod
     def is_stop_asked() -> bool:

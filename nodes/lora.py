@@ -19,6 +19,9 @@ logger = logging.getLogger("wantune")
 
 FROM_INPUT = "(the lora input)"
 
+ATTACHMENT = "wantune_loras"
+"""Under which an applied model keeps what is on it, in words."""
+
 
 class SaveLoRA(io.ComfyNode):
     """Write a LoRA where ComfyUI's LoRA lists find it."""
@@ -98,6 +101,7 @@ def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]
     if fit.unknown:
         logger.warning("%s; the model does not have %s", fit, ", ".join(fit.unknown[:5]))
     applied = model.clone()
+    applied.set_attachments(ATTACHMENT, (*applied_loras(model), _in_words(lora, strength)))
     if strength != 0:
         targets = comfy.lora.model_lora_keys_unet(model.model, {})
         patches = comfy.lora.load_lora(state, targets, log_missing=False)
@@ -107,6 +111,18 @@ def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]
             raise UserError(f"ComfyUI could not read {len(lost)} of the LoRA's {fit.total} modules, {lost[0]} among "
                             "them; save the LoRA in another format.")
     return applied, fit
+
+
+def applied_loras(model) -> tuple[str, ...]:
+    """The LoRAs that `apply` put on a MODEL, in words: name, step and strength as far as they are known."""
+    return (model.get_attachment(ATTACHMENT) or ()) if model is not None else ()
+
+
+def _in_words(lora: Mapping, strength: float) -> str:
+    metadata = getattr(lora, "metadata", {})
+    step = metadata.get("wantune.step") or metadata.get("ss_steps")
+    name = metadata.get("ss_output_name") or metadata.get("modelspec.title")
+    return ", ".join(filter(None, (name, step and f"step {step}", f"strength {strength:g}")))
 
 
 def resolve(lora, file: str = FROM_INPUT) -> Mapping:

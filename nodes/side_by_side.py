@@ -8,6 +8,7 @@ Shape legend: F frames, H height, W width, 3 colours.
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,10 +33,7 @@ def side_by_side(base_FHW3, tuned_FHW3, labels: tuple[str, str]) -> Iterator[np.
     the larger clip; a smaller one is fitted into it, uncropped, on black. A shorter clip holds its last
     frame.
     """
-    clips = (base_FHW3, tuned_FHW3)
-    for clip, name in zip(clips, ("base", "tuned"), strict=True):
-        _check_clip(clip, name)
-    return _frames(clips, labels)
+    return _frames(panels(base_FHW3, tuned_FHW3), labels)
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -59,26 +57,61 @@ def _check_clip(clip, name: str) -> None:
         )
 
 
-def _frames(clips: tuple, labels: tuple[str, str]) -> Iterator[np.ndarray]:
-    lengths = [len(clip) for clip in clips]
-    height, width = (max(clip.shape[axis] for clip in clips) for axis in (1, 2))
-    factor = math.ceil(MIN_READABLE_WIDTH / width)
-    # Even sizes, because H.264 stores colour for squares of 2x2 pixels: the halves must not share one.
-    panel_height, panel_width = (side * factor + side * factor % 2 for side in (height, width))
-    if lengths[0] != lengths[1]:
-        labels = tuple(f"{label} ({length} frames)" for label, length in zip(labels, lengths, strict=True))
-    strip_H_2W_3 = np.concatenate([_label_strip(label, panel_width) for label in labels], axis=1)
-    top = len(strip_H_2W_3)
-    for index in range(max(lengths)):
-        frame_HW3 = np.zeros((top + panel_height, 2 * panel_width, 3), np.uint8)
-        frame_HW3[:top] = strip_H_2W_3
-        for side, (clip, name) in enumerate(zip(clips, ("base", "tuned"), strict=True)):
-            picture_HW3 = _picture(clip, min(index, lengths[side] - 1), name)
-            picture_HW3 = _fit(picture_HW3, height * factor, width * factor)
-            y = top + (panel_height - picture_HW3.shape[0]) // 2
-            x = side * panel_width + (panel_width - picture_HW3.shape[1]) // 2
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Two clips brought to one size and one length, which is what makes them comparable frame by frame."""
+
+    clips: tuple
+    """Arrays or tensors in main memory, each (F, H, W, 3)."""
+
+    @property
+    def frames(self) -> int:
+        """Of the longer clip; the shorter one holds its last frame."""
+        return max(len(clip) for clip in self.clips)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a panel: even, because H.264 stores colour for squares of 2x2 pixels."""
+        return tuple(side + side % 2 for side in self._inner)
+
+    def labels(self, names: tuple[str, str]) -> tuple[str, str]:
+        """The names, with the number of frames where the clips differ in it."""
+        lengths = [len(clip) for clip in self.clips]
+        if lengths[0] == lengths[1]:
+            return names
+        first, second = (f"{name} ({length} frames)" for name, length in zip(names, lengths, strict=True))
+        return first, second
+
+    def of(self, side: int) -> Iterator[np.ndarray]:
+        """The frames (H, W, 3) uint8 of one clip, 0 or 1, fitted uncropped on black."""
+        clip, name = self.clips[side], ("base", "tuned")[side]
+        for index in range(self.frames):
+            frame_HW3 = np.zeros((*self.size, 3), np.uint8)
+            picture_HW3 = fit(_picture(clip, min(index, len(clip) - 1), name), *self._inner)
+            y, x = ((room - taken) // 2 for room, taken in zip(self.size, picture_HW3.shape[:2], strict=True))
             frame_HW3[y : y + picture_HW3.shape[0], x : x + picture_HW3.shape[1]] = picture_HW3
-        yield frame_HW3
+            yield frame_HW3
+
+    @property
+    def _inner(self) -> tuple[int, int]:
+        height, width = (max(clip.shape[axis] for clip in self.clips) for axis in (1, 2))
+        factor = math.ceil(MIN_READABLE_WIDTH / width)
+        return height * factor, width * factor
+
+
+def panels(base_FHW3, tuned_FHW3) -> Panels:
+    """Both clips as they are shown. Raises ValueError for what is no clip."""
+    clips = (base_FHW3, tuned_FHW3)
+    for clip, name in zip(clips, ("base", "tuned"), strict=True):
+        _check_clip(clip, name)
+    return Panels(clips)
+
+
+def _frames(shown: Panels, labels: tuple[str, str]) -> Iterator[np.ndarray]:
+    strips = [label_strip(label, shown.size[1]) for label in shown.labels(labels)]
+    strip_H_2W_3 = np.concatenate(strips, axis=1)
+    for pictures in zip(shown.of(0), shown.of(1), strict=True):
+        yield np.concatenate([strip_H_2W_3, np.concatenate(pictures, axis=1)])
 
 
 def _picture(clip, index: int, name: str) -> np.ndarray:
@@ -93,7 +126,8 @@ def _picture(clip, index: int, name: str) -> np.ndarray:
     return np.rint(np.clip(picture_HW3, 0, 1) * 255.0).astype(np.uint8)
 
 
-def _fit(picture_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
+def fit(picture_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As large as it can be in this room, in its own proportions."""
     scale = min(height / picture_HW3.shape[0], width / picture_HW3.shape[1])
     if scale == 1:
         return picture_HW3
@@ -103,7 +137,8 @@ def _fit(picture_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture_HW3).resize(size, resample))
 
 
-def _label_strip(label: str, width: int) -> np.ndarray:
+def label_strip(label: str, width: int) -> np.ndarray:
+    """A text (H, W, 3) uint8 in the middle of a dark strip of this width, shortened where it is too long."""
     font_size = max(16, width // 28)
     font = ImageFont.load_default(size=font_size)
     height = font_size * 2

@@ -196,7 +196,6 @@ def _preview(trainer: Trainer, previewer: Previewer, event: Event, live: Live) -
     for number, name in enumerate(made.files):
         with Image.open((trainer.folder.path / name).with_suffix(".jpg")) as strip:
             trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
-            live.show_picture(strip, event.step, trainer.total_steps)
     live.publish(made)
 
 

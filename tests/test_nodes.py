@@ -35,9 +35,14 @@ CONTRACT = {
         {"evaluate_epochs": 1}, ["WANTUNE_KEEP"], "Validation and Checkpoint Settings"),
     "WanTune_PreviewSettings": (
         {"positive": None, "negative": None, "vae": None, "width": 448}, ["WANTUNE_PREVIEWS"], "Preview Settings"),
+    "WanTune_LoadRunLoRA": ({"run": "", "checkpoint": "best"}, ["LORA_MODEL", "STRING"], "Load Run LoRA"),
     "WanTune_SaveLoRA": ({"lora": None, "filename": "wantune/my_lora"}, ["STRING"], "Save LoRA"),
     "WanTune_ApplyLoRA": ({"model": None, "lora": None, "strength": 1.0}, ["MODEL"], "Apply LoRA"),
     "WanTune_CompareVideos": ({"base": None, "tuned": None, "fps": 16}, ["VIDEO"], "Compare Videos"),
+    "WanTune_CompareCheckpoints": (
+        {"model": None, "run": "", "positive": None, "negative": None, "vae": None, "checkpoints": "all",
+         "strengths": "1.0", "include_base": True, "width": 448, "height": 256, "frames": 17, "seed": 0, "steps": 30,
+         "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"}, ["VIDEO", "IMAGE"], "Compare Checkpoints"),
 }
 
 

@@ -87,7 +87,7 @@ class Watch:
     """Stands for the node's display: keeps the events, shows each to `look`, and may ask the run to stop."""
 
     def __init__(self, look=lambda event: None) -> None:
-        self.events, self.said, self.pictures, self.stop, self._look = [], [], [], False, look
+        self.events, self.said, self.stop, self._look = [], [], False, look
 
     def describe(self, folder, base: str) -> None:
         self.run, self.base = folder.path.name, base
@@ -100,9 +100,6 @@ class Watch:
 
     def say(self, text: str) -> None:
         self.said.append(text)
-
-    def show_picture(self, picture, step: int, total_steps: int) -> None:
-        self.pictures.append((picture.size, step))
 
     def is_stop_asked(self) -> bool:
         return self.stop
