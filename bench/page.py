@@ -173,6 +173,7 @@ def _graph(pictures: Path, steps: int) -> dict:
     for entry in graph.values():
         if entry["class_type"] == "WanTune_TrainWanLoRA":
             entry["inputs"].update(epochs=steps, max_steps=steps, batch_size=1)
+            del entry["inputs"]["previews"]
     return graph
 
 

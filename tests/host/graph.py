@@ -134,6 +134,15 @@ def _use_small_world(graph: dict, root: Path) -> None:
     _set(graph, "KSampler", sampler_name=world.sampler_name, steps=world.steps, cfg=world.cfg, seed=world.seed)
     _set(
         graph,
+        "WanTune_PreviewSettings",
+        width=world.width,
+        height=world.height,
+        frames=world.length,
+        steps=world.steps,
+        cfg=world.cfg,
+    )
+    _set(
+        graph,
         "WanTune_LoadDataset",
         folder=str(root / world.folder),
         resolution=world.resolution,
