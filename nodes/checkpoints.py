@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..trainer import run_lora
-from ..trainer.config import UserError
+from ..trainer.config import SEPARATORS, UserError
 from . import grid
 from .compare import new_video, shown_video
 from .live import show_text
@@ -165,7 +165,7 @@ def read_strengths(text: str) -> tuple[float, ...]:
     Raises:
         UserError: something else is in it, or nothing.
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in SEPARATORS.split(text) if part.strip()]
     try:
         found = tuple(dict.fromkeys(float(part) for part in parts))
     except ValueError:

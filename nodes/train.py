@@ -47,7 +47,7 @@ class TrainWanLoRA(io.ComfyNode):
                              "after all epochs."),
                 io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="Pictures a step. More needs more "
                              "memory; 1 is what most recipes use."),
-                io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-6, round=False,
+                io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-5, round=False,
                                tooltip="How far a step goes; 1e-4 with alpha = rank suits most."),
                 io.Int.Input("rank", default=32, min=1, max=1024, tooltip="Size of the LoRA: 16-32 for a person, "
                              "more learns more and forgets more."),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 from PIL import ImageColor
+
+SEPARATORS = re.compile("[,;\uff0c\uff1b]")
+"""Between the parts of a list, also as Chinese keyboards write them."""
 
 SIDE_MULTIPLE = 16
 """Pixels. A side of a bucket is a multiple of it: the VAE halves three times, the model patches by two."""
@@ -36,7 +40,7 @@ def parse_frame_buckets(text: str) -> tuple[int, ...]:
         UserError: an entry that is not a whole number of the form 4n+1.
     """
     buckets = {1}
-    for part in text.replace(";", ",").split(","):
+    for part in SEPARATORS.split(text):
         if not part.strip():
             continue
         try:
@@ -56,7 +60,7 @@ def parse_resolutions(text: str) -> tuple[int, ...]:
     Raises:
         UserError: an entry that is not a whole number.
     """
-    parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+    parts = [part.strip() for part in SEPARATORS.split(text) if part.strip()]
     for part in parts:
         if not part.isdecimal():
             raise UserError(f"more_resolutions has {part!r}; write whole numbers such as 256, 768, or nothing.")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from . import lora_file
 from .checkpoint import ADAPTER, DAMAGE, METADATA, checked, place_of, step_of
-from .config import UserError
+from .config import SEPARATORS, UserError
 from .train_config import LoraConfig
 
 ALL, BEST, NEWEST = "all", "best", "newest"
@@ -82,7 +82,7 @@ def parse(text: str, name: str, single: bool = False) -> tuple[str | int, ...]:
     Raises:
         UserError: something else is in it.
     """
-    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    parts = [part.strip().lower() for part in SEPARATORS.split(text) if part.strip()]
     if not parts or (single and len(parts) > 1):
         example = "best, newest or a step such as 400" if single else "all, last 4, best, or steps such as 100, 200"
         raise UserError(f"{name} is {text!r}; give {example}.")

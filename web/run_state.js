@@ -109,7 +109,7 @@ export function figures(state) {
 }
 
 const NAMES = { 'early stop': 'early_stop' }
-const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted', 'failed']
+const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted']
 
 /** What it is at, in a word or two. */
 export function condition(state) {
@@ -132,7 +132,7 @@ export function outcome(state) {
   if (kind === 'running') return null
   if (kind === 'done') return text('was_done', { step })
   if (kind === 'early stop') return text('was_early_stop', { step })
-  const name = kind === 'stopped' ? 'was_stopped' : kind === 'failed' ? 'was_failed' : 'was_interrupted'
+  const name = kind === 'stopped' ? 'was_stopped' : 'was_interrupted'
   if (from === null) return text(name, { step })
   return text(from ? `${name}_continues` : `${name}_anew`, { step, from })
 }

@@ -71,16 +71,14 @@ test('a run that goes on says where it is, and after its end where the next Queu
       'Interrupted after step 120, before anything was saved. The next Queue begins at step 1.'],
     [{ state: 'stopped', continues_from: 120 },
       'Stopped after step 120; the graph went on with what was learned. The next Queue continues from step 120.'],
-    [{ state: 'failed', continues_from: 30 },
-      'Failed after step 120; the log says why. The next Queue continues from step 30.'],
     [{ state: 'done' }, 'Done after step 120. Queue again to load it, or set more epochs to train on.'],
     [{ state: 'early stop' }, 'Ended early after step 120: the held-out loss fell no longer.'],
   ]
   for (const [values, sentence] of sentences) assert.equal(said(outcome(state(values))), sentence)
-  for (const kind of ['interrupted', 'stopped', 'failed']) {
+  for (const kind of ['interrupted', 'stopped']) {
     for (const from of [null, 0, 5]) said(outcome(state({ state: kind, continues_from: from })))
   }
-  for (const kind of ['running', 'done', 'stopped', 'early stop', 'interrupted', 'failed', 'from the future']) {
+  for (const kind of ['running', 'done', 'stopped', 'early stop', 'interrupted', 'from the future']) {
     assert.ok(said(condition(state({ state: kind }))))
   }
   assert.equal(said(condition(state({ stopping: true }))), 'stopping after this step...')
