@@ -42,7 +42,7 @@ def test_tokens_are_patches_of_the_latent():
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("1, 33", (1, 33)), ("33", (1, 33)), ("", (1,)), ("81,17;1", (1, 17, 81)),
+    ("1, 33", (1, 33)), ("33", (1, 33)), ("", (1,)), ("81,17;1", (1, 17, 81)), ("1\uff0c33\uff1b17", (1, 17, 33)),
 ])
 def test_frame_buckets_are_read(text, expected):
     assert parse_frame_buckets(text) == expected
