@@ -14,6 +14,7 @@ import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
+from ..trainer import history
 from ..trainer.checkpoint import RunFolder
 from ..trainer.dataset import ScanProgress
 from ..trainer.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
@@ -93,8 +94,8 @@ class Live:
         extra = getattr(self._hidden, "extra_pnginfo", None) or {}
         prompt = {node: {name: part for name, part in content.items() if name in ("class_type", "inputs", "_meta")}
                   for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
-        origin = {"workflow": self._workflow, "node": self._node, "user": _user(), "base": base,
-                  "started": time.time()}
+        started = history.read_json(folder.path / "origin.json").get("started", time.time())
+        origin = {"workflow": self._workflow, "node": self._node, "user": _user(), "base": base, "started": started}
         folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
         shown.remember(self._hidden, "run", self._run)
 

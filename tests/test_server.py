@@ -254,3 +254,30 @@ def test_a_mistake_found_on_the_way_is_one_sentence(server, graph, tmp_path):
 
 def test_the_log_holds_no_complaint_of_ours(server):
     assert "(IMPORT FAILED)" not in server.log()
+
+
+def test_a_run_keeps_whose_it_is_and_its_graph_and_the_page_finds_it_again(server, graph):
+    node(graph, TRAIN).update(epochs=1, max_steps=1, run_name="kept")
+    workflow = {"id": "0b9c3f3e-0000-4000-8000-000000000001", "nodes": []}
+    train = graphs.only(graph, TRAIN)
+    started = []
+    for strength in (1.0, 0.5):  # the second time the run is there already
+        node(graph, APPLY).update(strength=strength)
+        server.run(graph, workflow=workflow)
+        (folder,) = server.folder("output").glob("wantune/kept-*")
+        origin = json.loads((folder / "origin.json").read_text())
+        assert (origin["workflow"], origin["node"]) == (workflow["id"], train)
+        assert origin["base"].startswith("a Wan model")
+        started.append(origin["started"])
+        kept = server.get(f"/wantune/runs/{folder.name}/workflow")
+        assert kept["workflow"] == workflow and kept["prompt"].keys() == graph.keys()
+        assert kept["prompt"][train]["inputs"] == graph[train]["inputs"]
+    assert started[0] == started[1]
+
+    def shown(number: str) -> dict:
+        return server.get(f"/wantune/node?workflow={workflow['id']}&node={number}")
+
+    assert shown(train)["run"] == folder.name
+    compared = shown(graphs.only(graph, COMPARE))["shown"]["compare"]
+    assert server.fetch(compared["base"])[4:8] == b"ftyp" == server.fetch(compared["tuned"])[4:8]
+    assert server.get(f"/wantune/node?workflow=another&node={train}") == {"run": None, "shown": {}}
