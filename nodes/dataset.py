@@ -87,7 +87,8 @@ class LoadDataset(io.ComfyNode):
         config = _config(**inputs)
         places.allow(config.folder)
         progress = dataset.scanning(config, paths.scans_folder())
-        return _shown(ProgressLine(cls.hidden, "reading").follow(progress), cls.hidden)
+        found = ProgressLine(cls.hidden, "reading").follow(progress)
+        return _shown(found, cls.hidden, report.text(found).partition("\n")[0])  # the contact sheet shows the rest
 
 
 class DatasetSettings(io.ComfyNode):
@@ -159,13 +160,14 @@ class JoinDatasets(io.ComfyNode):
     @classmethod
     def execute(cls, **datasets) -> io.NodeOutput:
         parts = [part for _, part in sorted(datasets.items()) if part is not None]
-        return _shown(manifest.join(parts), cls.hidden)
+        found = manifest.join(parts)
+        return _shown(found, cls.hidden, report.text(found, MAX_FILES_SHOWN))
 
 
-def _shown(found: manifest.Manifest, hidden) -> io.NodeOutput:
+def _shown(found: manifest.Manifest, hidden, text: str) -> io.NodeOutput:
     """The dataset and its report: all of it as output and as JSON for the page, what can be read in the node."""
+    show_text(hidden, text)
     short = report.text(found, MAX_FILES_SHOWN)
-    show_text(hidden, short)
     page = {**ui.PreviewText(short).as_dict(), "wantune_report": [report.to_json(found)]}
     return io.NodeOutput(found, report.text(found), ui=page)
 
