@@ -87,8 +87,7 @@ class LoadDataset(io.ComfyNode):
         config = _config(**inputs)
         places.allow(config.folder)
         progress = dataset.scanning(config, paths.scans_folder())
-        found = ProgressLine(cls.hidden, "reading").follow(progress)
-        return _shown(found, cls.hidden, report.text(found).partition("\n")[0])  # the contact sheet shows the rest
+        return _reported(ProgressLine(cls.hidden).follow(progress))  # the node's contact sheet shows it
 
 
 class DatasetSettings(io.ComfyNode):
@@ -161,12 +160,12 @@ class JoinDatasets(io.ComfyNode):
     def execute(cls, **datasets) -> io.NodeOutput:
         parts = [part for _, part in sorted(datasets.items()) if part is not None]
         found = manifest.join(parts)
-        return _shown(found, cls.hidden, report.text(found, MAX_FILES_SHOWN))
+        show_text(cls.hidden, report.text(found, MAX_FILES_SHOWN))
+        return _reported(found)
 
 
-def _shown(found: manifest.Manifest, hidden, text: str) -> io.NodeOutput:
-    """The dataset and its report: all of it as output and as JSON for the page, what can be read in the node."""
-    show_text(hidden, text)
+def _reported(found: manifest.Manifest) -> io.NodeOutput:
+    """The dataset and its report: all of it as output and as JSON, and as text what can be read."""
     short = report.text(found, MAX_FILES_SHOWN)
     page = {**ui.PreviewText(short).as_dict(), "wantune_report": [report.to_json(found)]}
     return io.NodeOutput(found, report.text(found), ui=page)

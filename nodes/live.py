@@ -196,9 +196,13 @@ def _user() -> str | None:
 
 
 class ProgressLine:
-    """The progress of a generator before training, as the node's bar and a line of text with the time that is left."""
+    """The progress of a generator before training, as the node's bar and a line of text with the time that is left.
 
-    def __init__(self, hidden, verb: str) -> None:
+    Args:
+        verb: begins that line; without one there is only the bar.
+    """
+
+    def __init__(self, hidden, verb: str = "") -> None:
         self._hidden = hidden
         self._verb = verb
         self._bar: comfy.utils.ProgressBar | None = None
@@ -224,7 +228,8 @@ class ProgressLine:
         self._bar.update_absolute(event.done, event.total)
         left = getattr(event, "seconds_left", None)
         eta = f", {_duration(left)} left" if left is not None else ""
-        show_text(self._hidden, f"{self._verb} {getattr(event, 'kind', 'files')} {event.done} of {event.total}{eta}")
+        if self._verb:
+            show_text(self._hidden, f"{self._verb} {event.kind} {event.done} of {event.total}{eta}")
 
 
 def _duration(seconds: float) -> str:
