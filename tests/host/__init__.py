@@ -8,6 +8,7 @@
     server.py       a running ComfyUI server: post a graph, wait, fetch what it made
     graph.py        the example workflow, adapted to the models and data of a demo
     page.py         the same for ComfyUI's page
+    browser.py      Chromium and what drives it, for the tests of the page
     demo.py         runs it and writes report.json
     measure.py      versions and frame differences, run inside the environment
 """

@@ -6,17 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import demo, environment
+from . import browser, demo, environment
 
 
 def main(root: Path, arguments: list[str]) -> int:
-    """Run `demo` or `test`; a mistake of the user ends in one sentence, not in a traceback."""
+    """Run `demo`, `test` or `browser`; a mistake of the user ends in one sentence, not in a traceback."""
     options, further = _parser().parse_known_args(arguments)
     if further and options.command != "test":
         _parser().error(f"unrecognized arguments: {' '.join(further)}")
     try:
         if options.command == "test":
             return test(root, options, further)
+        if options.command == "browser":
+            browser.install(root, environment.prepare(root, options.comfyui, options.python, "test")[1])
+            return 0
         return demo.main(root, options)
     except subprocess.CalledProcessError as error:
         program = subprocess.list2cmdline(str(part) for part in error.cmd)
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="run every test; further arguments go to pytest, --long adds the tests that take hours",
     )
+    commands.add_parser("browser", parents=[common], help="install what the tests of the page need, for `test`")
     _add_demo(commands.add_parser("demo", parents=[common], help="train, sample and compare in one graph"))
     return parser
 
