@@ -258,7 +258,7 @@ def test_the_log_holds_no_complaint_of_ours(server):
 
 
 def test_a_run_keeps_whose_it_is_and_its_graph_and_the_page_finds_it_again(server, graph):
-    node(graph, TRAIN).update(epochs=1, max_steps=1, run_name="kept")
+    node(graph, TRAIN).update(epochs=1, max_steps=1, seed=21, run_name="kept")
     workflow = {"id": "0b9c3f3e-0000-4000-8000-000000000001", "nodes": []}
     train = graphs.only(graph, TRAIN)
     started = []
