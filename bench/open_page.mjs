@@ -23,6 +23,5 @@ await page.evaluate(() => {
 await page.waitForTimeout(1500)
 console.log('open')
 process.stdin.resume()
-if (process.env.LOOK) setTimeout(() => page.screenshot({ path: process.env.LOOK }), 4000)
 await new Promise((resolve) => process.stdin.on('end', resolve))
 await browser.close()
