@@ -160,9 +160,11 @@ class ContactSheet {
     if (answer.folders?.[0] !== this.answer?.folders?.[0]) this.grid.element.scrollTop = 0
     const text = JSON.stringify(answer)
     if (text === this.shown) return
+    const isMarkedAnew = answer.trigger_word !== this.answer?.trigger_word
     this.shown = text
     this.answer = answer
     this.show()
+    if (isMarkedAnew) this.grid.renew()
   }
 
   say(text, isError = false) {

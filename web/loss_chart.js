@@ -58,6 +58,11 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   let pointed = null // a step
   let x = scale([0, 1], [0, 1])
   let told = 0
+  let isPressed = false
+  layers.marks.addEventListener('pointerdown', () => {
+    isPressed = true
+    window.addEventListener('pointerup', () => { isPressed = false }, { once: true })
+  })
 
   const end = () => Math.max(1, ...series.map(({ curve }) => lastStep(curve)))
   const window = () => view ?? [0, end()]
@@ -145,6 +150,7 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   }
 
   function drawMarks(inside, bottom) {
+    if (isPressed) return // the mark that is pressed would be gone before the click
     const focused = layers.marks.querySelector(':focus')?.dataset.key
     const marks = series.flatMap((each, index) =>
       spread((each.checkpoints ?? []).filter(inside), x, MARK_GAP).map((checkpoint) => ({ each, index, checkpoint })))

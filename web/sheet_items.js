@@ -19,7 +19,7 @@ export function configOf(node, settings = null) {
 
 /** Names of the widgets whose value comes over a link, so that the page does not know it. */
 export function linkedWidgets(node, settings = null) {
-  const linked = (each) => (each?.inputs ?? []).filter((input) => input.widget && input.link != null)
+  const linked = (each) => (each?.inputs ?? []).filter((input, index) => input.widget && each.isInputConnected(index))
     .map((input) => input.widget.name)
   return [...linked(node), ...linked(settings)].filter((name) => [...WIDGETS, ...SETTINGS].includes(name))
 }

@@ -23,9 +23,10 @@ test('the configuration is the values of known widgets, and of the settings', ()
 })
 
 test('widgets whose value comes over a link are named', () => {
-  const node = { inputs: [{ name: 'settings', link: 1 }, { name: 'folder', widget: { name: 'folder' }, link: 7 },
-    { name: 'resolution', widget: { name: 'resolution' }, link: null }] }
-  assert.deepEqual(sheet.linkedWidgets(node, { inputs: [{ widget: { name: 'masks' }, link: 0 }] }), ['folder', 'masks'])
+  const node = (links, inputs) => ({ inputs, isInputConnected: (index) => links.includes(index) })
+  const load = node([0, 1], [{ name: 'settings' }, { name: 'folder', widget: { name: 'folder' } },
+    { name: 'resolution', widget: { name: 'resolution' } }])
+  assert.deepEqual(sheet.linkedWidgets(load, node([0], [{ widget: { name: 'masks' } }])), ['folder', 'masks'])
   assert.deepEqual(sheet.linkedWidgets({}), [])
 })
 
