@@ -25,8 +25,8 @@ from pathlib import Path
 
 import host
 
-STEPS, TOY_STEPS = 500, 8
-TURNS = 5
+STEPS, TOY_STEPS = 250, 8
+TURNS = 3
 REQUESTS = 200
 PUBLISHED = 5000
 
