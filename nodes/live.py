@@ -20,7 +20,7 @@ from ..trainer.dataset import ScanProgress
 from ..trainer.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
 from ..trainer.pipeline import Progress
 from .page import shown
-from .page.asking import pages_of, user_of
+from .page.asking import pages_of, running_user
 
 logger = logging.getLogger("wantune")
 
@@ -95,7 +95,8 @@ class Live:
         prompt = {node: {name: part for name, part in content.items() if name in ("class_type", "inputs", "_meta")}
                   for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
         started = history.read_json(folder.path / "origin.json").get("started", time.time())
-        origin = {"workflow": self._workflow, "node": self._node, "user": _user(), "base": base, "started": started}
+        origin = {"workflow": self._workflow, "node": self._node, "user": running_user(), "base": base,
+                  "started": started}
         folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
         shown.remember(self._hidden, "run", self._run)
 
@@ -103,7 +104,7 @@ class Live:
     def running(self) -> Iterator[None]:
         """While the run can be stopped."""
         global _current
-        _current = Current(self._run, _user())
+        _current = Current(self._run, running_user())
         try:
             yield
         finally:
@@ -155,7 +156,7 @@ class Live:
         server = getattr(PromptServer, "instance", None)
         if server is not None:
             message = {**content, "workflow": self._workflow, "node": self._node, "run": self._run}
-            for page in pages_of(_user()):
+            for page in pages_of(running_user()):
                 server.send_sync(f"wantune.{name}", message, page)
 
     def _show_step(self, event: StepDone) -> None:
@@ -188,11 +189,6 @@ class Live:
         if _current is not None:
             _current.now = now
         return now
-
-
-def _user() -> str | None:
-    """Whose prompt ComfyUI runs; None where no page is known to have queued it."""
-    return user_of(getattr(getattr(PromptServer, "instance", None), "client_id", None))
 
 
 class ProgressLine:

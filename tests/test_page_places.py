@@ -102,7 +102,7 @@ def test_with_several_users_each_has_the_folders_of_their_own_graphs(places, tmp
     from comfy.cli_args import args
 
     monkeypatch.setattr(args, "multi_user", True)
-    monkeypatch.setattr(places, "user_of", lambda _client: "anna")
+    monkeypatch.setattr(places, "running_user", lambda: "anna")
     places.allow(tmp_path / "outside")
     assert places.inside(str(tmp_path / "outside"), "anna")
     with pytest.raises(UserError):

@@ -7,7 +7,8 @@ import { t } from './messages.js'
 import { compact } from './run_state.js'
 
 const MARGIN = { left: 46, right: 10, rate: 50, top: 18, bottom: 20 }
-const COLOURS = ['one', 'two', 'three', 'four', 'five', 'six'].map((name) => `var(--wt-${name})`)
+/** Of several runs, in their order. */
+export const COLOURS = ['one', 'two', 'three', 'four', 'five', 'six'].map((name) => `var(--wt-${name})`)
 const MARK_GAP = 13
 const HANDLE = 'M0 -6L6 0L0 6L-6 0Z'
 const STAR = 'M0 -8L2.2 -2.8L7.8 -2.4L3.5 1.2L4.9 6.7L0 3.7L-4.9 6.7L-3.5 1.2L-7.8 -2.4L-2.2 -2.8Z'

@@ -3,7 +3,7 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { el, stylesheet } from './elements.js'
-import { createChart } from './loss_chart.js'
+import { COLOURS, createChart } from './loss_chart.js'
 import { fromAnswer as curveOf } from './loss_series.js'
 import { ready, t } from './messages.js'
 import { described, filtered, offered, ORDER_NAMES, sorted, stillThere, toggled } from './run_list.js'
@@ -11,7 +11,6 @@ import { compact } from './run_state.js'
 import { get, media, post } from './server.js'
 
 const MESSAGES = ['started', 'saved', 'previewed', 'finished', 'ended']
-const COLOURS = ['--wt-one', '--wt-two', '--wt-three', '--wt-four', '--wt-five', '--wt-six']
 
 app.registerExtension({
   name: 'WanTune.run_browser',
@@ -84,7 +83,7 @@ function open(container) {
     const key = (name) => ({ type: 'button', 'data-key': `${name} ${run.run}` })
     const compare = el('input', { type: 'checkbox', 'data-key': `compare ${run.run}`, checked: index >= 0,
       'aria-label': t('runs.compare', { name: run.name }), title: t('runs.compare', { name: run.name }),
-      style: index >= 0 ? `accent-color: var(${COLOURS[index]})` : false,
+      style: index >= 0 ? `accent-color: ${COLOURS[index]}` : false,
       onchange: () => { chosen = toggled(chosen, run.run); draw(); overlayCurves() } })
     return el('li', { class: 'wt-run', title: run.run },
       picture(run),
@@ -119,7 +118,7 @@ function open(container) {
       get(`runs/${encodeURIComponent(run)}`, {}, closing.signal).catch(() => null)))
     if (wanted !== chosen || closing.signal.aborted) return
     chart.show(answers.flatMap((answer, index) => (answer ? [{ run: answer.run, name: answer.name, curve: curveOf(answer),
-      colour: `var(${COLOURS[index]})`, heldOut: answer.held_out, checkpoints: [], stepsPerEpoch: answer.steps_per_epoch }] : [])))
+      colour: COLOURS[index], heldOut: answer.held_out, checkpoints: [], stepsPerEpoch: answer.steps_per_epoch }] : [])))
   }
 
   async function goOn(run) {

@@ -152,6 +152,11 @@ def user_of(client_id: str | None) -> str | None:
     return _clients.get(client_id or "")
 
 
+def running_user() -> str | None:
+    """Whose prompt ComfyUI runs; None where no page is known to have queued it."""
+    return user_of(getattr(getattr(PromptServer, "instance", None), "client_id", None))
+
+
 def pages_of(user: str | None) -> list[str | None]:
     """The connections to send what concerns a user's run to: [None], which is all, unless ComfyUI has several users."""
     if not args.multi_user or user is None:

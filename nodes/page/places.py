@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 
 import folder_paths
-from server import PromptServer
 
 from ...trainer.config import UserError
-from .asking import Forbidden, NotFound, is_theirs, user_of
+from .asking import Forbidden, NotFound, is_theirs, running_user
 
 MAX_TEXT = 4096
 """Characters of a path."""
@@ -39,8 +38,7 @@ class Root:
 
 def allow(folder: str | Path) -> None:
     """Let the page look into a folder that the node which runs now reads; with --multi-user its user's page alone."""
-    client = getattr(getattr(PromptServer, "instance", None), "client_id", None)
-    _read[os.path.realpath(folder), user_of(client)] = None
+    _read[os.path.realpath(folder), running_user()] = None
 
 
 def roots(user: str) -> list[Root]:

@@ -63,8 +63,7 @@ def _one(asked: Asked) -> dict:
         _logs.popitem(last=False)
     log.refresh()
     first, last = (asked.number(name, 0, 0, 1 << 53) for name in ("first", "last"))
-    current = live.current()
-    current = current if current and current.run == folder.name else None
+    current = _current(folder)
     return {
         **_summary(folder),
         "curve": log.curve(asked.number("points", 600, 1, MAX_POINTS), first, last),
@@ -99,8 +98,7 @@ def _workflow(asked: Asked) -> dict:
 def _delete(asked: Asked) -> dict:
     """Delete a run with all its checkpoints."""
     folder = _folder(asked)
-    current = live.current()
-    if current and current.run == folder.name:
+    if _current(folder):
         raise UserError(f"{folder.name} is being trained; stop it first.")
     delete_run(folder)
     return {"deleted": folder.name}
@@ -112,10 +110,15 @@ def _stop(asked: Asked) -> dict:
     return {"stopping": current is not None and is_theirs(current.user, asked.user) and live.ask_to_stop(run)}
 
 
+def _current(folder: Path) -> live.Current | None:
+    """What goes on in a run; None when it does not."""
+    current = live.current()
+    return current if current and current.run == folder.name else None
+
+
 def _summary(folder: Path) -> dict:
     found = history.to_json(history.summary(folder))
-    current = live.current()
-    if current and current.run == folder.name:
+    if _current(folder):
         found |= {"state": "running", "continues_from": None}
     return found
 

@@ -10,11 +10,10 @@ import threading
 from contextlib import suppress
 
 from comfy.cli_args import args
-from server import PromptServer
 
 from ...trainer.files import replacing
 from .. import paths
-from .asking import user_of
+from .asking import running_user
 
 MAX_NODES = 500
 """The nodes that showed something most recently."""
@@ -39,8 +38,7 @@ def remember(hidden, kind: str, data: object) -> None:
     workflow, node = key_of(hidden)
     if not workflow:
         return
-    client = getattr(getattr(PromptServer, "instance", None), "client_id", None)
-    name = _name(user_of(client), workflow, node)
+    name = _name(running_user(), workflow, node)
     with _lock, suppress(OSError):
         entries = _load()
         entries[name] = {**entries.pop(name, {}), kind: data}  # at the end: they are in the order of time
