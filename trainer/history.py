@@ -1,7 +1,7 @@
 """Runs as their folders tell them: what there is, how far it came, and the curve of its loss. Reads only.
 
-A log of 31,200 steps has 9 MB, so a list of runs reads the edges of each log alone, and whoever follows one run
-reads what was added since the last look.
+A log of 31,200 steps has 9 MB, so a list of runs reads the edges of each log alone, whoever follows one run reads what
+was added since the last look, and a folder in which nothing changed is not read again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ EMA_DECAY = 0.98
 
 EDGE = 1 << 16
 """Bytes at each end of a log: some 200 steps."""
+
+MAX_REMEMBERED = 4096
+"""Files, and folders, of which is known what they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,13 @@ def is_run(folder: Path) -> bool:
 
 def summary(folder: Path) -> Summary:
     """What a run's folder says of it, without reading all of its log."""
+    return _summary(folder, tuple(sorted(_versions(folder))))
+
+
+@lru_cache(MAX_REMEMBERED)
+def _summary(folder: Path, _known_by: tuple) -> Summary:
     config, origin = read_json(folder / "config.json"), read_json(folder / "origin.json")
-    lines = list(_edges(folder / "log.jsonl"))
+    lines = _edges(folder / "log.jsonl")
     last = lines[-1] if lines else {}
     counted = [line for line in lines if "total_steps" in line]
     steps = sorted(step for path in folder.glob("step_*") if (step := step_of(path)) and (path / INDEX).is_file())
@@ -85,7 +94,7 @@ def summary(folder: Path) -> Summary:
         base=origin.get("base", ""),
         started=origin.get("started") or min((status.st_mtime for status in files), default=0.0),
         updated=max((status.st_mtime for status in files), default=0.0),
-        step=max((line["step"] for line in lines if line["event"] == "StepDone"), default=0),
+        step=next((line["step"] for line in lines if line["event"] == "StepDone"), 0),
         total_steps=total,
         steps_per_epoch=next((line["steps_per_epoch"] for line in reversed(lines) if "steps_per_epoch" in line), 0),
         state=state,
@@ -183,12 +192,32 @@ def to_json(found: Summary) -> dict:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; empty where there is none."""
-    with suppress(OSError, ValueError, RecursionError):
+    """The JSON object in a file, not to be changed; empty where there is none."""
+    with suppress(OSError):
+        return _read_json(path, _version(path))
+    return {}
+
+
+@lru_cache(MAX_REMEMBERED)
+def _read_json(path: Path, _known_by: tuple) -> dict:
+    with suppress(ValueError, RecursionError):
         content = json.loads(path.read_bytes())
         if isinstance(content, dict):
             return content
     return {}
+
+
+def _versions(folder: Path) -> Iterator[tuple]:
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            with suppress(OSError):  # a temporary file, gone by now
+                yield name, *_version(folder / name)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Tells what a file held at two times apart, a folder by what was added to it and removed."""
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _best(folder: Path, steps: list[int]) -> dict | None:
@@ -204,8 +233,8 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
                 yield os.stat(os.path.join(place, name))
 
 
-def _edges(log: Path) -> Iterator[dict]:
-    """The whole lines at the beginning and at the end of a log, in their order."""
+def _edges(log: Path) -> list[dict]:
+    """The whole lines at the beginning and at the end of a log in their order, but of its steps only the last."""
     try:
         with log.open("rb") as file:
             head = file.read(EDGE)
@@ -213,15 +242,22 @@ def _edges(log: Path) -> Iterator[dict]:
             file.seek(begin)
             tail = file.read()
     except OSError:
-        return
+        return []
     if begin > len(head):
         tail = tail.partition(b"\n")[2]
         head = head[:head.rfind(b"\n") + 1]
-    for line in (head + tail).split(b"\n")[:-1]:
+    found: list[dict] = []
+    is_step_found = False
+    for line in reversed((head + tail).split(b"\n")[:-1]):
+        is_step = b'"StepDone"' in line
+        if is_step and is_step_found:
+            continue
         with suppress(ValueError):
             content = json.loads(line)
             if isinstance(content, dict) and {"event", "step"} <= content.keys():
-                yield content
+                found.append(content)
+                is_step_found |= is_step
+    return found[::-1]
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

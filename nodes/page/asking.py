@@ -2,7 +2,8 @@
 
 A handler is a plain function from `Asked` to a dict (answered as JSON), a `Bytes` or the Path of a file. What it raises
 as UserError is answered as {"error": sentence}. Handlers run on threads of their own with a low priority, so that the
-server goes on and training loses as little as can be.
+server goes on and training loses as little as can be; for the same reason equal questions that wait for their turn are
+answered together.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Bytes:
     content_type: str
     max_age: int = 0
     """Seconds for which the browser may keep it."""
+    status: int = 200
 
 
 Handler = Callable[[Asked], "dict | Bytes | Path"]
@@ -96,6 +98,9 @@ class Door:
         self._threads = {quick: ThreadPoolExecutor(1, f"wantune-{'quick' if quick else 'slow'}", _step_back)
                          for quick in (True, False)}
         self._num_waiting = 0
+        self._turns: dict[tuple, asyncio.Future] = {}
+        """Questions that wait for their turn; a question that comes while it is being answered gets a later turn."""
+        self._lock = threading.Lock()
 
     def get(self, path: str, handler: Handler, quick: bool = True) -> None:
         """Answer GET."""
@@ -108,22 +113,30 @@ class Door:
     def _answering(self, handler: Handler, quick: bool, changes: bool) -> Callable:
         async def answer(request: web.Request) -> web.StreamResponse:
             if self._num_waiting >= MAX_WAITING:
-                return _error(503, "Too many requests at once; try again in a moment.")
+                return _response(_error(503, "Too many requests at once; try again in a moment."))
             self._num_waiting += 1
             try:
                 asked = await self._asked(request, changes)
-                answered = await asyncio.get_running_loop().run_in_executor(self._threads[quick], handler, asked)
-                return _response(answered)
-            except UserError as error:
-                return _error({NotFound: 404, Forbidden: 403}.get(type(error), 400), str(error))
+                # one page that goes away must not take the answer from the others
+                return _response(await asyncio.shield(self._turn(handler, quick, changes, asked)))
             except _Refused as refused:
-                return _error(refused.status, str(refused))
-            except OSError as error:
-                return _error(500, f"The file system says: {error.strerror or error}.")
+                return _response(_error(refused.status, str(refused)))
             finally:
                 self._num_waiting -= 1
 
         return answer
+
+    def _turn(self, handler: Handler, quick: bool, changes: bool, asked: Asked) -> asyncio.Future:
+        def work() -> Bytes | Path:
+            with self._lock:
+                self._turns.pop(question, None)
+            return _answer(handler, asked)
+
+        question = (object() if changes else handler, asked.user, *asked.query.items(), *asked.path.items())
+        with self._lock:
+            if question not in self._turns:
+                self._turns[question] = asyncio.get_running_loop().run_in_executor(self._threads[quick], work)
+            return self._turns[question]
 
     async def _asked(self, request: web.Request, changes: bool) -> Asked:
         if not _is_same_origin(request):
@@ -200,19 +213,32 @@ async def _body(request: web.Request) -> dict:
     return body
 
 
-def _response(answered: dict | Bytes | Path) -> web.StreamResponse:
+def _answer(handler: Handler, asked: Asked) -> Bytes | Path:
+    try:
+        answered = handler(asked)
+    except UserError as error:
+        return _error({NotFound: 404, Forbidden: 403}.get(type(error), 400), str(error))
+    except OSError as error:
+        return _error(500, f"The file system says: {error.strerror or error}.")
+    return _json(answered) if isinstance(answered, dict) else answered
+
+
+def _json(content: dict, status: int = 200) -> Bytes:
+    return Bytes(json.dumps(content).encode(), "application/json", status=status)
+
+
+def _error(status: int, sentence: str) -> Bytes:
+    return _json({"error": sentence}, status)
+
+
+def _response(answered: Bytes | Path) -> web.StreamResponse:
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     if isinstance(answered, Path):
         return web.FileResponse(answered, headers=headers)
-    if isinstance(answered, Bytes):
-        if answered.max_age:
-            headers["Cache-Control"] = f"private, max-age={answered.max_age}"
-        return web.Response(body=answered.content, content_type=answered.content_type, headers=headers)
-    return web.json_response(answered, headers=headers)
-
-
-def _error(status: int, sentence: str) -> web.Response:
-    return web.json_response({"error": sentence}, status=status, headers={"Cache-Control": "no-store"})
+    if answered.max_age:
+        headers["Cache-Control"] = f"private, max-age={answered.max_age}"
+    return web.Response(body=answered.content, status=answered.status, content_type=answered.content_type,
+                        headers=headers)
 
 
 def _step_back() -> None:
