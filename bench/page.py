@@ -4,8 +4,8 @@
 
 Through a real server, and for the open page a real Chromium (`python3 run.py browser` installs what drives it). The
 same run is trained again and again with other seeds, in turn with the page closed, with bursts of requests, with the
-page open, and with the page open without our scripts. Figures are medians of ratios to the closed page of the same
-turn.
+page open, and with the page open without our scripts; every other turn in the opposite order, since machines get
+faster and slower in minutes. Figures are medians of the ratios within a turn.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from pathlib import Path
 import host
 
 STEPS, TOY_STEPS = 250, 8
-TURNS = 3
+TURNS = 6
 REQUESTS = 200
 PUBLISHED = 5000
+OURS_OUT = "page open without our scripts"
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def publishing() -> dict[str, float]:
     return {"showing a step, microseconds": round(1e6 * (time.perf_counter() - start) / PUBLISHED, 1)}
 
 
-def through_a_server(options: argparse.Namespace) -> dict[str, float | int]:
+def through_a_server(options: argparse.Namespace) -> dict:
     """Ratios of the time of whole runs."""
     from wantune.tests import tools
     from wantune.tests.host import browser, comfyui, page
@@ -72,21 +73,20 @@ def through_a_server(options: argparse.Namespace) -> dict[str, float | int]:
             ways = {"closed": None, f"{REQUESTS} requests at once": runs.burst}
             try:
                 chromium = browser.find(host.ROOT, os.environ)
-                ways |= {"page open": _opened(chromium, server, False), "page open without our scripts":
-                         _opened(chromium, server, True)}
+                ways |= {"page open": _opened(chromium, server, False), OURS_OUT: _opened(chromium, server, True)}
             except browser.Missing as missing:
                 print(f"  no browser: {missing}")
             seconds: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(turns):
-                for way, beside in ways.items():
-                    seconds[way].append(runs.train(beside))
-    closed = seconds.pop("closed")
-    ratios = {f"{way} / closed": round(statistics.median(a / b for a, b in zip(each, closed, strict=True)), 4)
-              for way, each in seconds.items()}
-    spread = {f"{way} / closed, each turn": [round(a / b, 3) for a, b in zip(each, closed, strict=True)]
-              for way, each in seconds.items()}
-    return {**ratios, **spread, "steps": steps, "a step with the page closed, ms": round(
-        1000 * statistics.median(closed) / steps, 2), "seconds for a burst": runs.burst_seconds}
+            for turn in range(turns):
+                for way in list(ways)[::-1 if turn % 2 else 1]:
+                    seconds[way].append(runs.train(ways[way]))
+    figures: dict = {}
+    for way, other in ((f"{REQUESTS} requests at once", "closed"), ("page open", OURS_OUT), (OURS_OUT, "closed")):
+        if way in seconds:
+            each = [round(a / b, 4) for a, b in zip(seconds[way], seconds[other], strict=True)]
+            figures[f"{way} / {other}"] = {"median": round(statistics.median(each), 4), "each turn": each}
+    return {**figures, "steps": steps, "a step with the page closed, ms": round(
+        1000 * statistics.median(seconds["closed"]) / steps, 2), "seconds for a burst": runs.burst_seconds}
 
 
 class _Runs:

@@ -241,9 +241,11 @@ def test_stop_names_a_run_that_is_not_running(server, run):
 
 
 def test_help_is_there_under_the_name_that_the_page_asks_for_first(server):
-    for node in (path.stem for path in (ROOT / "web" / "docs").glob("*.md")):
-        status, text = ask(server, "GET", f"/extensions/{ROOT.name}/docs/{node}/en.md")
-        assert status == 200 and text == (ROOT / "web" / "docs" / f"{node}.md").read_bytes()
+    docs = ROOT / "web" / "docs"
+    for node in (path.stem for path in docs.glob("*.md")):
+        for language, path in (("en", docs / f"{node}.md"), ("zh", docs / node / "zh.md")):
+            address = f"/extensions/{ROOT.name}/docs/{node}/{language}.md"
+            assert ask(server, "GET", address) == (200, path.read_bytes())
     for node in ("nothing", "..%2f..%2fREADME", "%2e%2e", "a%00"):
         assert ask(server, "GET", f"/extensions/{ROOT.name}/docs/{node}/en.md")[0] in (400, 403, 404)
 
