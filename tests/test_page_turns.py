@@ -1,4 +1,4 @@
-"""The door of the routes: equal questions that wait are answered together, and none of them with something old."""
+"""The door of the routes: equal questions that wait are answered together, none with something old; whose page asks."""
 
 import asyncio
 import threading
@@ -47,10 +47,11 @@ def serve(questions: Questions, scenario) -> None:
 
     async def play() -> None:
         async with test_utils.TestServer(app) as running, ClientSession() as session:
-            async def ask(about: str, user: str = "anna", method: str = "GET") -> dict:
+            async def ask(about: str, user: str = "anna", method: str = "GET", page: str = "") -> dict:
                 body = {"json": {}} if method == "POST" else {}
+                headers = {"Comfy-User": user, "WanTune-Client": page}
                 async with session.request(method, running.make_url("/asked"), params={"about": about},
-                                           headers={"Comfy-User": user}, **body) as answer:
+                                           headers=headers, **body) as answer:
                     return await answer.json()
 
             await scenario(ask)
@@ -90,3 +91,19 @@ def test_what_changes_something_is_done_as_often_as_it_is_asked(questions):
         assert questions.asked == ["slow"] + ["caption"] * 10
 
     serve(questions, scenario)
+
+
+@pytest.mark.usefixtures("comfy")
+def test_the_pages_that_asked_last_are_known(questions, monkeypatch):
+    from wantune.nodes.page import asking
+
+    monkeypatch.setattr(asking, "_clients", {})
+    monkeypatch.setattr(asking, "MAX_CLIENTS", 3)
+
+    async def scenario(ask):
+        for page, user in (("a", "anna"), ("b", "ben"), ("c", "ben"), ("a", "anna"), ("d", "dora")):
+            await ask("runs", user, page=page)
+
+    serve(questions, scenario)
+    assert {page: asking.user_of(page) for page in "abcd"} == {"a": "anna", "b": None, "c": "ben", "d": "dora"}
+    assert asking.user_of(None) is None

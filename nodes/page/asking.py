@@ -34,6 +34,9 @@ MAX_BODY = 64 * 1024
 MAX_WAITING = 256
 """Requests in work and in the queue; further ones are asked to come again."""
 
+MAX_CLIENTS = 1000
+"""Pages whose user is remembered."""
+
 NICE = 10
 """Added to the niceness of our threads, where the system knows it for threads (Linux)."""
 
@@ -145,7 +148,7 @@ class Door:
             user = self._server.user_manager.get_request_user_id(request)
         except KeyError:
             raise _Refused(401, "ComfyUI does not know this user; choose one on its page.") from None
-        _clients[request.headers.get("WanTune-Client", "")] = user
+        _remember(request.headers.get("WanTune-Client", ""), user)
         body = await _body(request) if changes else {}
         return Asked(user, dict(request.query), dict(request.match_info), body)
 
@@ -157,7 +160,14 @@ class _Refused(Exception):
 
 
 _clients: dict[str, str] = {}
-"""The user of each page that has asked something; ComfyUI does not say whose prompt it runs."""
+"""The user of each page that asked something, the last one at the end; ComfyUI does not say whose prompt it runs."""
+
+
+def _remember(client_id: str, user: str) -> None:
+    _clients.pop(client_id, None)
+    _clients[client_id] = user
+    if len(_clients) > MAX_CLIENTS:
+        del _clients[next(iter(_clients))]
 
 
 def user_of(client_id: str | None) -> str | None:
