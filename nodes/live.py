@@ -24,8 +24,11 @@ from .page.asking import pages_of, running_user
 
 logger = logging.getLogger("wantune")
 
-SECONDS_BETWEEN_MESSAGES = 0.3
-"""To the page; with what happens now and then it gets at most 4 a second."""
+SECONDS_BETWEEN_MESSAGES = 0.6
+"""To the page; with ComfyUI's two for its bar, and what happens now and then, it gets at most 4 a second."""
+
+SECONDS_BETWEEN_BARS = 1.0
+"""The page draws its whole graph anew for each."""
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -84,7 +87,7 @@ class Live:
         self._workflow, self._node = shown.key_of(hidden)
         self._run = ""
         self._bar: comfy.utils.ProgressBar | None = None
-        self._message_due = self._line_due = 0.0
+        self._message_due = self._bar_due = self._line_due = 0.0
         self._points: list[tuple[int, float | None, float]] = []
         self._pace, self._last_time = 0.0, time.monotonic()
 
@@ -160,8 +163,10 @@ class Live:
                 server.send_sync(f"wantune.{name}", message, page)
 
     def _show_step(self, event: StepDone) -> None:
-        self._bar.update_absolute(event.step, event.total_steps)
         now, last = time.monotonic(), event.step == event.total_steps
+        if now >= self._bar_due or last:
+            self._bar_due = now + SECONDS_BETWEEN_BARS
+            self._bar.update_absolute(event.step, event.total_steps)
         seconds = now - self._last_time
         self._pace = PACE_DECAY * self._pace + (1 - PACE_DECAY) * seconds if self._pace else seconds
         self._last_time = now

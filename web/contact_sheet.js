@@ -23,7 +23,7 @@ const MAX_NAMED = 2 // sizes in the line of totals; with more it gives their num
 const TICK = 400 // milliseconds between two looks at the widgets
 const DEBOUNCE = 300
 const POLL = 3000 // between two looks at the folder, or longer where a look takes long
-const PATIENCE = 20 // so many times as long as a look took
+const PATIENCE = 50 // so many times as long as a look took: training beside it loses two percent at most
 
 const after = (object, name, react) => {
   const before = object[name]
