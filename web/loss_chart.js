@@ -66,7 +66,7 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   })
 
   const end = () => Math.max(1, ...series.map(({ curve }) => lastStep(curve)))
-  const window = () => view ?? [0, end()]
+  const shownSteps = () => view ?? [0, end()]
   const shownCurve = ({ curve, detail }) =>
     view && detail && detail.first <= view[0] && detail.last >= view[1] ? detail.curve : curve
   const colourOf = (each, index) => each.colour ?? COLOURS[index % COLOURS.length]
@@ -84,7 +84,7 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
     if (view && view[1] > end()) view = null
     const right = width - (toggles.hasRate ? MARGIN.rate : MARGIN.right)
     const bottom = height - MARGIN.bottom
-    const [first, last] = window()
+    const [first, last] = shownSteps()
     drawing.setAttribute('viewBox', `0 0 ${width} ${height}`)
     for (const [name, value] of Object.entries({ x: MARGIN.left, y: MARGIN.top, width: right - MARGIN.left,
       height: bottom - MARGIN.top })) clipped.setAttribute(name, value)
@@ -191,7 +191,7 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   }
 
   function drawCursor() {
-    const [first, last] = window()
+    const [first, last] = shownSteps()
     const main = series[0] && shownCurve(series[0])
     const index = main && pointed !== null ? nearest(main.step, Math.min(last, Math.max(first, pointed))) : -1
     const step = index < 0 ? null : main.step[index]
@@ -238,14 +238,14 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
 
   followPointer(plot, {
     stepAt: (pixel) => x.back(pixel),
-    view: window,
+    view: shownSteps,
     end,
     setView,
     point: (pixel) => point(pixel === null ? null : x.back(pixel)),
     pointNext(count) {
       if (!series.length) return
       const { step } = shownCurve(series[0])
-      const [first, last] = window()
+      const [first, last] = shownSteps()
       const [from, to] = [nearest(step, first), nearest(step, last)]
       const isFirst = pointed === null && Math.abs(count) === 1
       const index = (pointed === null ? to : nearest(step, pointed)) + (isFirst ? 0 : count)

@@ -38,6 +38,13 @@ await scenario(async ({ open, note }) => {
   await checkpoint.focus()
   await page.keyboard.press('Enter')
   await train.panel.getByText(/^Checkpoint of step \d+/).last().waitFor()
+  // the mouse is held over some redrawing; an exception is a complaint that ends the scenario
+  await checkpoint.hover({ force: true })
+  await page.mouse.down()
+  await page.waitForTimeout(1500)
+  await page.mouse.up()
+  await page.waitForFunction(([plot, before]) => plot.querySelector('[role=button]:last-of-type')?.getAttribute('transform')
+    !== before, [await plot.elementHandle(), await checkpoint.getAttribute('transform')])
 
   step('log scale and learning rate on demand')
   for (const key of ['chart.log', 'chart.rate']) {
