@@ -62,7 +62,9 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   let isPressed = false
   layers.marks.addEventListener('pointerdown', () => {
     isPressed = true
-    window.addEventListener('pointerup', () => { isPressed = false }, { once: true })
+    // while it is captured: Nodes 2.0 lets no pointerup bubble up out of a node
+    const end = { capture: true, once: true }
+    for (const kind of ['pointerup', 'pointercancel']) window.addEventListener(kind, () => { isPressed = false }, end)
   })
 
   const end = () => Math.max(1, ...series.map(({ curve }) => lastStep(curve)))
