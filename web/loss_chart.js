@@ -63,8 +63,8 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   layers.marks.addEventListener('pointerdown', () => {
     isPressed = true
     // while it is captured: Nodes 2.0 lets no pointerup bubble up out of a node
-    const end = { capture: true, once: true }
-    for (const kind of ['pointerup', 'pointercancel']) window.addEventListener(kind, () => { isPressed = false }, end)
+    const release = () => { isPressed = false }
+    for (const kind of ['pointerup', 'pointercancel']) window.addEventListener(kind, release, { capture: true, once: true })
   })
 
   const end = () => Math.max(1, ...series.map(({ curve }) => lastStep(curve)))

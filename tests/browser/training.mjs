@@ -34,24 +34,29 @@ await scenario(async ({ open, note }) => {
   const plot = plotOf(train)
   await plot.hover()
   await page.waitForFunction((plot) => plot.querySelector('.wt-cursor line'), await plot.elementHandle())
-  const marks = train.panel.locator('.wt-mark')
-  await marks.nth(1).waitFor()
-  const [pressed, chosen] = await Promise.all([marks.first(), marks.last()].map((mark) => mark.getAttribute('data-key')))
-  const markOf = (key) => train.panel.locator(`.wt-mark[data-key="${key}"]`)
+  const marks = plot.locator('.wt-mark')
+  const under = plot.locator('.wt-mark:hover')
   const untilNamed = (key) => train.panel.locator('.wt-checkpoint')
     .getByText(new RegExp(`^Checkpoint of step ${key.split('/').at(-1)}\\b`)).waitFor()
   // held over some redrawing: the mark has to stay under the mouse, and to move with the others afterwards
-  const held = await markOf(pressed).elementHandle()
-  await held.hover({ force: true })
-  await page.mouse.down()
+  for (let isHit = false; !isHit;) {
+    await marks.last().hover({ force: true })
+    await page.mouse.down()
+    isHit = await under.count()
+    if (!isHit) await page.mouse.up() // it had moved on
+  }
+  const held = await under.elementHandle()
   await untilPoints(page, train, await points(train) + 8)
   assert.ok(await held.evaluate((mark) => mark.isConnected), 'the mark under the mouse is gone')
   await page.mouse.up()
+  const pressed = await held.getAttribute('data-key')
   await untilNamed(pressed)
-  await page.waitForFunction((mark) => !mark.isConnected, held)
-  await markOf(chosen).focus()
+  await page.waitForFunction(([plot, key]) => [...plot.querySelectorAll('.wt-mark')].at(-1).dataset.key !== key,
+    [await plot.elementHandle(), pressed])
+  await marks.last().focus()
+  const focused = await page.evaluate(() => document.activeElement.dataset.key)
   await page.keyboard.press('Enter')
-  await untilNamed(chosen)
+  await untilNamed(focused)
 
   step('log scale and learning rate on demand')
   for (const key of ['chart.log', 'chart.rate']) {
@@ -61,6 +66,28 @@ await scenario(async ({ open, note }) => {
     assert.equal(await toggle.getAttribute('aria-pressed'), 'true')
   }
   assert.ok(await plot.locator('path.wt-rate').getAttribute('d'))
+
+  step('zoomed by dragging and by wheel, the node and the canvas stay')
+  const places = () => page.evaluate((type) => {
+    const { graph, canvas } = window.app
+    return [canvas.ds.scale, ...canvas.ds.offset, ...graph.nodes.find((node) => node.type === type).pos]
+  }, TRAIN)
+  const [stood, all] = [await places(), train.panel.getByRole('button', { name: text('chart.all'), exact: true })]
+  assert.ok(await all.isDisabled())
+  const area = await plot.boundingBox()
+  const at = (share) => [area.x + area.width * share, area.y + area.height / 2]
+  await page.mouse.move(...at(0.3))
+  await page.mouse.down()
+  await page.mouse.move(...at(0.7), { steps: 5 })
+  await page.mouse.up()
+  assert.ok(await all.isEnabled())
+  const grid = plot.locator('.wt-grid')
+  const coarse = await grid.innerHTML()
+  await page.mouse.wheel(0, -100)
+  await page.waitForFunction(([grid, coarse]) => grid.innerHTML !== coarse, [await grid.elementHandle(), coarse])
+  await page.mouse.dblclick(...at(0.5))
+  assert.ok(await all.isDisabled())
+  assert.deepEqual(await places(), stood)
 
   step('the preview opens, plays, and steps through the run')
   await train.preview.click()
