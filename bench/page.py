@@ -2,15 +2,16 @@
 
     python bench/page.py [--comfyui PATH] [--out FILE] [--threads N] [--toy]
 
-Through a real server, and for the open page a real Chromium (`python3 run.py browser` installs what drives it). The
-same run is trained again and again with other seeds, in turn with the page closed, with bursts of requests, with the
-page open, and with the page open without our scripts; every other turn in the opposite order, since machines get
-faster and slower in minutes. Figures are medians of the ratios within a turn.
+Through a real server, and for the open page a real Chromium (`python3 run.py browser` installs what drives it).
+Machines get faster and slower in minutes, so what is compared are steps of one run: those beside a burst of requests
+with the others, and those with the page awake, with a page without our scripts awake, and with both asleep, each for
+two seconds in turn.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,8 +21,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import host
 
@@ -29,7 +31,12 @@ STEPS, TOY_STEPS = 250, 8
 TURNS = 6
 REQUESTS = 200
 PUBLISHED = 5000
-OURS_OUT = "page open without our scripts"
+WITHOUT_END = 100_000
+CYCLES = 10
+SECONDS_AWAKE = 2.0
+SECONDS_TO_SETTLE = 0.5
+BURST = f"{REQUESTS} requests at once"
+OPEN, OURS_OUT, CLOSED = "page open", "page open without our scripts", "page closed"
 
 
 def main() -> None:
@@ -56,7 +63,7 @@ def publishing() -> dict[str, float]:
 
 
 def through_a_server(options: argparse.Namespace) -> dict:
-    """Ratios of the time of whole runs."""
+    """Ratios of the time of steps."""
     from wantune.tests import tools
     from wantune.tests.host import browser, comfyui, page
     from wantune.tests.host.server import Server
@@ -69,69 +76,121 @@ def through_a_server(options: argparse.Namespace) -> dict:
         with Server(Path(sys.executable), found, host.ROOT, Path(folder) / "server", (pack,)) as server:
             workflow = json.loads((pack / "example_workflows" / f"{page.WORKFLOW}.json").read_text())
             runs = _Runs(server, graph, workflow)
-            runs.train()  # loads the models, fills the cache
-            ways = {"closed": None, f"{REQUESTS} requests at once": runs.burst}
+            runs.train(steps)  # loads the models, fills the cache
+            figures = _burst(runs, steps, turns)
             try:
                 chromium = browser.find(host.ROOT, os.environ)
-                ways |= {"page open": _opened(chromium, server, False), OURS_OUT: _opened(chromium, server, True)}
             except browser.Missing as missing:
                 print(f"  no browser: {missing}")
-            seconds: dict[str, list[float]] = {way: [] for way in ways}
-            for turn in range(turns):
-                for way in list(ways)[::-1 if turn % 2 else 1]:
-                    seconds[way].append(runs.train(ways[way]))
-    figures: dict = {}
-    for way, other in ((f"{REQUESTS} requests at once", "closed"), ("page open", OURS_OUT), (OURS_OUT, "closed")):
-        if way in seconds:
-            each = [round(a / b, 4) for a, b in zip(seconds[way], seconds[other], strict=True)]
-            figures[f"{way} / {other}"] = {"median": round(statistics.median(each), 4), "each turn": each}
-    return {**figures, "steps": steps, "a step with the page closed, ms": round(
-        1000 * statistics.median(seconds["closed"]) / steps, 2), "seconds for a burst": runs.burst_seconds}
+                return figures
+            with _Pages(chromium, server) as pages:
+                return {**figures, **_opened(runs, pages, turns, 1 if options.toy else CYCLES)}
+
+
+def _burst(runs: "_Runs", steps: int, turns: int) -> dict:
+    """What 200 requests at once, in the middle of the run, cost it: the steps beside them over the others."""
+    def ask(run: _Run) -> tuple[int, int, float]:
+        while len(run.step_seconds()) < steps // 2:
+            time.sleep(0.05)
+        first, start = len(run.step_seconds()), time.perf_counter()
+        runs.ask(run.folder.name)
+        return first, len(run.step_seconds()) + 1, time.perf_counter() - start
+
+    ratios, answered = [], []
+    for _ in range(turns):
+        each, (first, end, seconds) = runs.train(steps, ask)
+        others = statistics.median(each[1:first] + each[end:])  # the first step warms up
+        lost = sum(each[first:end]) - others * len(each[first:end])
+        ratios.append(sum(each) / (sum(each) - lost))
+        answered.append(round(seconds, 2))
+    return {"steps of a run with a burst": steps, f"{BURST} / the same run without": _summary(ratios),
+            "seconds for a burst": answered}
+
+
+def _opened(runs: "_Runs", pages: "_Pages", turns: int, cycles: int) -> dict:
+    """What the open page costs a step."""
+    def alternate(run: _Run) -> list[tuple[str, int, int]]:
+        windows = []
+        for state in states * cycles:
+            pages.wake(state)
+            time.sleep(SECONDS_TO_SETTLE)
+            first = len(run.step_seconds()) + 1  # the one it is at began before
+            time.sleep(SECONDS_AWAKE)
+            windows.append((state, first, len(run.step_seconds())))
+        pages.wake(OPEN, OURS_OUT)
+        runs.stop(run.folder.name)
+        return windows
+
+    states = [OPEN, OURS_OUT, CLOSED]
+    pairs = ((OPEN, OURS_OUT), (OURS_OUT, CLOSED))
+    ratios: dict[tuple, list[float]] = {pair: [] for pair in pairs}
+    closed = []
+    for _ in range(turns):
+        each, windows = runs.train(WITHOUT_END, alternate)
+        means = [(state, statistics.mean(each[first:end])) for state, first, end in windows]
+        cycle = [dict(means[start:start + len(states)]) for start in range(0, len(means), len(states))]
+        for pair in pairs:
+            ratios[pair].append(statistics.median(mean[pair[0]] / mean[pair[1]] for mean in cycle))
+        closed += [mean[CLOSED] for mean in cycle]
+        states.reverse()
+    return {**{f"{state} / {other}": _summary(ratios[state, other]) for state, other in pairs},
+            "a step with the page closed, ms": round(1000 * statistics.median(closed), 2)}
+
+
+def _summary(ratios: list[float]) -> dict:
+    return {"median": round(statistics.median(ratios), 4), "each turn": [round(ratio, 4) for ratio in ratios]}
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+
+    def step_seconds(self) -> list[float]:
+        """How long each step took, of those that are done."""
+        lines = (self.folder / "log.jsonl").read_text().rpartition("\n")[0].splitlines()
+        return [json.loads(line)["seconds"] for line in lines if '"StepDone"' in line]
 
 
 class _Runs:
     """Trainings of one graph, each with a seed of its own."""
 
     def __init__(self, server, graph: dict, workflow: dict) -> None:
-        self.server, self.graph, self.workflow, self.seed = server, graph, workflow, 0
-        self.burst_seconds: list[float] = []
+        self.server, self.workflow, self.seed = server, workflow, 0
         self._train = next(entry["inputs"] for entry in graph.values() if entry["class_type"] == "WanTune_TrainWanLoRA")
         # what training does not need is not run
-        self._wanted = {number for number, entry in graph.items() if entry["class_type"] == "WanTune_TrainWanLoRA"}
-        while more := {each[0] for number in self._wanted for each in graph[number]["inputs"].values()
-                       if isinstance(each, list)} - self._wanted:
-            self._wanted |= more
+        wanted = {number for number, entry in graph.items() if entry["class_type"] == "WanTune_TrainWanLoRA"}
+        while more := {each[0] for number in wanted for each in graph[number]["inputs"].values()
+                       if isinstance(each, list)} - wanted:
+            wanted |= more
+        self.graph = {number: graph[number] for number in wanted}
 
-    def train(self, beside=None) -> float:
-        """Seconds of the run, as its log has them; `beside(run)` is a context for its time."""
+    def train(self, steps: int, beside=lambda run: None) -> tuple[list[float], Any]:
+        """The seconds of each step, and what `beside` gave, called in a thread of its own as soon as the run began."""
         self.seed += 1
-        self._train.update(seed=self.seed, run_name=f"bench{self.seed}")
-        graph = {number: self.graph[number] for number in self._wanted}
-        with beside(self._train["run_name"]) if beside else _nothing():
-            self.server.run(graph, workflow=self.workflow)
-        (folder,) = self.server.folder("output").glob(f"wantune/bench{self.seed}-*")
-        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-        return last["seconds"]
+        self._train.update(seed=self.seed, run_name=f"bench{self.seed}", epochs=steps, max_steps=steps)
+        with ThreadPoolExecutor(1) as threads:
+            watched = threads.submit(lambda: beside(self._begun()))
+            self.server.run(self.graph, workflow=self.workflow)
+            return self._begun().step_seconds(), watched.result()
 
-    @contextmanager
-    def burst(self, name: str):
-        """200 requests at once, as soon as the run has begun."""
-        with ThreadPoolExecutor(REQUESTS + 1) as threads:
-            begun = threads.submit(self._ask_all, name, threads)
-            yield
-            self.burst_seconds.append(round(begun.result(), 2))
-
-    def _ask_all(self, name: str, threads: ThreadPoolExecutor) -> float:
+    def _begun(self) -> _Run:
         folders = self.server.folder("output") / "wantune"
-        while not (found := list(folders.glob(f"{name}-*/log.jsonl"))):
-            time.sleep(0.01)
-        run = urllib.parse.quote(found[0].parent.name)
-        paths = [f"/wantune/runs/{run}", "/wantune/runs", "/wantune/runs/nothing", f"/wantune/node?run_name={name}"]
-        start = time.perf_counter()
-        list(threads.map(self._ask, [paths[index % len(paths)] for index in range(REQUESTS)]))
-        return time.perf_counter() - start
+        while not (found := list(folders.glob(f"bench{self.seed}-*/log.jsonl"))):
+            time.sleep(0.05)
+        return _Run(found[0].parent)
 
-    def _ask(self, path: str) -> None:
+    def stop(self, name: str) -> None:
+        """As Stop & use does."""
+        self.server.ask("/wantune/stop", {"run": name})
+
+    def ask(self, name: str) -> None:
+        """A burst of requests."""
+        run = urllib.parse.quote(name)
+        paths = [f"/wantune/runs/{run}", "/wantune/runs", "/wantune/runs/nothing", f"/wantune/node?run_name={run}"]
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            list(threads.map(self._get, [paths[index % len(paths)] for index in range(REQUESTS)]))
+
+    def _get(self, path: str) -> None:
         try:
             self.server.get(path)
         except urllib.error.HTTPError as error:
@@ -139,29 +198,38 @@ class _Runs:
                 raise
 
 
-def _opened(chromium, server, is_blocked: bool):
-    """A page with the graph, open as long as a run."""
-    @contextmanager
-    def beside(_name: str):
-        given = {"url": server.url, "block": f"/extensions/{host.ROOT.name}/" if is_blocked else ""}
-        command = [chromium.node, str(host.ROOT / "bench" / "open_page.mjs"), json.dumps(given)]
-        found = {"WANTUNE_CHROMIUM": chromium.chromium, "WANTUNE_PLAYWRIGHT": str(chromium.playwright)}
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, **found})
-        try:
+class _Pages:
+    """The graph in two browsers, with our scripts and without; those that are not awake do not run at all."""
+
+    def __init__(self, chromium, server) -> None:
+        self._chromium, self._server = chromium, server
+        self._processes: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> "_Pages":
+        for state, block in ((OPEN, ""), (OURS_OUT, f"/extensions/{host.ROOT.name}/")):
+            self._processes[state] = process = subprocess.Popen(
+                [self._chromium.node, str(host.ROOT / "bench" / "open_page.mjs"),
+                 json.dumps({"url": self._server.url, "block": block})],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env={**os.environ, "WANTUNE_CHROMIUM": self._chromium.chromium,
+                     "WANTUNE_PLAYWRIGHT": str(self._chromium.playwright)})
             if process.stdout.readline().strip() != "open":
                 raise RuntimeError("The page did not open; see above.")
-            yield
-        finally:
+        return self
+
+    def wake(self, *states: str) -> None:
+        """Only these go on."""
+        import psutil
+
+        for state, process in self._processes.items():
+            for each in psutil.Process(process.pid).children(recursive=True):
+                each.send_signal(signal.SIGCONT if state in states else signal.SIGSTOP)
+
+    def __exit__(self, *_) -> None:
+        self.wake(*self._processes)
+        for process in self._processes.values():
             process.stdin.close()
             process.wait(60)
-
-    return beside
-
-
-@contextmanager
-def _nothing():
-    yield
 
 
 def _graph(pictures: Path, steps: int) -> dict:
