@@ -20,7 +20,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def through_a_server(options: argparse.Namespace) -> dict:
     found = comfyui.find(host.ROOT, options.comfyui, os.environ) or comfyui.unpacked(host.ROOT)
     steps, turns = (TOY_STEPS, 1) if options.toy else (STEPS, TURNS)
     with tempfile.TemporaryDirectory() as folder:
-        graph = _graph(tools.write_pictures(Path(folder) / "pictures"), steps)
+        graph = _graph(tools.write_pictures(Path(folder) / "pictures"))
         pack = page.write_pack(host.ROOT, graph, Path(folder))
         with Server(Path(sys.executable), found, host.ROOT, Path(folder) / "server", (pack,)) as server:
             workflow = json.loads((pack / "example_workflows" / f"{page.WORKFLOW}.json").read_text())
@@ -83,8 +85,8 @@ def through_a_server(options: argparse.Namespace) -> dict:
             except browser.Missing as missing:
                 print(f"  no browser: {missing}")
                 return figures
-            with _Pages(chromium, server) as pages:
-                return {**figures, **_opened(runs, pages, turns, 1 if options.toy else CYCLES)}
+            with _pages(chromium, server) as wake:
+                return {**figures, **_opened(runs, wake, turns, 1 if options.toy else CYCLES)}
 
 
 def _burst(runs: "_Runs", steps: int, turns: int) -> dict:
@@ -107,17 +109,17 @@ def _burst(runs: "_Runs", steps: int, turns: int) -> dict:
             "seconds for a burst": answered}
 
 
-def _opened(runs: "_Runs", pages: "_Pages", turns: int, cycles: int) -> dict:
+def _opened(runs: "_Runs", wake: Callable[..., None], turns: int, cycles: int) -> dict:
     """What the open page costs a step."""
     def alternate(run: _Run) -> list[tuple[str, int, int]]:
         windows = []
         for state in states * cycles:
-            pages.wake(state)
+            wake(state)
             time.sleep(SECONDS_TO_SETTLE)
             first = len(run.step_seconds()) + 1  # the one it is at began before
             time.sleep(SECONDS_AWAKE)
             windows.append((state, first, len(run.step_seconds())))
-        pages.wake(OPEN, OURS_OUT)
+        wake(OPEN, OURS_OUT)
         runs.stop(run.folder.name)
         return windows
 
@@ -198,41 +200,36 @@ class _Runs:
                 raise
 
 
-class _Pages:
-    """The graph in two browsers, with our scripts and without; those that are not awake do not run at all."""
+@contextmanager
+def _pages(chromium, server):
+    """The graph in two browsers, with our scripts and without. Gives wake(*states): only these go on."""
+    import psutil
 
-    def __init__(self, chromium, server) -> None:
-        self._chromium, self._server = chromium, server
-        self._processes: dict[str, subprocess.Popen] = {}
+    processes: dict[str, subprocess.Popen] = {}
 
-    def __enter__(self) -> "_Pages":
-        for state, block in ((OPEN, ""), (OURS_OUT, f"/extensions/{host.ROOT.name}/")):
-            self._processes[state] = process = subprocess.Popen(
-                [self._chromium.node, str(host.ROOT / "bench" / "open_page.mjs"),
-                 json.dumps({"url": self._server.url, "block": block})],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "WANTUNE_CHROMIUM": self._chromium.chromium,
-                     "WANTUNE_PLAYWRIGHT": str(self._chromium.playwright)})
-            if process.stdout.readline().strip() != "open":
-                raise RuntimeError("The page did not open; see above.")
-        return self
-
-    def wake(self, *states: str) -> None:
-        """Only these go on."""
-        import psutil
-
-        for state, process in self._processes.items():
+    def wake(*states: str) -> None:
+        for state, process in processes.items():
             for each in psutil.Process(process.pid).children(recursive=True):
                 each.send_signal(signal.SIGCONT if state in states else signal.SIGSTOP)
 
-    def __exit__(self, *_) -> None:
-        self.wake(*self._processes)
-        for process in self._processes.values():
+    env = {**os.environ, "WANTUNE_CHROMIUM": chromium.chromium, "WANTUNE_PLAYWRIGHT": str(chromium.playwright)}
+    try:
+        for state, block in ((OPEN, ""), (OURS_OUT, f"/extensions/{host.ROOT.name}/")):
+            command = [chromium.node, str(host.ROOT / "bench" / "open_page.mjs"),
+                       json.dumps({"url": server.url, "block": block})]
+            processes[state] = process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+            if process.stdout.readline().strip() != "open":
+                raise RuntimeError("The page did not open; see above.")
+        yield wake
+    finally:
+        wake(*processes)
+        for process in processes.values():
             process.stdin.close()
             process.wait(60)
 
 
-def _graph(pictures: Path, steps: int) -> dict:
+def _graph(pictures: Path) -> dict:
     from wantune.tests.host import graph as graphs
 
     names = ("unet", "vae", "clip", "prompt", "epochs", "seed")
@@ -240,7 +237,7 @@ def _graph(pictures: Path, steps: int) -> dict:
     graph = graphs.adapt(graphs.load(host.ROOT), options, host.ROOT)
     for entry in graph.values():
         if entry["class_type"] == "WanTune_TrainWanLoRA":
-            entry["inputs"].update(epochs=steps, max_steps=steps, batch_size=1)
+            entry["inputs"]["batch_size"] = 1
             del entry["inputs"]["previews"]
     return graph
 

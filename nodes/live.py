@@ -79,6 +79,20 @@ def ask_to_stop(run: str = "") -> bool:
     return True
 
 
+class _Turn:
+    """That something happens at most once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._due = seconds, 0.0
+
+    def has_come(self, now: float, is_last: bool) -> bool:
+        """Whether it is to happen now; what is the last always is."""
+        if now < self._due and not is_last:
+            return False
+        self._due = now + self._seconds
+        return True
+
+
 class Live:
     """Publishes the events of one run for one node."""
 
@@ -87,7 +101,8 @@ class Live:
         self._workflow, self._node = shown.key_of(hidden)
         self._run = ""
         self._bar: comfy.utils.ProgressBar | None = None
-        self._message_due = self._bar_due = self._line_due = 0.0
+        self._bar_turn, self._message_turn = _Turn(SECONDS_BETWEEN_BARS), _Turn(SECONDS_BETWEEN_MESSAGES)
+        self._line_turn = _Turn(SECONDS_BETWEEN_LINES)
         self._points: list[tuple[int, float | None, float]] = []
         self._pace, self._last_time = 0.0, time.monotonic()
 
@@ -164,21 +179,18 @@ class Live:
 
     def _show_step(self, event: StepDone) -> None:
         now, last = time.monotonic(), event.step == event.total_steps
-        if now >= self._bar_due or last:
-            self._bar_due = now + SECONDS_BETWEEN_BARS
+        if self._bar_turn.has_come(now, last):
             self._bar.update_absolute(event.step, event.total_steps)
         seconds = now - self._last_time
         self._pace = PACE_DECAY * self._pace + (1 - PACE_DECAY) * seconds if self._pace else seconds
         self._last_time = now
         loss = event.loss if math.isfinite(event.loss) else None
         self._points = [*self._points, (event.step, loss, event.learning_rate)][-MAX_POINTS:]
-        if now >= self._message_due or last:
-            self._message_due = now + SECONDS_BETWEEN_MESSAGES
+        if self._message_turn.has_come(now, last):
             self._send("step", {"step": event.step, "total_steps": event.total_steps, "epoch": event.epoch,
                                 "points": self._points, **self._now(event)})
             self._points = []
-        if now >= self._line_due or last:
-            self._line_due = now + SECONDS_BETWEEN_LINES
+        if self._line_turn.has_come(now, last):
             logger.info("%s", line(event))
 
     def _now(self, event: StepDone) -> dict:
@@ -207,7 +219,7 @@ class ProgressLine:
         self._hidden = hidden
         self._verb = verb
         self._bar: comfy.utils.ProgressBar | None = None
-        self._due = 0.0
+        self._turn = _Turn(SECONDS_BETWEEN_MESSAGES)
 
     def follow(self, progress: Generator[ScanProgress | Progress, None, Result]) -> Result:
         """Run it to its end and give what it returns. Raises ComfyUI's interrupt when the user pressed Cancel."""
@@ -221,10 +233,8 @@ class ProgressLine:
                 comfy.model_management.throw_exception_if_processing_interrupted()
 
     def _show(self, event: ScanProgress | Progress) -> None:
-        now = time.monotonic()
-        if now < self._due and event.done < event.total:
+        if not self._turn.has_come(time.monotonic(), event.done >= event.total):
             return
-        self._due = now + SECONDS_BETWEEN_MESSAGES
         self._bar = self._bar or comfy.utils.ProgressBar(event.total, node_id=self._hidden and self._hidden.unique_id)
         self._bar.update_absolute(event.done, event.total)
         left = getattr(event, "seconds_left", None)

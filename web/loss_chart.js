@@ -59,13 +59,6 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   let pointed = null // a step
   let x = scale([0, 1], [0, 1])
   let told = 0
-  let isPressed = false
-  layers.marks.addEventListener('pointerdown', () => {
-    isPressed = true
-    // while it is captured: Nodes 2.0 lets no pointerup bubble up out of a node
-    const release = () => { isPressed = false }
-    for (const kind of ['pointerup', 'pointercancel']) window.addEventListener(kind, release, { capture: true, once: true })
-  })
 
   const end = () => Math.max(1, ...series.map(({ curve }) => lastStep(curve)))
   const shownSteps = () => view ?? [0, end()]
@@ -153,7 +146,7 @@ export function createChart({ onzoom = () => {}, oncheckpoint = () => {} } = {})
   }
 
   function drawMarks(inside, bottom) {
-    if (isPressed) return // the mark that is pressed would be gone before the click
+    if (layers.marks.matches(':active')) return // the mark that is pressed would be gone before the click
     const focused = layers.marks.querySelector(':focus')?.dataset.key
     const marks = series.flatMap((each, index) =>
       spread((each.checkpoints ?? []).filter(inside), x, MARK_GAP).map((checkpoint) => ({ each, index, checkpoint })))

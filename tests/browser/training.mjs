@@ -76,10 +76,7 @@ await scenario(async ({ open, note }) => {
   assert.ok(await all.isDisabled())
   const area = await plot.boundingBox()
   const at = (share) => [area.x + area.width * share, area.y + area.height / 2]
-  await page.mouse.move(...at(0.3))
-  await page.mouse.down()
-  await page.mouse.move(...at(0.7), { steps: 5 })
-  await page.mouse.up()
+  await drag(page, at(0.3), at(0.7))
   assert.ok(await all.isEnabled())
   const grid = plot.locator('.wt-grid')
   const coarse = await grid.innerHTML()
@@ -154,10 +151,7 @@ await scenario(async ({ open, note }) => {
   const box = await compared.handle.boundingBox()
   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2]
   const start = await compared.split()
-  await page.mouse.move(x, y)
-  await page.mouse.down()
-  await page.mouse.move(x - 60, y, { steps: 5 })
-  await page.mouse.up()
+  await drag(page, [x, y], [x - 60, y])
   const dragged = await compared.split()
   assert.ok(dragged < start - 5, `dragged from ${start} to ${dragged}`)
   await tabTo(page, compared.handle)
@@ -226,6 +220,13 @@ function plotOf({ panel }) {
 async function untilTraining({ panel, stop }) {
   await stop.waitFor()
   await panel.getByText(/^Step \d+ of \d+/).waitFor()
+}
+
+async function drag(page, from, to) {
+  await page.mouse.move(...from)
+  await page.mouse.down()
+  await page.mouse.move(...to, { steps: 5 })
+  await page.mouse.up()
 }
 
 /** How many points the line of the smoothed loss has. */
