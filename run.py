@@ -15,10 +15,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
     found = ".".join(map(str, sys.version_info[:2]))
     sys.exit(f"WanTune needs Python 3.10 or newer, this is {found}; start run.py with a newer python3.")
 
-# The helpers stand in tests/host. This process never imports ComfyUI, so the extra path disturbs nobody.
-sys.path.insert(0, str(ROOT / "tests"))
-
-from host import command  # noqa: E402
+from demo import command  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(command.main(ROOT, sys.argv[1:]))

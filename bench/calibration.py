@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..tests import tools
+from ..tests.support import tools
 from .cases import RANK, Case, Run, running
 
 VARIANTS = {

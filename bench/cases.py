@@ -10,17 +10,17 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..nodes.comfy_backend import ComfyDenoiser
-from ..nodes.live import Live
+from ..nodes.backend.denoiser import ComfyDenoiser
+from ..nodes.page.live import Live
 from ..nodes.train import train
-from ..tests import tools
-from ..trainer import cache, store
-from ..trainer.adapters import Adapter
-from ..trainer.buckets import Bucket
-from ..trainer.checkpoint import RunFolder
-from ..trainer.events import Event
-from ..trainer.loop import Trainer
-from ..trainer.train_config import LoraConfig, TrainConfig
+from ..tests.support import tools
+from ..trainer.data.buckets import Bucket
+from ..trainer.encoded import cache, store
+from ..trainer.model.adapters import Adapter
+from ..trainer.runs.events import Event
+from ..trainer.runs.folder import RunFolder
+from ..trainer.settings.training import LoraConfig, TrainConfig
+from ..trainer.training.loop import Trainer
 
 RANK = 32
 TEXT_TOKENS = 40

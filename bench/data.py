@@ -101,7 +101,7 @@ def make_pictures(folder: Path, count: int, sizes: tuple = WEB, suffix: str | No
     import skimage
     from PIL import Image
 
-    from wantune.tests import tools
+    from wantune.tests.support import tools
 
     sources = [Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB") for name in tools.PICTURES]
 
@@ -127,8 +127,8 @@ def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple)
     """The cache files of so many pictures that nobody made."""
     import torch
 
-    from wantune.trainer import cache
-    from wantune.trainer.store import Store
+    from wantune.trainer.encoded import cache
+    from wantune.trainer.encoded.store import Store
 
     store = Store(folder)
     latent, text = torch.randn(latent_shape), torch.randn(text_shape).bfloat16()
@@ -141,7 +141,8 @@ def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple)
 
 def pretended(count: int):
     """A manifest of pictures that are not there."""
-    from wantune.trainer import buckets, config, folder, manifest
+    from wantune.trainer.data import buckets, folder, manifest
+    from wantune.trainer.settings import data as config
 
     shapes = ((512, 512), (416, 640), (640, 416))
     clips = [manifest.Clip(path=Path(f"{index}.jpg"), name=f"{index}.jpg", width=1024, height=1024, trigger_word="",
@@ -153,16 +154,16 @@ def pretended(count: int):
 
 def scanned(folder: Path, resolution: int, frames: int = 1):
     """The manifest of a folder; what is found out is remembered in it for the next process."""
-    from wantune.trainer import dataset
-    from wantune.trainer.config import DatasetConfig
+    from wantune.trainer.data import scan as scanning
+    from wantune.trainer.settings.data import DatasetConfig
 
     config = DatasetConfig(folder=str(folder), resolution=resolution, frame_buckets=(1, frames))
-    return dataset.scan(config, folder / ".scans")
+    return scanning.scan(config, folder / ".scans")
 
 
 def scan(folder: Path, _items: int = 0, resolution: int = 256) -> dict:
     """A scan and its report."""
-    from wantune.trainer import report
+    from wantune.trainer.data import report
 
     cpu = time.process_time()
     (manifest, seconds), peak = peak_of(lambda: timed(lambda: scanned(folder, resolution)))
@@ -183,7 +184,7 @@ def opening(folder: Path, items: int) -> dict:
 
 def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
     """The order of batches alone, with the ten repeats of the node; then batches with what is read for them."""
-    from wantune.trainer.sampling import BucketSampler, LookAhead
+    from wantune.trainer.encoded.batches import BucketSampler, LookAhead
 
     def both() -> tuple[float, float]:
         clips = opened(folder, items).clips
@@ -202,8 +203,8 @@ def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
 
 def fill(folder: Path, vae_dim: int, pictures: int, num_clips: int, frames: int, turns: int) -> dict:
     """An empty cache filled with real pictures and clips, against the time inside both encoders."""
-    from wantune.nodes.encoders import CaptionEncoder, WanCodec
-    from wantune.tests import clips, tools
+    from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
+    from wantune.tests.support import clips, tools
     from wantune.tests.world import random_models
 
     data = make_pictures(folder / "data", pictures)
@@ -215,16 +216,15 @@ def fill(folder: Path, vae_dim: int, pictures: int, num_clips: int, frames: int,
 
 
 def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
-    from wantune.tests import tools
-    from wantune.trainer import cache
-    from wantune.trainer.store import Store
+    from wantune.tests.support import tools
+    from wantune.trainer.encoded.store import Store
 
     spent = []
     for turn in range(turns + (turns > 1)):  # a first turn of several warms up
         start = time.perf_counter()
         both = [Inside(encoder) for encoder in encoders()]
         named = time.perf_counter() - start
-        tools.drained(cache.fill(manifest, Store(folder / f".cache-{turn}"), *both))
+        tools.drained(fill(manifest, Store(folder / f".cache-{turn}"), *both))
         spent.append((time.perf_counter() - start, *(encoder.seconds for encoder in both), named))
     spent = spent[turns > 1:]
     ratios = [round(total / (latents + texts), 3) for total, latents, texts, _ in spent]
@@ -273,11 +273,10 @@ def peak_of(work: Callable) -> tuple:
 
 def opened(folder: Path, items: int):
     """The CachedDataset of a cache that has everything."""
-    from wantune.tests import tools
-    from wantune.trainer import cache
-    from wantune.trainer.store import Store
+    from wantune.tests.support import tools
+    from wantune.trainer.encoded.store import Store
 
-    return tools.drained(cache.fill(pretended(items), Store(folder), played(), played()))[1]
+    return tools.drained(fill(pretended(items), Store(folder), played(), played()))[1]
 
 
 def timed(work: Callable) -> tuple:

@@ -39,7 +39,7 @@ def start(options: argparse.Namespace) -> dict:
     pack.__path__ = [str(ROOT)]
     sys.modules["wantune"] = pack
 
-    from wantune.tests.host import comfyui, launch
+    from wantune.demo import comfyui, launch
 
     found = comfyui.find(ROOT, options.comfyui, os.environ) or comfyui.unpacked(ROOT)
     if not found.path.is_dir():

@@ -32,13 +32,13 @@ def main() -> None:
 def overhead(folder: Path, steps: int) -> dict[str, float]:
     """Time of the run over time in the model, and where the difference goes."""
     from wantune.bench.cases import Case
-    from wantune.nodes.comfy_backend import ComfyDenoiser
-    from wantune.nodes.live import Live
-    from wantune.tests import tools
-    from wantune.trainer.adapters import Adapter
-    from wantune.trainer.checkpoint import RunFolder
-    from wantune.trainer.loop import Trainer
-    from wantune.trainer.train_config import KeepConfig, TrainConfig
+    from wantune.nodes.backend.denoiser import ComfyDenoiser
+    from wantune.nodes.page.live import Live
+    from wantune.tests.support import tools
+    from wantune.trainer.model.adapters import Adapter
+    from wantune.trainer.runs.folder import RunFolder
+    from wantune.trainer.settings.training import KeepConfig, TrainConfig
+    from wantune.trainer.training.loop import Trainer
 
     case = Case(folder, None, (3, 8, 8))
     keep = KeepConfig(every_steps=EVERY)

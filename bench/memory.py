@@ -77,7 +77,7 @@ def measure_one(dit: dict, dtype: str | None, size_FHW: tuple[int, int, int], tr
     import torch
 
     from wantune.bench.cases import Case
-    from wantune.tests import tools
+    from wantune.tests.support import tools
 
     checkpointing = "checkpointing" in training
     train = _train_core if training.startswith("core") else Case.train

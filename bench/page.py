@@ -53,8 +53,8 @@ def main() -> None:
 
 def publishing() -> dict[str, float]:
     """What showing a step costs in the thread that trains, with nobody looking."""
-    from wantune.nodes.live import Live
-    from wantune.trainer.events import Started, StepDone
+    from wantune.nodes.page.live import Live
+    from wantune.trainer.runs.events import Started, StepDone
 
     live = Live(None)
     live.publish(Started(0, PUBLISHED, 100, 40, 1000))
@@ -66,9 +66,9 @@ def publishing() -> dict[str, float]:
 
 def through_a_server(options: argparse.Namespace) -> dict:
     """Ratios of the time of steps."""
-    from wantune.tests import tools
-    from wantune.tests.host import browser, comfyui, page
-    from wantune.tests.host.server import Server
+    from wantune.demo import browser, comfyui, page
+    from wantune.demo.server import Server
+    from wantune.tests.support import tools
 
     found = comfyui.find(host.ROOT, options.comfyui, os.environ) or comfyui.unpacked(host.ROOT)
     steps, turns = (TOY_STEPS, 1) if options.toy else (STEPS, TURNS)
@@ -230,7 +230,7 @@ def _pages(chromium, server):
 
 
 def _graph(pictures: Path) -> dict:
-    from wantune.tests.host import graph as graphs
+    from wantune.demo import graph as graphs
 
     names = ("unet", "vae", "clip", "prompt", "epochs", "seed")
     options = argparse.Namespace(folder=pictures, trigger="zwx", **dict.fromkeys(names))

@@ -14,8 +14,10 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..nodes.comfy_backend import TRAINED
-from ..trainer import cache, text_padding
+from ..nodes.backend.denoiser import TRAINED
+from ..trainer.encoded import cache
+from ..trainer.encoded.batches import read_batch
+from ..trainer.model import text_padding
 
 BARE_T = 0.5
 
@@ -47,7 +49,7 @@ class Bare:
     def _prepare(
         self, clip: cache.CachedClip, device: torch.device, dtype: torch.dtype, folded: bool
     ) -> None:
-        batch = cache.read_batch([clip.visit(0)])
+        batch = read_batch([clip.visit(0)])
         latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
         noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
         self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
@@ -106,7 +108,7 @@ def train_with_core(
     """
     from comfy_extras.nodes_train import TrainLoraNode
 
-    batches = [cache.read_batch([clip.visit(0)]) for clip in dataset.clips]
+    batches = [read_batch([clip.visit(0)]) for clip in dataset.clips]
     chosen = {
         "model": model,
         "batch_size": 1,

@@ -51,7 +51,7 @@ def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
     """Whole steps of the node in turns with the steps of two bare loops."""
     from wantune.bench.cases import RANK, running
     from wantune.bench.peers import Bare
-    from wantune.tests import tools
+    from wantune.tests.support import tools
 
     clip = case.dataset.clips[0]
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def against_core(case, checkpointing: bool, rounds: int, steps: int) -> dict[str
     """Whole runs of both nodes in turns."""
     from wantune.bench.cases import RANK
     from wantune.bench.peers import train_with_core
-    from wantune.tests import tools
+    from wantune.tests.support import tools
 
     ours, core = [], []
     for _ in range(rounds):

@@ -2,12 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import routes
 from .cache import CacheLatents, PruneCache
 from .checkpoints import CompareCheckpoints
 from .compare import CompareVideos
 from .dataset import DatasetSettings, JoinDatasets, LoadDataset
 from .lora import ApplyLoRA, SaveLoRA
+from .page import routes
 from .previews import PreviewSettings
 from .run_lora import LoadRunLoRA
 from .settings import AdapterSettings, KeepSettings, ObjectiveSettings, OptimizerSettings

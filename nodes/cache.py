@@ -6,11 +6,12 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..trainer import cache
-from ..trainer.store import Store
-from . import paths, sockets
-from .encoders import CaptionEncoder, WanCodec
-from .live import ProgressLine, show_text
+from ..trainer.encoded import cache
+from ..trainer.encoded.store import Store
+from . import sockets
+from .backend import paths
+from .backend.encoders import CaptionEncoder, WanCodec
+from .page.live import ProgressLine, show_text
 
 logger = logging.getLogger("wantune")
 

@@ -17,14 +17,15 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainer import run_lora
-from ..trainer.config import SEPARATORS, UserError
-from . import grid
+from ..trainer.base.errors import UserError
+from ..trainer.runs import checkpoints as run_lora
+from ..trainer.settings.data import SEPARATORS
 from .compare import new_video, shown_video
-from .live import show_text
 from .lora import apply
+from .media import grid
+from .media.side_by_side import write_mp4
+from .page.live import show_text
 from .run_lora import run_folder, seals
-from .side_by_side import write_mp4
 
 FPS = 16
 

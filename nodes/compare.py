@@ -6,8 +6,8 @@ import folder_paths
 from comfy_api.latest import InputImpl, io, ui
 
 from .lora import applied_loras
+from .media.side_by_side import panels, side_by_side, write_mp4
 from .page import shown
-from .side_by_side import panels, side_by_side, write_mp4
 
 DATA = "wantune_compare"
 """What the page's player shows (web/video_player.js), among what the node shows."""

@@ -7,20 +7,21 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..trainer import dataset, folder, manifest, report
-from ..trainer.config import (
+from ..trainer.base.errors import UserError
+from ..trainer.data import folder, manifest, report, scan
+from ..trainer.data.notes import Notes
+from ..trainer.settings.data import (
     CAPTION_FALLBACKS,
     EXTRACTION_MODES,
     MASK_SOURCES,
     DatasetConfig,
-    UserError,
     parse_frame_buckets,
     parse_resolutions,
 )
-from ..trainer.notes import Notes
-from . import paths, sockets
-from .live import ProgressLine, show_text
+from . import sockets
+from .backend import paths
 from .page import places
+from .page.live import ProgressLine, show_text
 
 MAX_FILES_SHOWN = 100
 """Lines of a kind in the node; the report has all."""
@@ -86,7 +87,7 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, **inputs) -> io.NodeOutput:
         config = _config(**inputs)
         places.allow(config.folder)
-        progress = dataset.scanning(config, paths.scans_folder())
+        progress = scan.scanning(config, paths.scans_folder())
         return _reported(ProgressLine(cls.hidden).follow(progress))  # the node's contact sheet shows it
 
 

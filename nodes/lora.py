@@ -9,11 +9,12 @@ import comfy.lora
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..trainer import lora_file, lora_keys
-from ..trainer.config import UserError
-from . import paths
-from .comfy_backend import linear_sizes
-from .live import show_text
+from ..trainer.base.errors import UserError
+from ..trainer.lora import file as lora_file
+from ..trainer.lora import keys as lora_keys
+from .backend import paths
+from .backend.denoiser import linear_sizes
+from .page.live import show_text
 
 logger = logging.getLogger("wantune")
 

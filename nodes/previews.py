@@ -15,11 +15,11 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainer.config import UserError
-from ..trainer.events import Previewed
+from ..trainer.base.errors import UserError
+from ..trainer.runs.events import Previewed
 from . import sockets
-from .comfy_backend import ComfyDenoiser
-from .side_by_side import write_mp4
+from .backend.denoiser import ComfyDenoiser
+from .media.side_by_side import write_mp4
 
 FPS = 16
 

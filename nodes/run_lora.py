@@ -8,12 +8,12 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
-from ..trainer import run_lora
-from ..trainer.checkpoint import INDEX, place_of
-from ..trainer.config import UserError
-from ..trainer.history import is_run
-from . import paths
-from .live import show_text
+from ..trainer.base.errors import UserError
+from ..trainer.runs import checkpoints as run_lora
+from ..trainer.runs.folder import INDEX, place_of
+from ..trainer.runs.history import is_run
+from .backend import paths
+from .page.live import show_text
 
 logger = logging.getLogger("wantune")
 

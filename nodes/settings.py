@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..trainer.config import UserError
-from ..trainer.train_config import (
+from ..trainer.base.errors import UserError
+from ..trainer.settings.training import (
     ADAPTERS,
     LOSSES,
     OPTIMIZERS,

@@ -11,19 +11,23 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainer import lora_file, lora_keys, run_lora
-from ..trainer.adapters import Adapter
-from ..trainer.cache import CachedDataset, read_batch
-from ..trainer.checkpoint import Checkpoint, RunFolder, check_name
-from ..trainer.config import UserError, content_hash
-from ..trainer.events import Event, Started, StepDone
-from ..trainer.loop import Trainer, finished
-from ..trainer.presets import CUSTOM, PRESETS
-from ..trainer.train_config import KeepConfig, LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from . import paths, sockets
-from .comfy_backend import ComfyDenoiser
-from .live import Live, num_stopped
+from ..trainer.base.errors import UserError, content_hash
+from ..trainer.encoded.batches import read_batch
+from ..trainer.encoded.cache import CachedDataset
+from ..trainer.lora import file as lora_file
+from ..trainer.lora import keys as lora_keys
+from ..trainer.model.adapters import Adapter
+from ..trainer.runs import checkpoints as run_lora
+from ..trainer.runs.events import Event, Started, StepDone
+from ..trainer.runs.folder import Checkpoint, RunFolder, check_name
+from ..trainer.settings.presets import CUSTOM, PRESETS
+from ..trainer.settings.training import KeepConfig, LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from ..trainer.training.loop import Trainer, finished
+from . import sockets
+from .backend import paths
+from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
+from .page.live import Live, num_stopped
 from .previews import PreviewConfig, Previewer
 
 

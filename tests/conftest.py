@@ -16,9 +16,9 @@ pack = types.ModuleType("wantune")
 pack.__path__ = [str(ROOT)]
 sys.modules["wantune"] = pack
 
-from wantune.tests.host import launch  # noqa: E402
-from wantune.tests.host.comfyui import ComfyUI, find, unpacked  # noqa: E402
-from wantune.tests.host.server import Server  # noqa: E402
+from wantune.demo import launch  # noqa: E402
+from wantune.demo.comfyui import ComfyUI, find, unpacked  # noqa: E402
+from wantune.demo.server import Server  # noqa: E402
 
 
 def _comfyui() -> ComfyUI | None:

@@ -11,8 +11,9 @@ TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
-ONLY_IN = {"filelock": {"trainer/store.py"}, "peft": {"trainer/adapters.py"}, "diffusers": {"trainer/optim.py"},
-           "pytorch_optimizer": {"trainer/optim.py"}, "bitsandbytes": {"trainer/optim.py"}}
+ONLY_IN = {"filelock": {"trainer/encoded/store.py"}, "peft": {"trainer/model/adapters.py"},
+           "diffusers": {"trainer/training/optim.py"},
+           "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"}}
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfyui_version", "folder_paths", "server"}
 
 

@@ -24,7 +24,7 @@ from aiohttp import web
 from comfy.cli_args import args
 from server import PromptServer
 
-from ...trainer.config import UserError
+from ...trainer.base.errors import UserError
 
 logger = logging.getLogger("wantune")
 

@@ -12,13 +12,15 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
-from ...trainer import caption_saving, dataset, folder, report, thumbnails
-from ...trainer.captions import CaptionFiles
-from ...trainer.config import DatasetConfig, UserError, content_hash, parse_frame_buckets, parse_resolutions
-from ...trainer.folder import Entry
-from ...trainer.manifest import Clip
-from ...trainer.notes import Notes
-from .. import paths
+from ...trainer.base.errors import UserError, content_hash
+from ...trainer.data import caption_edit, folder, report, thumbnails
+from ...trainer.data import scan as scanning
+from ...trainer.data.captions import CaptionFiles
+from ...trainer.data.folder import Entry
+from ...trainer.data.manifest import Clip
+from ...trainer.data.notes import Notes
+from ...trainer.settings.data import DatasetConfig, parse_frame_buckets, parse_resolutions
+from ..backend import paths
 from . import places
 from .asking import Asked, Bytes, Door, NotFound
 
@@ -122,11 +124,11 @@ def _sheet(asked: Asked) -> dict:
     if asked.text("known", "") == state and state in _sheets:
         _sheets.move_to_end(state)
         return {"state": state, "same": True}
-    scan = _scans.pop(state, None) or dataset.scanning(config, paths.scans_folder(), may_read)
+    scan = _scans.pop(state, None) or scanning.scanning(config, paths.scans_folder(), may_read)
     found: dict[str, _Thumbnail] = {}
     try:
         manifest = _look(scan)
-        if isinstance(manifest, dataset.ScanProgress):
+        if isinstance(manifest, scanning.ScanProgress):
             _put(_scans, state, scan, MAX_SCANS)
             return {"progress": {"done": manifest.done, "total": manifest.total, "name": manifest.name}}
         answer = report.to_json(manifest, lambda clip: _thumbnails(clip, found))
@@ -211,7 +213,7 @@ def _save_caption(asked: Asked) -> dict:
     if entry is None:
         raise NotFound(f"There is no picture or clip {name[:200]!r} in this folder (any more).")
     texts = CaptionFiles.among(entries, Notes())
-    path = caption_saving.save(entry, texts, text, before)
+    path = caption_edit.save(entry, texts, text, before)
     return {"saved": path.name, "text": text.strip()}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 import folder_paths
 
-from ...trainer.config import UserError
+from ...trainer.base.errors import UserError
 from .asking import Forbidden, NotFound, is_theirs, running_user
 
 MAX_TEXT = 4096

@@ -7,11 +7,11 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 
-from ...trainer import history
-from ...trainer.checkpoint import delete_run
-from ...trainer.config import UserError
-from .. import live, paths
-from . import shown
+from ...trainer.base.errors import UserError
+from ...trainer.runs import history
+from ...trainer.runs.folder import delete_run
+from ..backend import paths
+from . import live, shown
 from .asking import Asked, Door, NotFound, is_theirs
 
 MAX_POINTS = 2000

@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from comfy.cli_args import args
 
-from ...trainer.files import replacing
-from .. import paths
+from ...trainer.base.files import replacing
+from ..backend import paths
 from .asking import running_user
 
 MAX_NODES = 500

@@ -1,0 +1,270 @@
+"""ComfyUI's MODEL as the trainer's Denoiser: shared, not copied, and afterwards exactly as it was.
+
+During training each layer's instance gets a `forward` of ours, put in and taken out through
+ModelPatcher's injections, so that it also leaves when ComfyUI moves or unloads the model. Parameters
+are frozen for that time and get their `requires_grad` back. Nothing else of the model is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import comfy.ldm.wan.model
+import comfy.model_management
+import comfyui_version
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.patcher_extension import PatcherInjection
+from torch.utils.checkpoint import checkpoint
+
+from ...trainer.base.errors import UserError
+from ...trainer.model import text_padding
+from ...trainer.model.adapters import Adapter
+from . import frozen
+from .fingerprint import fingerprint
+
+TIMESTEP_SCALE = 1000.0
+"""Wan is told its noise level t in 0..1 as 1000 t (comfy/model_sampling.py, ModelSamplingDiscreteFlow)."""
+
+TRAINED = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o",
+           "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
+"""The ten Linears of each block that get an adapter."""
+
+LAST = "ffn.2"
+"""The Linear that a block ends with: its output is scaled by the modulation and added, and read by nothing else."""
+
+INJECTION = "wantune_train"
+
+ALL = 1e30
+"""Bytes; more than any device has."""
+
+
+class ComfyDenoiser:
+    """The loaded Wan2.1 text-to-video model.
+
+    Raises:
+        UserError: another kind of model, or a version of ComfyUI in which Wan cannot be differentiated.
+    """
+
+    def __init__(self, model) -> None:
+        _check_version(comfyui_version.__version__)
+        _check_model(model)
+        # a clone shares the weights; it exists to carry our injection
+        self._patcher = model.clone()
+        self._patcher.is_injected = False  # clone copies the flag of the original, whose injections ours is not
+        self._network = model.model.diffusion_model
+        self.device = model.load_device
+        self.compute_dtype = _compute_dtype(model)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text embeddings the model takes."""
+        return self._network.text_embedding[0].in_features
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the latents the model takes."""
+        return self._patcher.model.latent_format.latent_channels
+
+    @property
+    def id(self) -> str:
+        """Changes with the weights and with the LoRAs already applied to them."""
+        return fingerprint(self._patcher)
+
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of every Linear of the model by its name."""
+        return linear_sizes(self._patcher)
+
+    def linears(self) -> dict[str, frozen.FrozenLinear]:
+        """The Linears that can get an adapter, by name; the adapter's settings choose among them."""
+        modules = dict(self._network.named_modules())
+        names = [f"blocks.{i}.{name}" for i in range(len(self._network.blocks)) for name in TRAINED]
+        return {name: frozen.FrozenLinear(modules[name]) for name in names}
+
+    @contextmanager
+    def attached(self, adapter: Adapter, linears: dict, gradient_checkpointing: bool, memory: int) -> Iterator[None]:
+        """Hold the model loaded and frozen with the adapter in it; leaves it as it was, however that ends.
+
+        Args:
+            linears: what `linears()` gave and the adapter was made over.
+            memory: bytes to keep free on the device for activations, adapter and optimizer.
+        """
+        stand_ins = self._stand_ins(adapter, linears, gradient_checkpointing)
+
+        def inject(_patcher) -> None:
+            for stand_in, function in stand_ins:
+                stand_in.begin(function)
+
+        def eject(_patcher) -> None:
+            for stand_in, _ in reversed(stand_ins):
+                stand_in.end()
+
+        trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
+        self._patcher.set_injections(INJECTION, [PatcherInjection(inject, eject)])
+        self._memory = memory
+        try:
+            self._require_grad(trainable, False)
+            with torch.inference_mode():  # as in sampling: patches are written into inference tensors
+                # the encoders, and whatever else is loaded, make room
+                comfy.model_management.free_memory(ALL, self.device, [
+                    loaded for loaded in comfy.model_management.current_loaded_models
+                    if loaded.model is not None and loaded.model.is_clone(self._patcher)])
+            self.reload()
+            with torch.inference_mode(False), self.training():
+                every = [stand_in for stand_in, _ in stand_ins if isinstance(stand_in, frozen.FrozenLinear)]
+                frozen.self_test(every, self.device, self.compute_dtype)
+            yield
+        finally:
+            self._patcher.eject_model()
+            self._patcher.remove_injections(INJECTION)
+            self._require_grad(trainable, True)
+            comfy.model_management.soft_empty_cache()
+
+    def reload(self) -> None:
+        """Have the attached model on the device, with its stand-ins in place."""
+        with torch.inference_mode():  # as in sampling: patches are written into inference tensors
+            comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
+        if hasattr(comfy.model_management, "reset_cast_buffers"):
+            comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside
+
+    def _stand_ins(self, adapter: Adapter, linears: dict, gradient_checkpointing: bool) -> list:
+        """(stand-in, function) for every layer whose input may carry a gradient."""
+        stand_ins = []
+        for name, module in self._network.named_modules():
+            if not name.startswith(("blocks.", "head.")):
+                continue
+            if name in linears:
+                linears[name].ends_block = gradient_checkpointing and name.endswith(LAST)
+                stand_ins.append((linears[name], adapter.forward_of(name, self.compute_dtype)))
+            elif frozen.is_linear(module):
+                linear = frozen.FrozenLinear(module)
+                stand_ins.append((linear, linear))
+            elif frozen.is_affine_norm(module):
+                norm = frozen.FrozenNorm(module)
+                stand_ins.append((norm, norm))
+        if gradient_checkpointing:
+            for i, block in enumerate(self._network.blocks):
+                stand_in = frozen.FrozenModule(block)
+                last = linears[f"blocks.{i}.{LAST}"]
+                stand_ins.append((stand_in, _checkpointed(stand_in, last, bool(adapter.config.dropout))))
+        return stand_ins
+
+    def _require_grad(self, names: set[str], value: bool) -> None:
+        with torch.inference_mode():  # the only place where flags of inference tensors may be set
+            for name, parameter in self._network.named_parameters():
+                if name in names:
+                    parameter.requires_grad_(value)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Autograd on, and ComfyUI told not to use kernels that have no backward."""
+        management = comfy.model_management
+        known = hasattr(management, "in_training")  # 0.13.0 and newer
+        before = getattr(management, "in_training", False)
+        if known:
+            management.in_training = True
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            if known:
+                management.in_training = before
+
+    def velocity(self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, text_BLD: torch.Tensor) -> torch.Tensor:
+        """Predicted noise - x0, fp32; x and text are cast to the model's dtype as ComfyUI does in sampling."""
+        frames, height, width = x_BCFHW.shape[2:]
+        num_tokens = frames * -(-height // 2) * -(-width // 2)
+        text_BKD, bias_BK = text_padding.fold(text_BLD, self.compute_dtype, other_than=num_tokens)
+        velocity_BCFHW = self._network(
+            x_BCFHW.to(self.device, self.compute_dtype),
+            t_B.to(self.device, torch.float32) * TIMESTEP_SCALE,
+            context=text_BKD.to(self.device, self.compute_dtype),
+            # a fresh dict: the model writes into it
+            transformer_options={"optimized_attention_override": _Attention(bias_BK.to(self.device))},
+        )
+        return velocity_BCFHW.float()
+
+    def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, checkpointing: bool) -> int:
+        """Bytes that training needs beside the weights: activations, and four fp32 copies of the adapter.
+
+        The constants are values a token, as bench/memory.py counts them in bf16, which keeps a little more than
+        fp32; with checkpointing one block is kept at a time, and the inputs of all.
+        """
+        dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._network.blocks)
+        kept = 19 * dim + 2.2 * ffn_dim + adapter.values_per_token
+        working = 2 * dim + 2 * ffn_dim
+        values = working + (kept + blocks * dim if checkpointing else blocks * kept)
+        # and, however few the tokens: the cast of the one managed weight that is at work, and what LoHa builds
+        weights = dim * ffn_dim + adapter.values_per_block * (1 if checkpointing else blocks)
+        activations = (num_tokens * batch_size * values + weights) * torch.finfo(self.compute_dtype).bits // 8
+        return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
+
+
+def linear_sizes(model) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every Linear of a MODEL's diffusion model by its name."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.model.diffusion_model.named_modules()
+        if frozen.is_linear(module)
+    }
+
+
+class _Attention:
+    """PyTorch's attention in place of whatever ComfyUI runs: sage and flash attention have no usable backward.
+
+    Attention to the text, known by its number of rows, gets the bias that stands for the text's padding.
+    """
+
+    def __init__(self, bias_BK: torch.Tensor) -> None:
+        self._bias_B11K = bias_BK[:, None, None]
+
+    def __call__(self, _function, q, k, v, heads, mask=None, **kwargs) -> torch.Tensor:
+        if k.shape[1] == self._bias_B11K.shape[-1]:
+            mask = self._bias_B11K
+        return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
+
+
+def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear, draws: bool):
+    """The block's forward, computed again in backward, but for the layer that nobody reads then.
+
+    Args:
+        draws: dropout is in it, and must be the same both times.
+    """
+
+    def forward(*args, **kwargs):
+        if "transformer_options" in kwargs:  # the model writes the block's number into it as it goes on
+            kwargs["transformer_options"] = dict(kwargs["transformer_options"])
+        return checkpoint(
+            block.original, *args, use_reentrant=False, preserve_rng_state=draws,
+            context_fn=lambda: (nullcontext(), last.skipped_in_recompute()), **kwargs,
+        )
+
+    return forward
+
+
+def _compute_dtype(model) -> torch.dtype:
+    """The dtype of activations, as BaseModel._apply_model chooses it, `set_model_compute_dtype` included."""
+    patched = model.object_patches.get("manual_cast_dtype", model.model.manual_cast_dtype)
+    return patched if patched is not None else model.model.get_dtype()
+
+
+def _check_version(version: str) -> None:
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if (0, 7) <= numbers < (0, 13):
+        raise UserError(f"ComfyUI {version} computes Wan with a kernel that cannot be trained through; "
+                        "update ComfyUI to 0.13.0 or newer.")
+
+
+def _check_model(model) -> None:
+    network = model.model.diffusion_model
+    kind = type(network)
+    if not isinstance(network, comfy.ldm.wan.model.WanModel):
+        raise UserError(f"The model is a {type(model.model).__name__}, not Wan; load a Wan2.1 text-to-video model.")
+    if kind is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
+        raise UserError(f"The model is a {kind.__name__} ({network.model_type}); this version trains Wan2.1 "
+                        "text-to-video models only.")
+    channels = network.patch_embedding.weight.shape[1]
+    if channels != model.model.latent_format.latent_channels or channels != 16:
+        raise UserError(f"The model takes {channels} channels, Wan2.1 text-to-video has 16; load a Wan2.1 "
+                        "text-to-video model.")

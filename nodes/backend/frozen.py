@@ -1,0 +1,233 @@
+"""ComfyUI's layers as training sees them: frozen, but the gradient of their input passes through.
+
+ComfyUI loads weights under inference mode, and may keep them in fp8, int8 or GGUF form, in another
+memory, or in buffers that the next layer overwrites. So autograd must not remember the weight of a
+forward pass, except where it is a plain tensor that stays where it is:
+
+- *resident*: a normal-tensor view of the same memory, through torch's own functions;
+- *managed*: ComfyUI's own forward without autograd, and in backward ComfyUI is asked for the weight again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+import torch
+from torch import nn
+
+from ...trainer.base.errors import UserError
+
+SELF_TEST_ROWS = 8
+SELF_TEST_ERROR = 5e-2
+"""Of <gx, v> against |f(v) - f(0)|^2, relative; rounding, also of inputs to fp8, makes 5e-3, a wrong weight 1."""
+
+
+def is_linear(module: nn.Module) -> bool:
+    """By what it has, not by its class: quantised layers of ComfyUI are no nn.Linear."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+
+
+def is_affine_norm(module: nn.Module) -> bool:
+    """A LayerNorm or RMSNorm with a weight, which autograd would keep for backward."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None
+
+
+class FrozenModule:
+    """Stands in for one module's forward while training: `begin` puts `function` in its place, `end` takes it out.
+
+    Only the instance attribute `forward` is touched; keys and modules stay as they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._displaced: Callable | None = None
+        self._views: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def begin(self, function: Callable) -> None:
+        """Let `function` answer the module's calls."""
+        self._displaced = self.module.__dict__.get("forward")
+        # not through setattr: a Module assigned there would be registered as a child
+        self.module.__dict__["forward"] = function
+
+    def end(self) -> None:
+        """Put back what was there, and let go of the weights."""
+        if self._displaced is None:
+            self.module.__dict__.pop("forward", None)
+        else:
+            self.module.__dict__["forward"] = self._displaced
+        self._displaced = None
+        self._views = None
+
+    def original(self, *args, **kwargs):
+        """ComfyUI's own forward."""
+        if self._displaced is not None:
+            return self._displaced(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def is_resident(self, x: torch.Tensor) -> bool:
+        """Whether the weight is a plain tensor that can be used as it is for an input like x."""
+        module, weight = self.module, self.module.weight
+        return (
+            type(weight) in (nn.Parameter, torch.Tensor)
+            and weight.dtype == x.dtype
+            and weight.device == x.device
+            and self._displaced is None
+            and not getattr(module, "comfy_cast_weights", False)
+            and not getattr(module, "weight_function", ())
+            and not getattr(module, "bias_function", ())
+            and not hasattr(module, "_v")  # dynamic VRAM: may be evicted at any time
+        )
+
+    def views(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Normal tensors over the memory of a resident weight and bias."""
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        if self._views is None or self._views[0].data_ptr() != weight.data_ptr():
+            self._views = normal_view(weight), _maybe(normal_view, bias)
+        return self._views
+
+
+class FrozenLinear(FrozenModule):
+    """A Linear that is not trained; callable, so that an adapter can be put beside it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.in_features, self.out_features = module.in_features, module.out_features
+        self.ends_block = False
+        """Of a checkpointed block: remembers nothing, so that it can be skipped when the block is computed again."""
+        self._recomputing = False
+
+    @contextmanager
+    def skipped_in_recompute(self) -> Iterator[None]:
+        """For the last layer of a checkpointed block, while the block is computed again in backward.
+
+        Nobody reads its output then, and it is a third of the block's matrix products. It gives NaN instead:
+        should a version of ComfyUI ever read it, the gradient is NaN and training stops with a sentence.
+        """
+        self._recomputing = True
+        try:
+            yield
+        finally:
+            self._recomputing = False
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features)"""
+        if self._recomputing:
+            skipped = x.new_full((*x.shape[:-1], self.out_features), math.nan)
+            # as in the forward pass: what comes after keeps the same tensors, or checkpointing would complain
+            return skipped.requires_grad_(x.requires_grad and torch.is_grad_enabled())
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            with torch.no_grad():
+                return self.untouching(x)
+        if self.is_resident(x) and not self.ends_block:
+            weight, bias = self.views()
+            return nn.functional.linear(x, weight, bias)
+        return _ManagedLinear.apply(x, self)
+
+    def untouching(self, x: torch.Tensor) -> torch.Tensor:
+        """ComfyUI's own forward; x stays as it is, autograd may have kept it."""
+        if isinstance(self.module, comfy.ops.fp8_ops.Linear):  # fp8_e4m3fn_fast clamps its input in place
+            x = x.clone()
+        return self.original(x)
+
+    def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
+        """grad_output @ W, with the weight as ComfyUI gives it now: moved, dequantised, patched."""
+        module = self.module
+        if hasattr(module, "cast_bias_weight"):  # GGUF layers bring their own
+            weight, _ = module.cast_bias_weight(grad_output)
+            return grad_output @ _plain(weight, grad_output.dtype)
+        scale = getattr(module, "scale_weight", None)
+        if scale is not None:  # fp8_scaled in older versions: the weight is stored divided by it
+            grad_output = grad_output * scale.to(grad_output)
+        weight, bias, stream = comfy.ops.cast_bias_weight(module, grad_output, offloadable=True)
+        try:
+            return grad_output @ _plain(weight, grad_output.dtype)
+        finally:
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+class FrozenNorm(FrozenModule):
+    """An affine norm that is not trained; its weight is a few KiB, so a managed one is copied for each call."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The shape of x."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            with torch.no_grad():
+                return self.original(x)
+        module = self.module
+        weight, bias = self.views() if self.is_resident(x) else self._copies(x)
+        if isinstance(module, nn.RMSNorm):
+            return nn.functional.rms_norm(x, module.normalized_shape, weight, module.eps)
+        return nn.functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+    def _copies(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.no_grad():
+            weight, bias, stream = comfy.ops.cast_bias_weight(self.module, x, offloadable=True)
+            copies = weight.clone(), _maybe(torch.clone, bias)
+            comfy.ops.uncast_bias_weight(self.module, weight, bias, stream)
+        return copies
+
+
+class _ManagedLinear(torch.autograd.Function):
+    """y = module(x), remembering nothing but the module: with W frozen, grad_x = grad_y @ W needs no x."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
+        ctx.linear = linear
+        return linear.untouching(x.detach())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output: torch.Tensor):
+        return ctx.linear.input_gradient(grad_output), None
+
+
+def normal_view(parameter: torch.Tensor) -> torch.Tensor:
+    """A tensor over the same memory that autograd accepts, also when the parameter is an inference tensor."""
+    view = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    return view.set_(
+        parameter.untyped_storage(), parameter.storage_offset(), parameter.shape, parameter.stride()
+    )
+
+
+def self_test(linears: list[FrozenLinear], device: torch.device, dtype: torch.dtype) -> None:
+    """Check once for each kind of layer that the gradient that comes back is that of the forward.
+
+    A linear f(x) = Wx + b must give <gy, f(v) - f(0)> = <W' gy, v> for any v and gy. Here gy is f(v) - f(0)
+    itself: with one that has nothing to do with v both sides are near 0, whatever the gradient is.
+
+    Raises:
+        UserError: a kind of layer that cannot be differentiated here.
+    """
+    tested = set()
+    generator = torch.Generator().manual_seed(0)
+    for linear in linears:
+        kind = (type(linear.module), type(linear.module.weight), linear.module.weight.dtype)
+        if kind in tested:
+            continue
+        tested.add(kind)
+        v = torch.randn(SELF_TEST_ROWS, linear.in_features, generator=generator).to(device, dtype).requires_grad_()
+        with torch.enable_grad():
+            y = linear(v)
+        with torch.no_grad():
+            rise = y - linear(torch.zeros_like(v))
+        (grad_v,) = torch.autograd.grad(y, v, rise)
+        expected = rise.float().square().sum()
+        error = ((grad_v.float() * v.detach().float()).sum() - expected).abs()
+        if not error <= SELF_TEST_ERROR * expected:
+            raise UserError(
+                f"A layer of this model ({type(linear.module).__name__}, {linear.module.weight.dtype}) gives no right "
+                f"gradient here (relative error {float(error / expected):.2g}); load the model as bf16, fp16 or fp8."
+            )
+
+
+def _plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if hasattr(weight, "dequantize") and type(weight) is not torch.Tensor and type(weight) is not nn.Parameter:
+        weight = weight.dequantize()
+    return weight.to(dtype)
+
+
+def _maybe(function: Callable, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else function(tensor)

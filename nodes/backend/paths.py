@@ -1,0 +1,71 @@
+"""ComfyUI's folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ...trainer.base.errors import UserError
+
+
+def dataset_folder(text: str) -> Path:
+    """An absolute folder, or one in ComfyUI's input folder.
+
+    Raises:
+        UserError: nothing was given, or no path.
+    """
+    if "\0" in text:
+        raise UserError(f"folder {text!r} is not a path; give the folder that holds your pictures.")
+    if not text.strip():
+        raise UserError("folder is empty; give the folder that holds your pictures, for example my_pictures.")
+    return (Path(folder_paths.get_input_directory()) / text.strip().strip('"')).resolve()
+
+
+def cache_folder() -> Path:
+    """Encoded latents and texts, shared by all runs."""
+    return Path(folder_paths.get_output_directory()) / "wantune" / "cache"
+
+
+def scans_folder() -> Path:
+    """What is remembered of the files of datasets."""
+    return cache_folder() / "scans"
+
+
+def runs_folder() -> Path:
+    """One folder a run."""
+    return Path(folder_paths.get_output_directory()) / "wantune"
+
+
+def shown_file() -> Path:
+    """What our nodes showed last."""
+    return runs_folder() / "shown.json"
+
+
+def new_lora_file(filename: str) -> tuple[Path, str]:
+    """A file that is not there yet in ComfyUI's first loras folder, and the name ComfyUI's LoRA lists give it.
+
+    Raises:
+        UserError: the name leads out of the folder.
+    """
+    root = Path(folder_paths.get_folder_paths("loras")[0]).resolve()
+    stem = filename.strip().removesuffix(".safetensors")
+    target = (root / stem).resolve()
+    if not target.name or target == root or not target.is_relative_to(root):
+        raise UserError(f"filename {filename!r} leads out of the loras folder; give a name such as wantune/my_lora.")
+    number = 1
+    while (path := target.with_name(f"{target.name}_{number:05d}.safetensors")).exists():
+        number += 1
+    return path, str(path.relative_to(root))
+
+
+def lora_file(name: str) -> Path:
+    """The file behind a name of ComfyUI's LoRA lists.
+
+    Raises:
+        UserError: no such file.
+    """
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise UserError(f"There is no LoRA {name!r} in ComfyUI's loras folders; press R to refresh the lists.")
+    return Path(path)

@@ -1,0 +1,263 @@
+"""A run as ComfyUI shows it: progress bar and text in the node, events for the page, lines in the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import comfy.model_management
+import comfy.utils
+from server import PromptServer
+
+from ...trainer.data.scan import ScanProgress
+from ...trainer.encoded.fill import Progress
+from ...trainer.runs import history
+from ...trainer.runs.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
+from ...trainer.runs.folder import RunFolder
+from . import shown
+from .asking import pages_of, running_user
+
+logger = logging.getLogger("wantune")
+
+SECONDS_BETWEEN_MESSAGES = 0.6
+"""To the page; with ComfyUI's two for its bar, and what happens now and then, it gets at most 4 a second."""
+
+SECONDS_BETWEEN_BARS = 1.0
+"""The page draws its whole graph anew for each."""
+
+SECONDS_BETWEEN_LINES = 5.0
+
+MAX_POINTS = 64
+"""Steps in one message."""
+
+PACE_DECAY = 0.9
+"""Of the mean of the seconds between steps."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Current:
+    """The run that is going on; ComfyUI runs one prompt at a time, so there is one at most."""
+
+    run: str
+    """Its folder's name."""
+    user: str | None
+    """ComfyUI's user whose page queued it."""
+    now: dict = field(default_factory=dict)
+    """Speed, time that is left and memory, as the page shows them."""
+    is_stop_asked: bool = False
+
+
+_current: Current | None = None
+
+_stopped: list[int] = []
+"""The steps at which runs were stopped since ComfyUI started."""
+
+
+def num_stopped() -> int:
+    """How often a run was stopped since ComfyUI started."""
+    return len(_stopped)
+
+
+def current() -> Current | None:
+    """The run that is going on."""
+    return _current
+
+
+def ask_to_stop(run: str = "") -> bool:
+    """End the run after its present step; the graph goes on with what was learned. False: it is not running."""
+    found = _current
+    if found is None or run not in ("", found.run):
+        return False
+    found.is_stop_asked = True
+    return True
+
+
+class _Turn:
+    """That something happens at most once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._due = seconds, 0.0
+
+    def has_come(self, now: float, is_last: bool) -> bool:
+        """Whether it is to happen now; what is the last always is."""
+        if now < self._due and not is_last:
+            return False
+        self._due = now + self._seconds
+        return True
+
+
+class Live:
+    """Publishes the events of one run for one node."""
+
+    def __init__(self, hidden) -> None:
+        self._hidden = hidden
+        self._workflow, self._node = shown.key_of(hidden)
+        self._run = ""
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._bar_turn, self._message_turn = _Turn(SECONDS_BETWEEN_BARS), _Turn(SECONDS_BETWEEN_MESSAGES)
+        self._line_turn = _Turn(SECONDS_BETWEEN_LINES)
+        self._points: list[tuple[int, float | None, float]] = []
+        self._pace, self._last_time = 0.0, time.monotonic()
+
+    def describe(self, folder: RunFolder, base: str) -> None:
+        """Keep beside the run whose it is and the graph it is trained with, and show it in the node."""
+        self._run = folder.path.name
+        extra = getattr(self._hidden, "extra_pnginfo", None) or {}
+        prompt = {node: {name: part for name, part in content.items() if name in ("class_type", "inputs", "_meta")}
+                  for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
+        started = history.read_json(folder.path / "origin.json").get("started", time.time())
+        origin = {"workflow": self._workflow, "node": self._node, "user": running_user(), "base": base,
+                  "started": started}
+        folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
+        shown.remember(self._hidden, "run", self._run)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the run can be stopped."""
+        global _current
+        _current = Current(self._run, running_user())
+        try:
+            yield
+        finally:
+            _current = None
+            self._send("ended", {})
+
+    def publish(self, event: Event) -> None:
+        """Show one event. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, StepDone):
+            self._show_step(event)
+        elif isinstance(event, Evaluated):
+            best = ", the best so far" if event.is_best else ""
+            logger.info("Held-out loss %.4f after step %d (without the LoRA %.4f)%s", event.loss, event.step,
+                        event.base_loss, best)
+        elif isinstance(event, Previewed):
+            logger.info("Preview after step %d: %s", event.step, ", ".join(event.files))
+        elif isinstance(event, Finished):
+            skipped = f", {event.skipped} of them without a finite loss and so without effect" if event.skipped else ""
+            if event.reason == "stopped":
+                _stopped.append(event.step)
+            self.say(f"{event.reason}: {event.step} steps{skipped}")
+        if not isinstance(event, StepDone):
+            self._send(type(event).__name__.lower(), to_json(event))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    @staticmethod
+    def say(text: str) -> None:
+        """A line in the log; the node shows the run itself."""
+        logger.info("%s", text)
+
+    @staticmethod
+    def is_stop_asked() -> bool:
+        """Whether the user wants to go on in the graph with what is learned."""
+        return _current is not None and _current.is_stop_asked
+
+    def _start(self, event: Started) -> None:
+        self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._hidden and self._hidden.unique_id)
+        self._last_time = time.monotonic()
+        for fault in event.passed_over:
+            logger.warning("%s", fault)
+        done = f", {event.step} of them done before" if event.step else ""
+        logger.info("Training %d modules, %d parameters, %d steps of %d an epoch%s", event.num_modules,
+                    event.num_parameters, event.total_steps, event.steps_per_epoch, done)
+
+    def _send(self, name: str, content: dict) -> None:
+        """To every page of the user whose run it is."""
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            message = {**content, "workflow": self._workflow, "node": self._node, "run": self._run}
+            for page in pages_of(running_user()):
+                server.send_sync(f"wantune.{name}", message, page)
+
+    def _show_step(self, event: StepDone) -> None:
+        now, last = time.monotonic(), event.step == event.total_steps
+        if self._bar_turn.has_come(now, last):
+            self._bar.update_absolute(event.step, event.total_steps)
+        seconds = now - self._last_time
+        self._pace = PACE_DECAY * self._pace + (1 - PACE_DECAY) * seconds if self._pace else seconds
+        self._last_time = now
+        loss = event.loss if math.isfinite(event.loss) else None
+        self._points = [*self._points, (event.step, loss, event.learning_rate)][-MAX_POINTS:]
+        if self._message_turn.has_come(now, last):
+            self._send("step", {"step": event.step, "total_steps": event.total_steps, "epoch": event.epoch,
+                                "points": self._points, **self._now(event)})
+            self._points = []
+        if self._line_turn.has_come(now, last):
+            logger.info("%s", line(event))
+
+    def _now(self, event: StepDone) -> dict:
+        """Evaluation and previews count in the time that is left, but not in the speed."""
+        total = comfy.model_management.get_total_memory()
+        now = {
+            "seconds_per_step": event.seconds,
+            "samples_per_second": event.samples_per_second,
+            "seconds_left": self._pace * (event.total_steps - event.step),
+            "memory_bytes": total - comfy.model_management.get_free_memory(),
+            "memory_total_bytes": total,
+        }
+        if _current is not None:
+            _current.now = now
+        return now
+
+
+class ProgressLine:
+    """The progress of a generator before training, as the node's bar and a line of text with the time that is left.
+
+    Args:
+        verb: begins that line; without one there is only the bar.
+    """
+
+    def __init__(self, hidden, verb: str = "") -> None:
+        self._hidden = hidden
+        self._verb = verb
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._turn = _Turn(SECONDS_BETWEEN_MESSAGES)
+
+    def follow(self, progress: Generator[ScanProgress | Progress, None, Result]) -> Result:
+        """Run it to its end and give what it returns. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        with closing(progress):
+            while True:
+                try:
+                    event = next(progress)
+                except StopIteration as finished:
+                    return finished.value
+                self._show(event)
+                comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def _show(self, event: ScanProgress | Progress) -> None:
+        if not self._turn.has_come(time.monotonic(), event.done >= event.total):
+            return
+        self._bar = self._bar or comfy.utils.ProgressBar(event.total, node_id=self._hidden and self._hidden.unique_id)
+        self._bar.update_absolute(event.done, event.total)
+        left = getattr(event, "seconds_left", None)
+        eta = f", {_duration(left)} left" if left is not None else ""
+        if self._verb:
+            show_text(self._hidden, f"{self._verb} {event.kind} {event.done} of {event.total}{eta}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def show_text(hidden, text: str) -> None:
+    """Write under the node with these hidden inputs; the page shows PreviewText only in core's preview nodes."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and hidden is not None:  # else ComfyUI serves as a library, without a page
+        # newer pages show Markdown, where only two spaces before its end make a line end
+        server.send_progress_text(text.replace("\n", "  \n"), hidden.unique_id)
+
+
+def line(event: StepDone) -> str:
+    """One step in one line."""
+    return (f"step {event.step}/{event.total_steps}  epoch {event.epoch}  loss {event.loss:.4f}  "
+            f"lr {event.learning_rate:.2e}  {event.seconds:.3f} s/step  {event.samples_per_second:.2f} samples/s")

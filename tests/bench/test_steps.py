@@ -1,0 +1,80 @@
+"""The benches still run: a toy model through each of their parts, without a look at the figures' size."""
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    """bench/step.py and bench/memory.py as Python sees them when they are started."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.syspath_prepend(BENCH)
+    import memory
+    import step
+
+    return step, memory
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_is_compared_with_a_bare_loop_and_with_core(scripts, tmp_path, checkpointing):
+    from wantune.bench.cases import Case
+
+    step, _ = scripts
+    dit, size_FHW, turns = step.TOY["toy"]
+    case = Case(tmp_path, dit, size_FHW)
+    figures = step.against_bare(case, checkpointing, turns) | step.against_core(case, checkpointing, 1, 3)
+    assert len(figures) == 8 and all(value > 0 for value in figures.values())
+
+
+def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
+    """Same weights, same batch: padded and folded text agree, and so does our own objective."""
+    import torch
+
+    from wantune.bench.cases import Case, running
+    from wantune.bench.peers import BARE_T, Bare
+    from wantune.tests.support import tools
+    from wantune.trainer.encoded.batches import read_batch
+    from wantune.trainer.training import objective
+
+    step, _ = scripts
+    dit, size_FHW, _ = step.TOY["toy"]
+    case = Case(tmp_path, dit, size_FHW)
+    clip = case.dataset.clips[0]
+    losses = [Bare(case.path, clip, 4, False, folded).loss().item() for folded in (False, True)]
+    batch = read_batch([clip.visit(0)])
+    latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
+    noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
+    with running(case, tools.load_dit(case.path), False, 1) as run, run.denoiser.training():
+        t_B = torch.tensor([BARE_T])
+        ours = objective.denoising_loss(run.denoiser, latent_BCFHW, text_BLD, t_B, noise_BCFHW)
+    assert losses == pytest.approx([ours.item()] * 2, rel=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads its memory from /proc")
+@pytest.mark.parametrize("training", ["ours, gradient checkpointing", "core"])
+def test_memory_is_measured(scripts, training):
+    _, memory = scripts
+    figures = memory.measure_one(*memory.TOY_MODELS["fp32"], training)
+    assert figures["model weights, MiB"] > 1
+    assert ("second copy" in figures) is training.startswith("ours")
+
+
+def test_the_estimate_is_held_against_the_truth(scripts):
+    from wantune.bench import calibration
+
+    (figures,) = calibration.measure(toy=True).values()
+    assert set(figures["constants"]) == {"kept a block", "used in backward"}
+
+
+def test_the_loop_is_measured(scripts, tmp_path, comfy):
+    import loop
+
+    figures = loop.overhead(tmp_path, loop.TOY_STEPS)
+    assert figures["steps"] == 4 and figures["whole / training itself"] > 1

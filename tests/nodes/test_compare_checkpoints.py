@@ -1,0 +1,271 @@
+"""Compare Checkpoints: each cell is KSampler with Apply LoRA bit for bit, once, in a grid that says what is what."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from wantune.nodes.media import grid
+from wantune.tests.support import tools, trained
+from wantune.trainer.base.errors import UserError
+from wantune.trainer.runs import checkpoints as run_lora
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+SIZE = {"width": 64, "height": 64, "frames": 5}
+SAMPLER = {"seed": 7, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+
+
+@pytest.fixture(scope="module")
+def world(comfy, tmp_path_factory):
+    """One run with a best checkpoint."""
+    made = trained.world(tmp_path_factory.mktemp("world"))
+    patch = trained.output_folder(made.output)
+    made.train("run", evaluate_steps=2)
+    yield made
+    patch.undo()
+
+
+def compare(world, prompts=("zwx a red digit",), **inputs):
+    from wantune.nodes.checkpoints import CompareCheckpoints
+
+    extra = {f"positive_{number}": world.conditioning(text) for number, text in enumerate(prompts[1:], 2)}
+    chosen = {"checkpoints": "all", "strengths": "1.0", "include_base": True, **SIZE, **SAMPLER, **inputs}
+    with torch.inference_mode():
+        return CompareCheckpoints.execute(
+            model=world.model, run=world.runs["run"][1].name, vae=world.vae,
+            **{"positive": world.conditioning(prompts[0]), "negative": world.conditioning(""), **extra, **chosen})
+
+
+def data_of(output) -> dict:
+    (data,) = json.loads(json.dumps(output.ui))["wantune_compare"]
+    return data
+
+
+def frames(world, data) -> np.ndarray:
+    path = world.output / data["video"]["subfolder"] / data["video"]["filename"]
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """What is sampled, in order: (step's adapter name or None, cell, latent)."""
+    from wantune.nodes import checkpoints
+
+    calls, original = [], checkpoints.sample
+
+    def sample(model, cell, sampling, callback):
+        latent = original(model, cell, sampling, callback)
+        calls.append((cell, latent.clone()))
+        return latent
+
+    monkeypatch.setattr(checkpoints, "sample", sample)
+    return calls
+
+
+def test_each_cell_is_ksampler_with_apply_lora_bit_for_bit(world, sampled):
+    from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    import nodes as comfy_nodes
+    from wantune.nodes.lora import ApplyLoRA
+
+    (model,) = ModelSamplingSD3().patch(world.model, 5.0)
+    texts = ("zwx a red digit", "another prompt")
+    sampler = {**SAMPLER, "sampler_name": "uni_pc"}
+    original, world.model = world.model, model
+    try:
+        compare(world, texts, checkpoints="2, newest", strengths="0.5, 1", **sampler)
+    finally:
+        world.model = original
+    assert len(sampled) == 2 * (1 + 2 * 2) and len({cell for cell, _ in sampled}) == len(sampled), "each once"
+    folder = world.runs["run"][1]
+    different = set()
+    with torch.inference_mode():
+        latent = EmptyHunyuanLatentVideo.execute(64, 64, 5).result[0]
+        for cell, found in sampled:
+            lora = cell.step and run_lora.load(folder, cell.step)
+            applied = ApplyLoRA.execute(model, cell.strength, lora).result[0] if lora else model
+            (expected,) = comfy_nodes.KSampler().sample(
+                applied, sampler["seed"], sampler["steps"], sampler["cfg"], sampler["sampler_name"],
+                sampler["scheduler"], world.conditioning(texts[cell.prompt]), world.conditioning(""), latent)
+            assert torch.equal(found, expected["samples"]), cell
+            different.add(found.numpy().tobytes())
+    assert len(different) == len(sampled), "and no two are the same"
+
+
+def test_the_grid_shows_each_clip_in_its_place(world, sampled):
+    output = compare(world, checkpoints="2, 6")
+    data, video = data_of(output), frames(world, data_of(output))
+    assert (data["fps"], data["frames"], data["height"], data["width"]) == (16, 5, *video.shape[1:3])
+    best = json.loads((world.runs["run"][1] / "best.json").read_text())["step"]
+    names = [f"step {step}{' (best)' * (step == best)}, strength 1" for step in (2, 6)]
+    assert data["labels"] == ["base", *names] and len(video) == 5
+    assert video.shape[1:] == (video.shape[1], 3 * 256, 3)
+    for place, (_, latent) in enumerate(sampled):
+        with torch.inference_mode():
+            expected = world.vae.decode(latent).reshape(5, 64, 64, 3).numpy().repeat(4, 1).repeat(4, 2) * 255
+        found = video[:, -256:, place * 256 : place * 256 + 256].astype(float)
+        errors = [np.abs(found - np.roll(expected, shift, axis=0)).mean() for shift in (0, 1)]
+        assert errors[0] < 4 and errors[0] < errors[1], "in its place, at its time"
+        assert video[0, :-256, place * 256 : place * 256 + 256].std() > 5, "under its label"
+    strip = output.result[1]
+    assert strip.dtype == torch.float32 and strip.shape[::3] == (1, 3) and 0 <= strip.min() and strip.max() <= 1
+    assert strip.shape[2] == 5 * 256 and strip.shape[1] == 3 * (256 + strip.shape[1] // 3 - 256)
+    saved = world.output / "wantune" / data["strip"]["filename"]
+    assert saved.is_file() and saved.suffix == ".jpg"
+    shown = {"filename": data["video"]["filename"], "subfolder": "wantune", "type": "output"}
+    assert json.loads(json.dumps(output.ui))["images"] == [shown] == [data["video"]]
+    assert output.result[0].get_components().images.shape[0] == 5
+
+
+def test_a_row_for_each_prompt_and_strength_with_the_base_in_each(world, sampled):
+    data = data_of(compare(world, ("a", "b", "c"), checkpoints="2", strengths="0, 1"))
+    assert data["labels"] == ["base", "step 2, strength 0", "base", "step 2, strength 1"] * 3 or "(best)" in str(data)
+    assert len(sampled) == 3 * 3
+    by_cell = {(cell.prompt, cell.step, cell.strength): latent for cell, latent in sampled}
+    assert torch.equal(by_cell[0, None, 1.0], by_cell[0, 2, 0.0]), "at strength 0 it is the base model"
+    without = data_of(compare(world, checkpoints="2", include_base=False))
+    assert len(without["labels"]) == 1
+
+
+def test_the_model_is_as_it_was(world):
+    snapshot = tools.Snapshot(world.model)
+    compare(world)
+    snapshot.assert_untouched()
+    assert not world.model.patches and not world.model.attachments
+
+
+def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkeypatch):
+    import comfy.model_management
+
+    from wantune.nodes import checkpoints
+
+    for place in ("advance", "begin"):
+        before, snapshot, count = sorted((world.output / "wantune").iterdir()), tools.Snapshot(world.model), []
+        original = getattr(checkpoints._Progress, place)
+
+        def interrupted(self, *args, original=original, count=count):
+            count.append(1)
+            if len(count) == 3:
+                comfy.model_management.interrupt_current_processing()
+            return original(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._Progress, place, interrupted)
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                compare(world)
+        assert len(count) == 3 or place == "advance"
+        snapshot.assert_untouched()
+        assert sorted((world.output / "wantune").iterdir()) == before
+
+
+def test_the_bar_counts_every_step_and_clip(world, monkeypatch):
+    from wantune.nodes import checkpoints
+
+    seen = []
+
+    class Bar:
+        def __init__(self, total, node_id=None):
+            seen.append(total)
+
+        def update_absolute(self, value):
+            seen.append(value)
+
+    monkeypatch.setattr(checkpoints.comfy.utils, "ProgressBar", Bar)
+    compare(world, checkpoints="2, 4")
+    assert seen == [3 * (2 + 1), *range(1, 10)]
+
+
+def test_too_many_clips_are_counted_before_anything_is_sampled(world, sampled):
+    with pytest.raises(UserError, match="That would be 63 clips .3 prompts, 3 checkpoints, 7 strengths., and 60"):
+        compare(world, ("a", "b", "c"), strengths="1, 2, 3, 4, 5, 6, 7", include_base=False)
+    assert sampled == []
+
+
+@pytest.mark.parametrize(("inputs", "sentence"), [
+    ({"run": "nowhere"}, "There is no run 'nowhere'"), ({"checkpoints": "5"}, "the checkpoints of the steps 2, 4, 6"),
+    ({"checkpoints": "some"}, "checkpoints has 'some'"), ({"strengths": "a"}, "strengths is 'a'"),
+    ({"strengths": " , "}, "strengths is ' , '"), ({"strengths": "nan"}, "strengths is 'nan'"),
+    ({"strengths": "21"}, "strengths is '21'"), ({"frames": 6}, "frames is 6; Wan takes 4n+1"),
+    ({"frames": 1029}, "from 1 to 1025"),
+])
+def test_mistakes_are_answered_before_anything_runs(world, inputs, sentence):
+    from wantune.nodes.checkpoints import CompareCheckpoints
+
+    right = {"run": world.runs["run"][1].name, "checkpoints": "all", "strengths": "1.0", "frames": 17}
+    assert CompareCheckpoints.validate_inputs(**right) is True
+    assert CompareCheckpoints.validate_inputs(**dict.fromkeys(right)) is True, "linked: not known yet"
+    best = json.loads((world.runs["run"][1] / "best.json").read_text())["step"]
+    answer = CompareCheckpoints.validate_inputs(**{**right, **inputs})
+    assert sentence in answer.replace(f"{best} (best)", str(best))
+
+
+def test_samplers_and_defaults_are_ksamplers_and_the_examples(comfy):
+    import nodes as comfy_nodes
+    from wantune.nodes.checkpoints import CompareCheckpoints
+
+    ours = {each.id: each for each in CompareCheckpoints.GET_SCHEMA().inputs}
+    theirs = comfy_nodes.KSampler.INPUT_TYPES()["required"]
+    for name, default in (("sampler_name", "uni_pc"), ("scheduler", "simple")):
+        assert list(ours[name].options) == list(theirs[name][0]) and ours[name].default == default
+
+
+def test_nan_names_the_clip(world, monkeypatch):
+    monkeypatch.setattr(world.vae, "decode", lambda latent: torch.full((1, 5, 64, 64, 3), float("nan")))
+    with pytest.raises(UserError, match="The clip of base holds values that are not numbers"):
+        compare(world)
+
+
+# The grid.
+
+
+def clip(number: int, frames: int = 3, size: tuple = (256, 256)) -> np.ndarray:
+    """One flat colour, brighter with each frame."""
+    return np.stack([np.full((*size, 3), number + 10 * index, np.uint8) for index in range(frames)])
+
+
+@pytest.mark.parametrize(("length", "expected"), [
+    (1, [1]), (6, [6]), (7, [4, 3]), (12, [6, 6]), (13, [5, 5, 3]), (60, [6] * 10),
+])
+def test_long_rows_are_broken_into_equal_ones(length, expected):
+    lines = grid.wrapped(list(range(length)))
+    assert [len(line) for line in lines] == expected and sum(lines, []) == list(range(length))
+
+
+@pytest.mark.parametrize(("rows", "columns", "height", "width"), [
+    (1, 1, 64, 64), (1, 6, 480, 832), (10, 6, 480, 832), (3, 2, 832, 480), (1, 2, 17, 33), (10, 6, 4096, 16),
+])
+def test_a_grid_fits_a_player_and_is_of_even_size(rows, columns, height, width):
+    tall, wide = grid.panel_size(rows, columns, height, width)
+    assert tall % 2 == wide % 2 == 0 and tall * rows <= grid.MAX_HEIGHT and wide * columns <= grid.MAX_WIDTH
+    assert tall >= 2 and wide >= 2
+
+
+def test_shorter_rows_end_in_black_and_headings_stand_over_their_rows():
+    panels = [grid.Panel(f"cell {number}", clip(50 * number)) for number in (1, 2, 3)]
+    groups = [grid.Group("one", [panels[:2]]), grid.Group("two", [panels[2:]])]
+    found = list(grid.frames(groups))
+    assert len(found) == 3 and found[0].shape[0] % 2 == 0 and found[0].shape[1] == 512
+    plain = next(grid.frames([grid.Group("", [panels[:2]]), grid.Group("", [panels[2:]])]))
+    assert found[0].shape[0] > plain.shape[0]
+    for index, frame in enumerate(found):
+        assert (frame[-10, :256] == 150 + 10 * index).all() and not frame[-10, 256:].any()
+
+
+def test_the_strip_has_a_row_for_each_clip_once():
+    base, tuned = grid.Panel("base", clip(9, frames=9)), grid.Panel("step 1", clip(99, frames=9))
+    picture = grid.strip([grid.Group("", [[base, tuned], [base]])])
+    rows = [int(value) for value in picture[:, 5, 0]]
+    assert rows.count(9) >= 256 and rows.count(99) >= 256 and rows.count(9) < 2 * 256
+    assert picture.shape[1] == 6 * 256
+    shown = [int(picture[-5, 256 * number + 5, 0]) for number in range(6)]
+    assert shown[0] == 99 and shown[-1] == 99 + 80 and shown == sorted(shown)
+
+
+def test_clips_keep_their_proportions_in_a_panel():
+    small = grid.shrunk(np.full((2, 100, 200, 3), 255, np.uint8), (100, 100))
+    assert small.shape == (2, 100, 100, 3) and not small[:, :25].any() and (small[:, 26:74] == 255).all()

@@ -1,0 +1,96 @@
+"""For tests of gradients: a model with an adapter that is not zero, driven as nodes/train.py drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+RANK, ALPHA = 4, 6.0
+TEXT_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one loss is computed from."""
+
+    latent_BCFHW: torch.Tensor
+    text_BLD: torch.Tensor
+    t_B: torch.Tensor
+    noise_BCFHW: torch.Tensor
+
+    def double(self) -> Batch:
+        """The same in float64: the model still computes in fp32, but what follows it does not round."""
+        return Batch(self.latent_BCFHW.double(), self.text_BLD, self.t_B.double(), self.noise_BCFHW.double())
+
+
+def random_batch(
+    size_FHW: tuple[int, int, int], t: Sequence[float], device: torch.device, text_tokens: int = 20
+) -> Batch:
+    """One sample for each noise level.
+
+    Args:
+        size_FHW: latent frames, rows and columns.
+        text_tokens: of the first caption, each further one has a token more; zeros follow up to 512.
+    """
+    generator = torch.Generator().manual_seed(3)
+    latent_BCFHW, noise_BCFHW = torch.randn(2, len(t), 16, *size_FHW, generator=generator).to(device)
+    text_BLD = torch.randn(len(t), TEXT_LENGTH, 4096, generator=generator)
+    for index, row_LD in enumerate(text_BLD):
+        row_LD[text_tokens + index :] = 0
+    return Batch(latent_BCFHW, text_BLD.to(device), torch.tensor(t, device=device), noise_BCFHW)
+
+
+def compute_in_fp32(model) -> None:
+    """As on a CPU, where ComfyUI casts every lower precision to fp32: lets the same bounds hold on a GPU."""
+    if model.load_device.type != "cpu":
+        model.set_model_compute_dtype(torch.float32)
+
+
+class AdaptedModel:
+    """A MODEL with an adapter of random A and B; with B = 0, where training starts, A has no gradient."""
+
+    def __init__(self, model) -> None:
+        from wantune.nodes.backend.denoiser import ComfyDenoiser
+        from wantune.trainer.model.adapters import Adapter
+        from wantune.trainer.settings.training import LoraConfig
+
+        with torch.inference_mode():  # ComfyUI calls nodes in it
+            self.denoiser = ComfyDenoiser(model)
+            with torch.inference_mode(False):
+                self.linears = self.denoiser.linears()
+                config = LoraConfig(rank=RANK, alpha=ALPHA)
+                self.adapter = Adapter(config, self.linears, self.denoiser.device, seed=0)
+                self.adapter.load_state_dict(self._random_state())
+
+    def _random_state(self) -> dict[str, torch.Tensor]:
+        # alpha / rank * B(A(x)) comes to about a third of the size of x
+        generator = torch.Generator().manual_seed(1)
+        state = self.adapter.state_dict()
+        return {
+            key: torch.randn(value.shape, generator=generator) * 0.5 * value.shape[1] ** -0.5
+            for key, value in state.items()
+        }
+
+    @contextmanager
+    def attached(self, gradient_checkpointing: bool = False) -> Iterator[None]:
+        """The adapter in the model, and what must hold during forward and backward."""
+        with torch.inference_mode(), torch.inference_mode(False):
+            with self.denoiser.attached(self.adapter, self.linears, gradient_checkpointing, memory=0):
+                with self.denoiser.training():
+                    yield
+
+    def loss_B(self, batch: Batch) -> torch.Tensor:
+        """The trainer's loss; only while attached."""
+        from wantune.trainer.training import objective
+
+        return objective.denoising_loss(
+            self.denoiser, batch.latent_BCFHW, batch.text_BLD, batch.t_B, batch.noise_BCFHW
+        )
+
+    def gradients(self, loss_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of the mean loss, by the adapter's keys."""
+        gradients = torch.autograd.grad(loss_B.mean(), self.adapter.parameters)
+        return dict(zip(self.adapter.state_dict(), gradients, strict=True))

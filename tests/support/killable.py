@@ -1,0 +1,86 @@
+"""A process with ComfyUI and the small world that forks one that fills a cache or trains, whenever it is told to.
+
+Started by killer.py as `python killable.py COMFYUI_FOLDER`. Each line on stdin is JSON: the name of a function below
+and its arguments; it prints the child's number, and how the child ended.
+"""
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+world = {}
+"""Loaded once: `encoders` and `model`."""
+
+
+def main(comfyui: Path) -> None:
+    """Serve until stdin ends."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tests")]
+    pack = types.ModuleType("wantune")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["wantune"] = pack
+    from wantune.demo import launch
+
+    launch.prepare_imports()
+    import torch
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    launch.import_comfyui(comfyui)
+    from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
+    from wantune.tests.support import tools
+
+    world.update(encoders=(WanCodec(tools.load_vae()), CaptionEncoder(tools.load_clip())),
+                 model=tools.load_dit(tools.WORLD / "dit.safetensors"))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        child = os.fork()
+        if not child:
+            {"fill": fill, "train": train}[name](*arguments)
+            os._exit(0)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def fill(folder: str, place: str) -> None:
+    """Scan and fill with what makes many kinds of files: windows, orders of tags, masks, two resolutions."""
+    from wantune.tests.support import tools
+    from wantune.trainer.data import scan
+    from wantune.trainer.encoded.store import Store
+    from wantune.trainer.settings.data import DatasetConfig
+
+    config = DatasetConfig(folder=str(folder), resolution=64, more_resolutions=(96,), frame_buckets=(1, 17),
+                           extraction="chunks", trigger_word="zwx", shuffle_tags=True, caption_dropout=0.1)
+    tools.drained(fill(scan.scan(config, Path(place) / "scans"), Store(Path(place)),
+                             *world["encoders"]))
+
+
+def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
+    """Train with a checkpoint every other step; what was learned and each loss go to result.json."""
+    import folder_paths
+
+    from wantune.nodes import train
+    from wantune.tests.support import tools
+    from wantune.trainer.data import scan
+    from wantune.trainer.encoded.store import Store
+    from wantune.trainer.settings.data import DatasetConfig
+    from wantune.trainer.settings.training import KeepConfig, LoraConfig, OptimizerConfig, TrainConfig
+
+    folder_paths.output_directory = place
+    config = DatasetConfig(folder=folder, resolution=64, frame_buckets=(1, 5), num_repeats=3, trigger_word="zwx",
+                           validation_items=1, caption_dropout=0.2)
+    store = Store(Path(folder).parent / "cache")
+    cached = tools.drained(fill(scan.scan(config), store, *world["encoders"]))[1]
+    settings = TrainConfig(
+        epochs=epochs, batch_size=2, learning_rate=1e-3, lora=LoraConfig(rank=4), gradient_checkpointing=False,
+        optimizer=OptimizerConfig(**optimizer), keep=KeepConfig(every_steps=2, evaluate_steps=3, every_epochs=0))
+    lora, losses, _ = train.train(world["model"], cached, "killed", settings, tools.Watch())
+    content = {"losses": losses, "lora": {key: value.flatten().tolist() for key, value in lora.items()}}
+    Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

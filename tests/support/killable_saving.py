@@ -1,0 +1,83 @@
+"""A process that forks ones that save checkpoints in a loop, and kills each at the moment it is told.
+
+Started by test_killed_saving.py as `python killable_saving.py`. Each line on stdin is JSON, [folder of runs, steps,
+share]: kill it after so many steps and such a share of what one takes. It prints the last step whose saving was done
+when the child was killed, and how the child ended.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "0123456789abcdef" * 4
+NUMBERS = 30_000
+"""In each tensor, so that writing takes a while."""
+
+
+def import_trainer() -> None:
+    """The trainer alone, as `wantune.trainer`."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tests")]
+    pack = types.ModuleType("wantune")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["wantune"] = pack
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    import_trainer()
+    import torch
+
+    from wantune.trainer.runs import folder as run_folder  # noqa: F401  so that the children have it
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    print("ready", flush=True)
+    took = 0.02
+    for line in sys.stdin:
+        root, steps, share = json.loads(line)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            save_on(Path(root), writer)
+        os.close(writer)
+        done = os.read(reader, 4)  # it has begun
+        for _ in range(steps):
+            start = time.perf_counter()
+            done += os.read(reader, 4)
+            took = (took + time.perf_counter() - start) / 2
+        time.sleep(share * took)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        while block := os.read(reader, 4):
+            done += block
+        os.close(reader)
+        print(json.dumps([int.from_bytes(done[-4:], "big"), status]), flush=True)
+
+
+def save_on(root: Path, writer: int) -> None:
+    """As a run does: go on from the newest one, save, delete what is older, log; never ends by itself."""
+    import torch
+
+    from wantune.trainer.runs.events import Saved
+    from wantune.trainer.runs.folder import RunFolder
+
+    folder = RunFolder(root, "lora", KEY, {"seed": 0})
+    found, _ = folder.newest()
+    start = found.step if found else 0
+    os.write(writer, start.to_bytes(4, "big"))
+    folder.logged()
+    for step in itertools.count(start + 1):
+        tensor = torch.full((NUMBERS,), float(step))
+        folder.save(step, {"a": tensor, "b": -tensor}, {"step": step, "optimizer": [tensor, {0: tensor + 1}]})
+        os.write(writer, step.to_bytes(4, "big"))
+        folder.delete_all_but(set(folder.steps()[-3:]))
+        folder.log(Saved(step, 0.0))
+
+
+if __name__ == "__main__":
+    main()

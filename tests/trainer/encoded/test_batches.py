@@ -1,0 +1,142 @@
+"""The order of samples: complete epochs, one bucket a batch, a function of seed and epoch."""
+
+import itertools
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from wantune.trainer.base.errors import UserError
+from wantune.trainer.data.buckets import Bucket
+from wantune.trainer.encoded import batches
+from wantune.trainer.encoded.batches import Batch, BucketSampler, LookAhead
+from wantune.trainer.encoded.cache import CachedClip
+
+WIDE, TALL = Bucket(1, 256, 512), Bucket(1, 512, 256)
+
+
+def clip(name: str, bucket: Bucket, repeats: int) -> CachedClip:
+    return CachedClip(name, bucket, repeats, (Path(name),), (Path(name),))
+
+
+CLIPS = [clip("a", WIDE, 3), clip("b", WIDE, 2), clip("c", TALL, 4)]
+
+
+def epochs(sampler: BucketSampler, count: int) -> list[list[list[str]]]:
+    return [[[c.name for c in sampler.next()] for _ in range(sampler.steps_per_epoch)] for _ in range(count)]
+
+
+def test_every_sample_is_seen_as_often_as_it_repeats_in_every_epoch():
+    for epoch in epochs(BucketSampler(CLIPS, 2, seed=0), 5):
+        assert Counter(name for batch in epoch for name in batch) == {"a": 3, "b": 2, "c": 4}
+
+
+def test_a_batch_holds_one_bucket_and_a_short_batch_is_not_dropped():
+    for epoch in epochs(BucketSampler(CLIPS, 2, seed=0), 3):
+        assert all("c" not in batch or set(batch) == {"c"} for batch in epoch)
+        assert sorted(len(batch) for batch in epoch) == [1, 2, 2, 2, 2]
+
+
+def test_a_batch_larger_than_the_data_takes_it_all():
+    assert BucketSampler(CLIPS, 100, seed=0).steps_per_epoch == 2
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert epochs(BucketSampler(CLIPS, 2, seed=1), 3) == epochs(BucketSampler(CLIPS, 2, seed=1), 3)
+    first, second = epochs(BucketSampler(CLIPS, 1, seed=1), 2)
+    assert first != second
+    assert epochs(BucketSampler(CLIPS, 1, seed=2), 1)[0] != first
+
+
+def test_the_position_is_epoch_and_cursor():
+    sampler = BucketSampler(CLIPS, 2, seed=0)
+    for _ in range(7):
+        sampler.next()
+    assert (sampler.epoch, sampler.cursor) == (1, 2)
+
+
+def many(count: int, **settings) -> list[CachedClip]:
+    paths = (Path("a"), Path("b"))
+    return [CachedClip(str(i), WIDE if i % 3 else TALL, 1 + i % 4, (Path(f"{i}"),), paths, **settings)
+            for i in range(count)]
+
+
+def test_a_position_gives_the_same_batches_whatever_came_before():
+    sampler = BucketSampler(many(20), 3, seed=5)
+    run = [sampler.next() for _ in range(5 * sampler.steps_per_epoch)]
+    for number in (0, 7, 2 * sampler.steps_per_epoch, 4 * sampler.steps_per_epoch + 3):
+        other = BucketSampler(many(20), 3, seed=5)
+        other.epoch, other.cursor = divmod(number, sampler.steps_per_epoch)
+        assert [other.next() for _ in range(len(run) - number)] == run[number:]
+
+
+def test_looking_ahead_moves_nothing():
+    sampler, other = BucketSampler(many(5), 2, seed=1), BucketSampler(many(5), 2, seed=1)
+    for _ in range(3 * sampler.steps_per_epoch):
+        before = (sampler.epoch, sampler.cursor)
+        ahead = [samples for _, samples in itertools.islice(sampler.upcoming(), 9)]
+        assert (sampler.epoch, sampler.cursor) == before
+        assert sampler.next() == other.next() == ahead[0]
+
+
+def test_captions_are_dropped_as_often_as_asked_and_the_order_stays():
+    kept = BucketSampler(many(200), 1, seed=3)
+    dropped = BucketSampler(many(200, empty_text_path=Path("empty"), caption_dropout=0.2), 1, seed=3)
+    count = 4 * kept.steps_per_epoch
+    pairs = [(kept.next()[0], dropped.next()[0]) for _ in range(count)]
+    assert all(a.latent_path == b.latent_path for a, b in pairs)
+    empty = sum(b.text_path == Path("empty") for _, b in pairs)
+    assert all(a == b for a, b in pairs if b.text_path != Path("empty"))
+    assert abs(empty / count - 0.2) < 4 * (0.2 * 0.8 / count) ** 0.5
+    always = BucketSampler(many(9, empty_text_path=Path("empty"), caption_dropout=1.0), 1, seed=3)
+    assert {always.next()[0].text_path for _ in range(30)} == {Path("empty")}
+
+
+class Reader:
+    """Stands for the disk."""
+
+    def __init__(self, fails_on: str = "") -> None:
+        self.fails_on, self.threads, self.read = fails_on, set(), []
+
+    def __call__(self, samples):
+        self.threads.add(threading.current_thread().name)
+        self.read.append(samples)
+        if any(sample.name == self.fails_on for sample in samples):
+            raise UserError("gone")
+        return Batch(tuple(sample.name for sample in samples), None, None, None)
+
+
+def test_batches_are_read_ahead_in_a_thread_in_the_samplers_order(monkeypatch):
+    monkeypatch.setattr(batches, "read_batch", reader := Reader())
+    sampler, alone = BucketSampler(many(7), 2, seed=2), BucketSampler(many(7), 2, seed=2)
+    look_ahead = LookAhead(sampler)
+    for _ in range(3 * sampler.steps_per_epoch):
+        assert look_ahead.next().names == tuple(sample.name for sample in alone.next())
+        assert (sampler.epoch, sampler.cursor) == (alone.epoch, alone.cursor)
+    look_ahead.close()
+    assert threading.current_thread().name not in reader.threads
+    assert len(reader.read) - 3 * sampler.steps_per_epoch <= batches.AHEAD, "each is read once"
+
+
+def test_a_position_set_from_outside_is_followed(monkeypatch):
+    monkeypatch.setattr(batches, "read_batch", Reader())
+    sampler, alone = BucketSampler(many(7), 1, seed=2), BucketSampler(many(7), 1, seed=2)
+    look_ahead = LookAhead(sampler)
+    for _ in range(3):
+        look_ahead.next()
+    sampler.epoch, sampler.cursor = alone.epoch, alone.cursor = 2, 4
+    for _ in range(5):
+        assert look_ahead.next().names == tuple(sample.name for sample in alone.next())
+    look_ahead.close()
+
+
+def test_a_file_that_cannot_be_read_is_an_error_at_its_own_step(monkeypatch):
+    monkeypatch.setattr(batches, "read_batch", Reader(fails_on="3"))
+    sampler, alone = BucketSampler(many(7), 1, seed=2), BucketSampler(many(7), 1, seed=2)
+    look_ahead = LookAhead(sampler)
+    while (name := alone.next()[0].name) != "3":
+        assert look_ahead.next().names == (name,)
+    with pytest.raises(UserError, match="gone"):
+        look_ahead.next()
+    look_ahead.close()

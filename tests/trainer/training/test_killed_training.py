@@ -1,0 +1,69 @@
+"""kill -9 at random moments of training: what goes on is bit for bit the run that was never killed."""
+
+import json
+import os
+import random
+import time
+
+import pytest
+
+from wantune.tests.support import clips, tools
+from wantune.tests.support.killer import Killer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process that has ComfyUI loaded")
+
+MOST_KILLS = 40
+EPOCHS = 3
+
+OPTIMIZERS = {
+    "adamw, accumulation": {"accumulation": 2},
+    "prodigy, average": {"name": "prodigy", "ema_decay": 0.9},
+}
+
+
+@pytest.fixture(scope="module")
+def killer(comfy):
+    running = Killer(comfy.path)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Real pictures of two shapes and two clips."""
+    folder = tools.write_pictures(tmp_path_factory.mktemp("killed") / "data")
+    for number in range(2):
+        clips.at_rate(folder / f"clip {number}.mp4", 24, 12 + number)
+    return folder
+
+
+def kill_again_and_again(killer, command: tuple, draw: random.Random, seconds: float) -> int:
+    """How often a run was killed before it was done; killed at random within the first half of so many seconds."""
+    for killed in range(MOST_KILLS):
+        if killer.run(*command, kill_after=draw.uniform(0.1, 0.5) * seconds) == 0:
+            return killed
+    assert killer.run(*command) == 0
+    return MOST_KILLS
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, optimizer):
+    command = ("train", folder, tmp_path / "warm", optimizer, 1)
+    assert killer.run(*command) == 0  # the cache is filled
+    start = time.perf_counter()
+    assert killer.run("train", folder, tmp_path / "undisturbed", optimizer, EPOCHS) == 0
+    whole = time.perf_counter() - start
+    draw, killed, attempt, seconds = random.Random(0), 0, tmp_path, whole
+    while killed < 2:  # on a machine that is less busy by now, it may be done before
+        attempt = attempt / "killed"
+        command = ("train", folder, attempt, optimizer, EPOCHS)
+        killed = kill_again_and_again(killer, command, draw, seconds)
+        seconds /= 2
+    print(f"killed {killed} times; undisturbed it takes {whole:.1f} s")
+    expected = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
+    found = json.loads((attempt / "result.json").read_text())
+    assert found["losses"] == expected["losses"] and found["lora"] == expected["lora"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    (log,) = attempt.rglob("log.jsonl")
+    steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "StepDone"]
+    assert steps == list(range(1, len(expected["losses"]) + 1)), "each step is in the log once"

@@ -1,0 +1,170 @@
+"""The page itself: a real Chromium, a real ComfyUI server, both renderers, the front end it comes with and the newest.
+
+Scenarios are tests/browser/*.mjs; what they saw lies in test_artifacts/ afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import uuid
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from wantune.demo import browser as browsers
+from wantune.demo import graph as graphs
+from wantune.demo import page
+from wantune.demo.server import Server
+from wantune.tests.conftest import ROOT
+from wantune.tests.support import clips
+
+SCRIPTS = ROOT / "tests" / "browser"
+ARTIFACTS = ROOT / "test_artifacts"
+SECONDS = 420
+"""A scenario takes one minute on an idle machine with two cores; this is where it is given up."""
+
+EVER = 5000
+"""Epochs of a run that only Stop ends: hours."""
+
+RENDERERS = {"classic": False, "nodes2": True}
+
+
+@pytest.fixture(scope="module")
+def browser() -> browsers.Browser:
+    return _needed(lambda: browsers.find(ROOT, os.environ))
+
+
+def _needed(find):
+    try:
+        return find()
+    except browsers.Missing as missing:
+        if os.environ.get("WANTUNE_BROWSER") == "required":
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@dataclass
+class Site:
+    """A server with templates for the scenarios; each has a folder of pictures of the same name."""
+
+    server: Server
+    browser: browsers.Browser
+    label: str
+    core: dict[str, dict] = field(default_factory=dict)
+    """Complaints that are not ours, by renderer."""
+
+    def play(self, script: str, renderer: str, **given) -> str:
+        """What the script printed; its failure is the test's."""
+        done = self.browser.run(
+            SCRIPTS / script, SECONDS, url=self.server.url, source=page.PACK, pack=ROOT.name,
+            vue=RENDERERS[renderer], artifacts=str(ARTIFACTS), label=f"{self.label}-{renderer}", **given)
+        print(done.stdout)
+        assert done.returncode == 0, f"{script} failed, see what it printed"
+        return done.stdout
+
+    def noise(self, renderer: str) -> dict:
+        """What the page without our scripts complains about."""
+        if renderer not in self.core:
+            printed = self.play("noise.mjs", renderer, template=f"noise_{renderer}")
+            self.core[renderer] = json.loads(printed.splitlines()[-1])
+        return self.core[renderer]
+
+    def scenario(self, name: str, renderer: str, **given) -> None:
+        """Play it on a template of its own, and leave the server idle."""
+        template = f"{name}_{renderer}"
+        pictures = self.server.folder("input") / template
+        try:
+            core = self.noise(renderer)
+            self.play(f"{name}.mjs", renderer, template=template, pictures=str(pictures), core=core, **given)
+        finally:
+            self.server._request("/queue", {"clear": True})
+            self.server.interrupt()
+
+
+@pytest.fixture(scope="module", params=["shipped", "newest"])
+def site(request, browser, comfy, tmp_path_factory):
+    """A server with the front end it comes with, or the newest of PyPI."""
+    arguments = ()
+    label = f"comfyui-{comfy.version}"
+    if request.param == "newest":
+        front_end = _needed(lambda: browsers.newest_front_end(ROOT))
+        label = f"{label}-frontend-{front_end.version}"
+        arguments = ("--front-end-root", str(front_end.static))
+    print(f"{label}: {browser.chromium}")
+    workspace = tmp_path_factory.mktemp("page")
+    pack = write_templates(workspace)
+    with Server(Path(sys.executable), comfy, ROOT, workspace, (pack,), arguments) as running:
+        yield Site(running, browser, label)
+
+
+def write_templates(workspace: Path) -> Path:
+    """The example on the small world, once for each scenario and renderer, with a run and pictures of its own."""
+    names = ("unet", "vae", "clip", "folder", "trigger", "prompt", "epochs", "seed")
+    adapted = graphs.adapt(graphs.load(ROOT), argparse.Namespace(**dict.fromkeys(names)), ROOT)
+    pack = page.write_pack(ROOT, adapted, workspace / "packs")
+    templates = pack / "example_workflows"
+    text = (templates / f"{page.WORKFLOW}.json").read_text(encoding="utf-8")
+    scenarios = {"noise": 1, "presets": 1, "training": EVER, "sheet": 1, "runs": 1}
+    for renderer in RENDERERS:
+        for scenario, epochs in scenarios.items():
+            name = f"{scenario}_{renderer}"
+            seed = zlib.crc32(name.encode())  # runs that differ in nothing but their name are one run
+            shutil.copytree(ROOT / graphs.SMALL_WORLD.folder, workspace / "input" / name)
+            workflow = _measured(json.loads(text), name)
+            workflow["id"] = str(uuid.uuid4())
+            _set(workflow, "WanTune_TrainWanLoRA", {0: name, 1: epochs, 7: seed})
+            _set(workflow, "KSampler", {0: seed, 2: 2})
+            (templates / f"{name}.json").write_text(json.dumps(workflow), encoding="utf-8")
+    return pack
+
+
+def _measured(workflow: dict, pictures: str) -> dict:
+    """With held-out files, small previews, and checkpoints at short intervals."""
+    _set(workflow, "WanTune_LoadDataset", {0: pictures, 3: "1, 5", 4: 1, 5: 2})
+    _set(workflow, "WanTune_PreviewSettings", dict(enumerate([64, 64, 5, 2, 1.0, 5.0, 0, 0, 40])))
+    train = next(node for node in workflow["nodes"] if node["type"] == "WanTune_TrainWanLoRA")
+    link, number = workflow["last_link_id"] + 1, workflow["last_node_id"] + 1
+    train["inputs"].append({"name": "validation", "type": "WANTUNE_KEEP", "link": link})
+    workflow["nodes"].append({
+        "id": number, "type": "WanTune_KeepSettings", "pos": [980, -400], "size": [400, 300], "flags": {}, "order": 0,
+        "mode": 0, "inputs": [], "outputs": [{"name": "validation", "type": "WANTUNE_KEEP", "links": [link]}],
+        "properties": {}, "widgets_values": [0, 20, 0, 0, 25, 0.0, 3]})
+    workflow["links"].append([link, number, 0, train["id"], len(train["inputs"]) - 1, "WANTUNE_KEEP"])
+    workflow.update(last_link_id=link, last_node_id=number)
+    return workflow
+
+
+def _set(workflow: dict, kind: str, values: dict) -> None:
+    for node in workflow["nodes"]:
+        if node["type"] == kind:
+            for index, value in values.items():
+                node["widgets_values"][index] = value
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_nodes_and_presets(site, renderer):
+    site.scenario("presets", renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_from_queue_to_comparison(site, renderer):
+    site.scenario("training", renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_contact_sheet(site, renderer):
+    pictures = site.server.folder("input") / f"sheet_{renderer}"
+    clips.at_rate(pictures / "clip.mp4", 16, 8)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    site.scenario("sheet", renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_run_browser(site, renderer):
+    site.scenario("runs", renderer, run=f"noise_{renderer}")

@@ -1,0 +1,52 @@
+"""Animated gif, webp and png as clips, read with Pillow: each frame is shown as long as the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+from PIL import Image
+
+from . import pictures
+from .windows import Source
+
+ROUNDING = Fraction(1, 1000)
+
+UNSET = Fraction(1, 10)
+"""Seconds a frame is shown whose duration is 0: what browsers do."""
+
+
+def probe(path: Path, name: str) -> Source:
+    """Size, frames and times of an animation.
+
+    Raises:
+        UserError: damaged.
+    """
+    width = height = count = 0
+    seconds = last = Fraction(0)
+    for duration, image in _frames(path, name):
+        width, height = image.size
+        count, seconds, last = count + 1, seconds + duration, duration
+    return Source(width, height, count, seconds, last, ROUNDING, is_animation=True)
+
+
+def timed(path: Path, name: str, background: str) -> Iterator[tuple[Fraction, Image.Image]]:
+    """(seconds after the first frame, 8-bit RGB picture) of every frame; one frame is in memory at a time.
+
+    Raises:
+        UserError: damaged.
+    """
+    seconds = Fraction(0)
+    for duration, image in _frames(path, name):
+        yield seconds, pictures.to_rgb(image, background)
+        seconds += duration
+
+
+def _frames(path: Path, name: str) -> Iterator[tuple[Fraction, Image.Image]]:
+    with pictures.open_image(path.read_bytes(), name) as image:
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()  # webp knows a frame's duration only then
+            milliseconds = Fraction(image.info.get("duration") or 0)
+            yield milliseconds / 1000 or UNSET, image

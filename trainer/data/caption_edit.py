@@ -1,0 +1,78 @@
+"""A caption that was edited in the page, into the .txt beside its picture; nothing that was written before is lost.
+
+What stood in the .txt is kept as <name>.txt.bak. That file is never written again: if the .txt was changed elsewhere
+since it was last saved from here, that text becomes .bak2, and so on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from pathlib import Path
+
+from ..base.errors import UserError
+from ..base.files import replacing
+from .captions import CaptionFiles
+from .folder import Entry
+
+_saved: dict[str, str] = {}
+"""sha256 of what was last saved from here, by path: that is no text of the user's own that has to be kept."""
+
+
+def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
+    """Write the caption of a picture or clip and give its file.
+
+    Args:
+        texts: of its folder, as it is now.
+        before: the text as it was when the user began to edit it.
+
+    Raises:
+        UserError: it was changed meanwhile, or cannot be saved.
+        OSError: the file system refuses; the old text stands.
+    """
+    present, own, listed_in = texts.written(entry)
+    if _plain(present) != _plain(before):
+        raise UserError(f'The caption of {entry.name} was changed meanwhile, to "{_short(present)}"; '
+                        "look at it and edit it again.")
+    if not text.strip() and listed_in:
+        raise UserError(f"Without a .txt of its own {entry.name} takes its caption from {listed_in}; change it there.")
+    try:
+        content = _plain(text).encode()
+    except UnicodeEncodeError:
+        raise UserError("That caption holds half a character; type it again.") from None
+    if "\0" in text:
+        raise UserError("That caption holds a NUL character; type it again.")
+    path = own.path if own else entry.path.with_suffix(".txt")
+    if own is None and os.path.lexists(path):
+        raise UserError(f"{path.name} is there, but is no file that may be written; rename or delete it.")
+    path = Path(os.path.realpath(path))  # a link stays a link
+    if own is not None:
+        _keep(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    _saved[str(path)] = hashlib.sha256(content).hexdigest()
+    return path
+
+
+def _keep(path: Path) -> None:
+    content = path.read_bytes()
+    if _saved.get(str(path)) == hashlib.sha256(content).hexdigest():
+        return
+    for number in itertools.count(1):
+        backup = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
+        try:
+            with backup.open("xb") as file:
+                file.write(content)
+                return
+        except FileExistsError:
+            if not os.path.islink(backup) and backup.read_bytes() == content:
+                return
+
+
+def _plain(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,0 +1,141 @@
+"""What lies in a dataset folder and the folders in it, with what the file system says of each file."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path, PurePosixPath
+
+from ..base.errors import UserError, content_hash
+from ..base.files import Stamp
+from . import pictures, video
+from .notes import Notes
+
+SUFFIXES = pictures.SUFFIXES | video.SUFFIXES
+
+FORMATS = "jpg, png, webp, avif, bmp, tiff, gif, mp4, mov, mkv, webm or avi"
+
+MASKS = "masks"
+"""Name of the folders that hold masks."""
+
+CAPTION_FILES = ("captions.json", "metadata.jsonl")
+
+BACKUP = re.compile(r"\.txt\.bak\d*$", re.IGNORECASE)
+"""How the name of a caption's older text ends, which is kept when the page saves another."""
+
+LEADS_OUT = ("a link to somewhere that the page may not read; it is left out of the sheet, and used when queued "
+             "if Load Dataset can read it.")
+
+_SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
+"""Put there by systems and not by people; passed over without a word, as are names that begin with a dot."""
+
+_REPEATS = re.compile(r"([1-9]\d*)_")
+"""kohya's name of a folder: 10_name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file; `name` is its path from the dataset folder on, with slashes on every system."""
+
+    path: Path
+    name: str
+
+    @property
+    def suffix(self) -> str:
+        """Of its name, in small letters."""
+        return self.path.suffix.lower()
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it lies in a folder of masks."""
+        return MASKS in (part.lower() for part in PurePosixPath(self.name).parts[:-1])
+
+    @property
+    def repeats(self) -> int | None:
+        """What the nearest folder called `10_name` says."""
+        for part in reversed(PurePosixPath(self.name).parts[:-1]):
+            if match := _REPEATS.match(part):
+                return int(match[1])
+        return None
+
+
+def key_of(name: str) -> str:
+    """A name as captions and masks are looked up by: one form of accents, and slashes alone."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def stem_of(name: str) -> str:
+    """The key of a name without its ending."""
+    return key_of(str(PurePosixPath(name).with_suffix("")))
+
+
+def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None) -> Iterator[Entry]:
+    """Every visible file, folder by folder and by name; links are followed, but no folder is read twice.
+
+    Args:
+        may_read: whether a real path may be read; what links lead to elsewhere is left out with a note.
+
+    Raises:
+        UserError: no such folder, or it cannot be read.
+    """
+    if not os.path.isdir(root):  # False also where permissions hide it
+        raise UserError(f"The folder {root} does not exist; give the folder that holds your pictures or clips.")
+    seen: set[str] = set()
+
+    def visit(folder: Path, prefix: str) -> Iterator[Entry]:
+        real = os.path.realpath(folder)
+        if real in seen or f"{os.path.realpath(root)}{os.sep}".startswith(f"{real.rstrip(os.sep)}{os.sep}") and prefix:
+            notes.add(prefix.rstrip("/"), "a link to a folder that is read already; it is not read twice.")
+            return
+        seen.add(real)
+        if may_read is not None and not may_read(real):
+            notes.add(prefix.rstrip("/") or str(folder), LEADS_OUT)
+            return
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            if not prefix:
+                raise UserError(f"The folder {root} cannot be read ({error.strerror}); check its permissions."
+                                ) from None
+            notes.add(prefix.rstrip("/"), f"cannot be read ({error.strerror}); check its permissions.")
+            return
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
+                continue
+            if os.path.isdir(entry):  # unlike entry.is_dir() also for a link to itself
+                if entry.is_symlink():
+                    links.append((folder / entry.name, f"{prefix}{entry.name}/"))
+                else:
+                    yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
+            elif may_read is not None and entry.is_symlink() and not may_read(os.path.realpath(entry)):
+                notes.add(prefix + entry.name, LEADS_OUT)
+            else:
+                yield Entry(folder / entry.name, prefix + entry.name)
+
+    # links last, so that what is left out as a second way to a folder is the link
+    links: list[tuple[Path, str]] = []
+    yield from visit(root, "")
+    while links:
+        yield from visit(*links.pop(0))
+
+
+def check(root: Path, may_read: Callable[[str], bool] | None = None) -> None:
+    """Raises UserError unless there is at least one picture or clip."""
+    if not any(entry.suffix in SUFFIXES and not entry.is_mask for entry in walk(root, Notes(), may_read)):
+        raise UserError(f"The folder {root} holds no pictures or clips; put {FORMATS} files into it.")
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
+    """Changes when one of the files does, or another comes or goes."""
+    return content_hash([(entry.name, _stamp(entry.path)) for entry in entries])
+
+
+def _stamp(path: Path) -> tuple | str:
+    try:
+        return astuple(Stamp.of(path))
+    except OSError as error:
+        return str(error.strerror)

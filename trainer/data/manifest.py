@@ -1,0 +1,125 @@
+"""What dataset folders turned out to hold: samples, files left out, and what to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base.errors import UserError, content_hash
+from ..base.files import Stamp
+from ..settings.data import DatasetConfig
+from .buckets import Bucket
+from .masks import Mask
+from .windows import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One sample that is trained on: a picture, or a window of a video, at one resolution."""
+
+    path: Path
+    name: str
+    """The path from its dataset folder on."""
+    captions: tuple[str, ...]
+    """As they are encoded, trigger word included; several are taken in turn."""
+    trigger_word: str
+    """Of its dataset."""
+    width: int
+    """Of the file, as it is shown."""
+    height: int
+    digest: str
+    """sha256 of the file's bytes."""
+    stamp: Stamp
+    """Of the file when it was read."""
+    bucket: Bucket
+    repeats: int
+    source: Source | None = None
+    """What the video holds; None for a picture."""
+    starts: tuple[int, ...] = (0,)
+    """First frames of its windows, counted at 16 fps; more than one are taken in turn."""
+    background: str = ""
+    """What is laid under it, as #rrggbb; "" where nothing is transparent."""
+    mask: Mask | None = None
+    caption_dropout: float = 0.0
+    """Share of its visits in which it has an empty caption."""
+
+    @property
+    def content(self) -> list:
+        """All of it that changes what is learned."""
+        mask = (self.mask.digest, self.mask.is_alpha) if self.mask else None
+        return [self.digest, self.captions, str(self.bucket), self.repeats, self.starts, self.background, mask,
+                self.caption_dropout]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One file that is not trained on; `reason` is a sentence that names it and says what to do."""
+
+    path: Path
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One dataset folder, or several joined."""
+
+    configs: tuple[DatasetConfig, ...]
+    clips: tuple[Clip, ...]
+    """Trained on."""
+    held_out: tuple[Clip, ...]
+    """Kept out of training, to be measured on."""
+    rejected: tuple[Rejection, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes with everything that changes what is trained or measured on, and with nothing else."""
+        return content_hash([clip.content for clip in self.clips], [clip.content for clip in self.held_out])
+
+    @property
+    def trigger_word(self) -> str:
+        """The trigger words of all parts."""
+        words = (config.trigger_word.strip() for config in self.configs)
+        return ", ".join(dict.fromkeys(word for word in words if word))
+
+
+def hold_out(clips: Sequence[Clip], count: int, folder: str) -> set[str]:
+    """Digests of so many files, a function of all files' contents and not of their names or order.
+
+    A file that is added or taken away changes at most one of them.
+
+    Raises:
+        UserError: no file would be left to train on.
+    """
+    digests = sorted({clip.digest for clip in clips}, key=lambda digest: content_hash("hold out", digest))
+    if count >= len(digests):
+        raise UserError(f"validation_items is {count}, but {folder} has {len(digests)} usable files; choose "
+                        f"{len(digests) - 1} or less.")
+    return set(digests[:count])
+
+
+def split(clips: Sequence[Clip], digests: set[str]) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+    """(trained on, held out): whatever has the content of a held-out file is held out, wherever it lies."""
+    return (tuple(clip for clip in clips if clip.digest not in digests),
+            tuple(clip for clip in clips if clip.digest in digests))
+
+
+def join(manifests: Sequence[Manifest]) -> Manifest:
+    """Several datasets as one, each with its own repeats, resolution and trigger word.
+
+    Raises:
+        UserError: what one of them holds out is all that another has.
+    """
+    digests = {clip.digest for manifest in manifests for clip in manifest.held_out}
+    clips, held_out = split([clip for manifest in manifests for clip in (*manifest.clips, *manifest.held_out)], digests)
+    if not clips:
+        raise UserError("All files of the joined datasets are held out; lower validation_items.")
+    return Manifest(
+        configs=tuple(config for manifest in manifests for config in manifest.configs),
+        clips=clips,
+        held_out=held_out,
+        rejected=tuple(dict.fromkeys(rejection for manifest in manifests for rejection in manifest.rejected)),
+        notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
+    )

@@ -1,0 +1,63 @@
+"""Where the loss counts: a grey picture of the same name, or the picture's own alpha, on the grid of the latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..base.errors import UserError
+from . import pictures
+from .buckets import Bucket
+
+LATENT_STRIDE = 8
+"""Pixels of a latent's pixel, in height and width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """White is learned, black is not; grey counts in between."""
+
+    path: Path
+    name: str
+    digest: str
+    """Of the file's bytes."""
+    is_alpha: bool
+    """The alpha channel of the picture itself."""
+
+
+def read(mask: Mask, bucket: Bucket) -> torch.Tensor:
+    """mask_HW, fp32 in 0..1, cropped as the picture is and averaged over the pixels of each latent pixel.
+
+    Raises:
+        UserError: damaged, or black wherever the picture is trained on.
+        OSError: it is gone.
+    """
+    data = mask.path.read_bytes()
+    grey = pictures.open_alpha(data, mask.name) if mask.is_alpha else _open(data, mask.name)
+    size = bucket.width // LATENT_STRIDE, bucket.height // LATENT_STRIDE
+    mask_HW = torch.from_numpy(pictures.fit(grey, *size, Image.Resampling.BOX).astype(np.float32) / 255)
+    if not mask_HW.any():
+        raise UserError(f"{mask.name} is black wherever the picture is trained on; paint white what is to be learned.")
+    return mask_HW
+
+
+def check(data: bytes, name: str) -> None:
+    """Raises UserError if nothing is white."""
+    if _open(data, name).getextrema()[1] == 0:
+        raise UserError(f"{name} is black all over; paint white what is to be learned.")
+
+
+def fits(mask_size: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a mask of so many pixels lies on a picture of so many: the same shape, to a pixel of rounding."""
+    (mask_width, mask_height), (width, height) = mask_size, size
+    return abs(mask_width * height - width * mask_height) <= max(width, height, mask_width, mask_height)
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    with pictures.open_image(data, name) as image:
+        image.load()
+        return pictures.to_rgb(ImageOps.exif_transpose(image), "black").convert("L")

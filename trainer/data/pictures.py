@@ -1,0 +1,169 @@
+"""From a file of one picture to pixels; animations among them are told apart and read by `animations`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+
+from ..base.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+"""Read with Pillow: pictures, and animated gif, webp, png and avif."""
+
+ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
+"""Formats whose further frames are shown one after the other; those of others are pages and previews."""
+
+_TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Where a PNG can say that it is shown turned; after the pixels, too, so only decoding tells."""
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, which other packs switch off: 24-bit pixels of a quarter of a GiB."""
+
+_AVIF, _HEIC = (b"ftypavif", b"ftypavis"), (b"ftypheic", b"ftypheix", b"ftypmif1")
+
+_CLIP_MARKS = ((4, b"ftyp", ".mp4"), (0, b"\x1a\x45\xdf\xa3", ".mkv"), (8, b"AVI ", ".avi"))
+"""Where in a clip's first bytes what stands, and how such a file is called."""
+
+
+@contextmanager
+def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Pillow's view of a file, not decoded yet; whatever goes wrong while it is read becomes a sentence.
+
+    Raises:
+        UserError: not a picture, truncated, or so large that Pillow takes it for an attack.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        yield image
+    except (UserError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UserError(_not_a_picture(data, name)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"{name} has too many pixels to be opened safely; scale it down.") from None
+    except Exception as error:  # decoders raise whatever they like over damaged files
+        raise UserError(f"{name} is damaged ({error}); export or download it again.") from None
+
+
+def _not_a_picture(data: bytes, name: str) -> str:
+    if data[4:12] in _AVIF and not features.check("avif"):
+        return f"{name} needs a Pillow that reads avif (11.3 and newer); save it as png, or update Pillow."
+    if data[4:12] in _AVIF:
+        return f"{name} is damaged; export or download it again."
+    if data[4:12] in _HEIC:
+        return f"{name} is a HEIC photograph, which is not read; export it as jpg."
+    for offset, mark, suffix in _CLIP_MARKS:
+        if data[offset:].startswith(mark):
+            return f"{name} is a clip with a picture's name; rename it to end in {suffix}."
+    return f"{name} is not a picture Pillow can read; save it again as png or jpg."
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a picture's file holds."""
+
+    width: int
+    """As it is shown, after EXIF's orientation."""
+    height: int
+    is_animated: bool
+    """More than one frame, shown one after the other; the other fields are not known then."""
+    is_transparent: bool = False
+    pages: int = 1
+    """Of a TIFF; the first is the picture."""
+
+
+def probe(data: bytes, name: str) -> Picture:
+    """Read a picture's file to its end, so that damage is found now and not in training.
+
+    Raises:
+        UserError: as open_image; or there is nothing to see in it.
+    """
+    with open_image(data, name) as image:
+        frames = getattr(image, "n_frames", 1)
+        pages = frames if image.format == "TIFF" else 1
+        if frames > 1 and image.format in ANIMATED:
+            return Picture(0, 0, is_animated=True)
+        if image.format == "PNG" and not _is_layered(image) and not any(mark in data for mark in _TURNED):
+            image.verify()  # every chunk's checksum: as sure as decoding, and much faster
+            return Picture(image.width, image.height, is_animated=False)
+        if image.format == "JPEG":
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            width, height = image.size
+            # reads all of the file, computes a 64th of the pixels
+            image.draft(None, (max(1, width // 8), max(1, height // 8)))
+            image.load()
+            return Picture(*((height, width) if turned else (width, height)), is_animated=False)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        least, most = _alpha(upright).getextrema() if _is_layered(upright) else (255, 255)
+        if most == 0:
+            raise UserError(f"{name} is transparent all over; export it again with something to see.")
+        return Picture(upright.width, upright.height, is_animated=False, is_transparent=least < 255, pages=pages)
+
+
+def open_picture(data: bytes, name: str, background: str = "white") -> Image.Image:
+    """Decode a whole picture to 8-bit RGB, turned as its EXIF says, alpha laid on a colour.
+
+    Raises:
+        UserError: as open_image.
+    """
+    with open_image(data, name) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image), background)
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """8-bit RGB, alpha laid on a colour."""
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow clips 16-bit grey to 255 when it converts; keep the high byte instead.
+        samples = np.asarray(image).astype(np.float32)
+        most = samples.max(initial=0)
+        full_scale = 65535.0 if most > 255 else 1.0 if image.mode == "F" and most <= 1 else 255.0
+        return Image.fromarray((samples / full_scale * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if _is_layered(image):
+        layered = image.convert("RGBA")
+        paper = Image.new("RGBA", layered.size, background)
+        return Image.alpha_composite(paper, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_alpha(data: bytes, name: str) -> Image.Image:
+    """How opaque a picture is, turned as its EXIF says: 8-bit grey, white where it has no alpha.
+
+    Raises:
+        UserError: as open_image.
+    """
+    with open_image(data, name) as image:
+        image.load()
+        return _alpha(ImageOps.exif_transpose(image))
+
+
+def fit(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> np.ndarray:
+    """Scale to cover width x height and crop the centre, in one pass: (height, width, channels of image) uint8."""
+    return np.asarray(image.resize((width, height), resample, box=crop(image.size, width, height)))
+
+
+def crop(size: tuple[int, int], width: int, height: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what is left of a picture of a size in the shape of width x height."""
+    scale = max(width / size[0], height / size[1])
+    crop_width, crop_height = width / scale, height / scale
+    left, top = (size[0] - crop_width) / 2, (size[1] - crop_height) / 2
+    # must not pass the picture's edge by a rounding error
+    return max(0.0, left), max(0.0, top), min(size[0], left + crop_width), min(size[1], top + crop_height)
+
+
+def _is_layered(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A")

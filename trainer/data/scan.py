@@ -1,0 +1,245 @@
+"""From a folder to a manifest: every file is kept, or left out with a reason, before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..base.errors import UserError, content_hash
+from ..base.remembered import Remembered
+from ..settings.data import DatasetConfig
+from . import buckets, captions, facts, folder, masks, pictures, windows
+from .buckets import Bucket
+from .captions import CaptionFiles
+from .facts import Facts
+from .folder import Entry
+from .manifest import Clip, Manifest, Rejection, hold_out, split
+from .masks import Mask
+from .notes import Notes
+
+MAX_THREADS = 8
+
+MIN_KEPT = 0.5
+"""A picture that loses more than this share of itself to its bucket's shape is mentioned."""
+
+
+class NothingUsable(UserError):
+    """No file of a folder can be used; tells why of each."""
+
+    def __init__(self, sentence: str, rejected: tuple[Rejection, ...], notes: tuple[str, ...]) -> None:
+        super().__init__(sentence)
+        self.rejected = rejected
+        self.notes = notes
+
+
+@dataclass(frozen=True, slots=True)
+class ScanProgress:
+    """`done` of `total` files are read; `name` was the last."""
+
+    done: int
+    total: int
+    name: str
+
+
+def scan(config: DatasetConfig, memory: Path | None = None) -> Manifest:
+    """`scanning` without a look at its progress."""
+    progress = scanning(config, memory)
+    while True:
+        try:
+            next(progress)
+        except StopIteration as finished:
+            return finished.value
+
+
+def scanning(
+    config: DatasetConfig, memory: Path | None = None, may_read: Callable[[str], bool] | None = None
+) -> Iterator[ScanProgress]:
+    """Look at every file of the folder and say what becomes of it; the generator returns the Manifest.
+
+    Args:
+        memory: a folder where what files hold is remembered, so that unchanged ones are not read again.
+        may_read: as `folder.walk` takes it.
+
+    Raises:
+        UserError: the folder is missing or empty.
+        NothingUsable: no file in it can be used.
+    """
+    root, notes = Path(config.folder), Notes()
+    folder.check(root, may_read)
+    entries = list(folder.walk(root, notes, may_read))
+    media = [entry for entry in entries if entry.suffix in folder.SUFFIXES and not entry.is_mask]
+    painted = _masks(entries, media, config, notes)
+    facts_of = yield from _probe([*media, *painted.values()], config, memory, is_all=may_read is None)
+    texts = CaptionFiles.among(entries, notes)
+    clips, rejected = [], []
+    for entry in media:
+        try:
+            found = texts.read(entry)  # first, so that no caption of a file that is left out passes for unused
+            mask = _mask(entry, facts_of, painted.get(entry.name), config)
+            written = captions.finished(found, entry, config, notes)
+            clips += _clips(entry, facts_of[entry.name], mask, written, config, notes)
+        except UserError as error:
+            rejected.append(Rejection(entry.path, entry.name, str(error)))
+    rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
+                 for entry in entries if _is_foreign(entry)]
+    if not clips:
+        raise NothingUsable(_nothing_usable(root, rejected, config), tuple(rejected), notes.sentences())
+    for name, remark in texts.unused():
+        notes.add(name, remark)
+    _note_twins(media, clips, config, notes)
+    trained, held_out = split(clips, hold_out(clips, config.validation_items, str(root)))
+    return Manifest((config,), trained, held_out, tuple(rejected), notes.sentences())
+
+
+def _probe(
+    entries: list[Entry], config: DatasetConfig, memory: Path | None, is_all: bool
+) -> Iterator[ScanProgress]:
+    """Returns the Facts of each file by name; reading and decoding wait for disks and release Python's lock."""
+    known = Remembered(memory / f"{content_hash(config.folder)[:16]}.json" if memory else None, facts.VERSION)
+    found = {}
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "wantune-scan")
+    try:
+        facts_in_turn = pool.map(lambda entry: facts.probe(entry, known), entries)
+        for done, (entry, each) in enumerate(zip(entries, facts_in_turn, strict=True), 1):
+            found[entry.name] = each
+            yield ScanProgress(done, len(entries), entry.name)
+        if is_all:  # of a look at some of the files the others are still worth remembering
+            known.keep(set(found))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        known.save()
+    return found
+
+
+def _masks(entries: list[Entry], media: list[Entry], config: DatasetConfig, notes: Notes) -> dict[str, Entry]:
+    """The mask of each picture and clip that has one, by the picture's name."""
+    found = [entry for entry in entries if entry.is_mask and entry.suffix in pictures.SUFFIXES]
+    if config.masks != "folder":
+        for entry in found:
+            notes.add(entry.name, f'a mask that is not used, since masks is "{config.masks}".')
+        return {}
+    stems = {entry.name: folder.stem_of(_without_masks(entry.name)) for entry in found}
+    by_stem = {stems[entry.name]: entry for entry in found}
+    pictured = {entry.name: folder.stem_of(entry.name) for entry in media}
+    masked = {name: by_stem[stem] for name, stem in pictured.items() if stem in by_stem}
+    used = {entry.name for entry in masked.values()}
+    for entry in found:
+        if entry.name not in used:
+            is_second = stems[entry.name] in pictured.values()
+            notes.add(entry.name, "a second mask of that name, which is not used; delete one." if is_second else
+                      "a mask without its picture; give both the same name, or rename the folder "
+                      f'"{folder.MASKS}" if these are pictures.')
+    return masked
+
+
+def _without_masks(name: str) -> str:
+    """The path without the folder of masks in it."""
+    parts = PurePosixPath(name).parts
+    level = next(i for i, part in enumerate(parts) if part.lower() == folder.MASKS)
+    return "/".join(parts[:level] + parts[level + 1:])
+
+
+def _mask(entry: Entry, facts_of: dict[str, Facts], painted: Entry | None, config: DatasetConfig) -> Mask | None:
+    own = facts_of[entry.name]
+    if own.fault:
+        raise UserError(own.fault)
+    if painted is not None:
+        mask = facts_of[painted.name]
+        if mask.fault:
+            raise UserError(f"{entry.name} has a mask that cannot be used: {mask.fault}")
+        if not masks.fits((mask.width, mask.height), (own.width, own.height)):
+            raise UserError(f"{entry.name} is {own.width}x{own.height}, its mask {painted.name} is "
+                            f"{mask.width}x{mask.height}; make the mask of the picture's shape.")
+        return Mask(painted.path, painted.name, mask.digest, is_alpha=False)
+    if config.masks == "alpha" and own.is_transparent:
+        return Mask(entry.path, entry.name, own.digest, is_alpha=True)
+    return None
+
+
+def _clips(
+    entry: Entry, held: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig, notes: Notes
+) -> list[Clip]:
+    """What is trained on of one file at each resolution it is large enough for: a picture, or windows of a video."""
+    cuts = [windows.Cut(1, (0,))]
+    if held.source is not None:
+        cuts = windows.cut(config.extraction, held.source.frames_at_16, config.frame_buckets, held.digest)
+        if not cuts:
+            raise UserError(_too_short(entry.name, held.source.frames_at_16, config.frame_buckets))
+    if held.pages > 1:
+        notes.add(entry.name, f"holds {held.pages} pages; the first is used.")
+    is_layered = held.is_transparent or (held.source is not None and held.source.is_animation)
+    size = held.width, held.height
+    return [
+        Clip(path=entry.path, name=entry.name, captions=written, trigger_word=config.trigger_word.strip(),
+             width=held.width, height=held.height, digest=held.digest, stamp=held.stamp, bucket=bucket,
+             repeats=entry.repeats or config.num_repeats, source=held.source, starts=cut.starts,
+             background=config.background if is_layered else "", mask=mask, caption_dropout=config.caption_dropout)
+        for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, notes)
+    ]
+
+
+def _buckets(name: str, size: tuple[int, int], frames: int, config: DatasetConfig, notes: Notes) -> list[Bucket]:
+    found = {buckets.choose(*size, resolution, frames): resolution for resolution in reversed(config.resolutions)}
+    large = [bucket for bucket in found if config.upscale or not buckets.needs_upscale(*size, bucket)]
+    if not large:
+        least = min(found, key=lambda bucket: bucket.num_tokens)
+        raise UserError(f"{name} is {size[0]}x{size[1]}, smaller than its bucket {least}; use a larger "
+                        f"{'clip' if frames > 1 else 'picture'}, lower the resolution, or switch upscale on.")
+    for bucket, resolution in found.items():
+        if bucket not in large:
+            notes.add(name, f"too small for resolution {resolution}; it is trained on at the smaller ones.")
+    if any(buckets.share_kept(*size, bucket) < MIN_KEPT for bucket in large):
+        notes.add(name, "more than half of it is cropped away, since buckets reach from 1:4 to 4:1; crop it yourself.")
+    return sorted(large)
+
+
+def _too_short(name: str, num_frames: int, frame_buckets: tuple[int, ...]) -> str:
+    remedy = "use a longer clip"
+    if num_frames >= 4:  # the last frame may be held for one more
+        remedy = f"add {num_frames // 4 * 4 + 1} to frame_buckets, or {remedy}"
+    shortest = min((frames for frames in frame_buckets if frames > 1), default=None)
+    if shortest is None:
+        return f"{name} is a clip ({num_frames} frames at 16 fps) and frame_buckets has pictures alone; {remedy}."
+    return (f"{name} has {num_frames} frames at 16 fps, the shortest clip bucket takes {shortest}; {remedy}. "
+            "Clips are not used as stills: save a frame as a picture for that.")
+
+
+def _note_twins(media: list[Entry], clips: list[Clip], config: DatasetConfig, notes: Notes) -> None:
+    """Mention files that have a name, a content or a caption in common."""
+    used = {clip.name: clip for clip in clips}
+    names, contents, texts = defaultdict(list), defaultdict(list), defaultdict(list)
+    for entry in media:
+        names[folder.stem_of(entry.name)].append(entry.name)
+    for clip in used.values():
+        contents[clip.digest].append(clip.name)
+        if clip.captions[0] != clip.trigger_word:
+            texts[clip.captions[0]].append(clip.name)
+    for same in (names for names in names.values() if len(names) > 1):
+        for name in same:
+            notes.add(name, "one name but for the ending, so one caption and one mask; rename one if they differ.")
+    for first, *others in contents.values():
+        for name in others:
+            notes.add(name, f"the same file as {first}, which counts that much more; delete one.")
+    for caption, same in texts.items():
+        for name in same if len(same) > 1 else ():
+            notes.add(name, f'one caption for {len(same)} files, "{caption}"; say what differs.')
+
+
+def _is_foreign(entry: Entry) -> bool:
+    name = entry.path.name.lower()
+    is_caption = entry.suffix == ".txt" or name in folder.CAPTION_FILES or folder.BACKUP.search(name) is not None
+    return not is_caption and entry.suffix not in (pictures.SUFFIXES if entry.is_mask else folder.SUFFIXES)
+
+
+def _nothing_usable(root: Path, rejected: list[Rejection], config: DatasetConfig) -> str:
+    reasons = " ".join(rejection.reason for rejection in rejected[:5])
+    more = f" And {len(rejected) - 5} more." if len(rejected) > 5 else ""
+    if rejected and all("has no caption" in rejection.reason for rejection in rejected):
+        is_strict = config.caption_fallback == "leave out"
+        other = "choose another caption_fallback" if is_strict else "set trigger_word to caption all of them with it"
+        return f"No file in {root} has a caption; write a .txt file of the same name beside each, or {other}."
+    return f"No file in {root} can be used: {reasons}{more}"

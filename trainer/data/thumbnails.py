@@ -1,0 +1,139 @@
+"""Small pictures of what will be trained on, cut as training cuts it, and the folder in which they are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from ..base.errors import UserError, content_hash
+from ..base.files import Stamp, replacing
+from . import pictures, video, windows
+from .manifest import Clip
+from .masks import Mask
+
+VERSION = 1
+"""Thumbnails of another version are made anew."""
+
+MAX_SIDE = 192
+"""Pixels."""
+
+MAX_FRAMES = 40
+"""Of a moving thumbnail; of longer windows every second frame is shown, or every third."""
+
+QUALITY = 75
+
+UNLEARNED = 0.3
+"""How bright a masked part is that is not learned."""
+
+MAX_BYTES = 256 * 2**20
+"""Of all thumbnails that are kept."""
+
+
+def key_of(clip: Clip, start: int, is_moving: bool) -> str:
+    """Changes with all that changes what is seen."""
+    mask = (clip.mask.digest, clip.mask.is_alpha) if clip.mask else None
+    return content_hash("thumbnail", VERSION, clip.digest, str(clip.bucket), clip.background, mask, start, is_moving)
+
+
+def make(clip: Clip, start: int, is_moving: bool) -> bytes:
+    """A webp of a picture or of a window's first frame; of all the window if it is moving.
+
+    Raises:
+        UserError: the file is damaged, changed or gone.
+    """
+    try:
+        mask = _mask(clip.mask, clip) if clip.mask else None
+        count = clip.bucket.frames if is_moving else 1
+        step = math.ceil(count / MAX_FRAMES)
+        frames = [_small(image, clip, mask) for number, image in enumerate(_frames(clip, start, count))
+                  if number % step == 0]
+        if Stamp.of(clip.path) != clip.stamp:
+            raise UserError(f"{clip.name} changed since it was read; the sheet reads it again.")
+    except OSError as error:
+        raise UserError(f"{clip.name} is gone or cannot be read ({error.strerror or error}).") from None
+    if not frames:
+        raise UserError(f"{clip.name} has no frame at {start / windows.FPS:g} s; export or download it again.")
+    out = io.BytesIO()
+    if is_moving:
+        frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=1000 * step // windows.FPS,
+                       loop=0, quality=QUALITY, method=0)
+    else:
+        frames[0].save(out, "WEBP", quality=QUALITY, method=2)
+    return out.getvalue()
+
+
+def _frames(clip: Clip, start: int, count: int) -> Iterator[Image.Image]:
+    background = clip.background or "white"
+    if clip.source is None:
+        return iter([pictures.open_picture(clip.path.read_bytes(), clip.name, background)])
+    return video.frames(clip.path, clip.name, clip.source, start, count, background)
+
+
+def _small(image: Image.Image, clip: Clip, mask: Image.Image | None) -> Image.Image:
+    """The crop that training sees, without the way over the bucket's size."""
+    box = pictures.crop(image.size, clip.bucket.width, clip.bucket.height)
+    small = image.resize(_size(clip), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return small if mask is None else Image.composite(small, small.point(lambda value: value * UNLEARNED), mask)
+
+
+def _size(clip: Clip) -> tuple[int, int]:
+    scale = min(1.0, MAX_SIDE / max(clip.bucket.width, clip.bucket.height))
+    return max(1, round(clip.bucket.width * scale)), max(1, round(clip.bucket.height * scale))
+
+
+def _mask(mask: Mask, clip: Clip) -> Image.Image:
+    data = mask.path.read_bytes()
+    if mask.is_alpha:
+        grey = pictures.open_alpha(data, mask.name)
+    else:
+        grey = pictures.open_picture(data, mask.name, "black").convert("L")
+    box = pictures.crop(grey.size, clip.bucket.width, clip.bucket.height)
+    return grey.resize(_size(clip), Image.Resampling.BOX, box=box)
+
+
+class Shelf:
+    """Thumbnails by key in one folder of bounded size; for one thread. A full disk costs only time."""
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._bytes: int | None = None
+
+    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """What is kept under a key, or else what `make` makes, which is kept."""
+        path = self._folder / f"{key}.webp"
+        with contextlib.suppress(OSError):
+            return path.read_bytes()
+        content = make()
+        with contextlib.suppress(OSError):
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+            self._account(len(content))
+        return content
+
+    def _account(self, num_bytes: int) -> None:
+        """Remove the oldest once there are too many bytes, and some more, so that this is seldom done."""
+        if self._bytes is not None:
+            self._bytes += num_bytes
+            if self._bytes <= self._max_bytes:
+                return
+        kept = []
+        for entry in os.scandir(self._folder):
+            with contextlib.suppress(OSError):
+                status = entry.stat()
+                kept.append((status.st_mtime_ns, entry.path, status.st_size))
+        self._bytes = sum(size for *_, size in kept)
+        if self._bytes <= self._max_bytes:
+            return
+        for _, path, size in sorted(kept):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                self._bytes -= size
+            if self._bytes <= self._max_bytes * 3 // 4:
+                return

@@ -1,0 +1,163 @@
+"""The order of samples: epochs over samples x repeats, one bucket a batch, position in two integers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .cache import CachedClip, Sample
+from .store import read_tensor
+
+AHEAD = 2
+"""Batches read before their turn."""
+
+Position = tuple[int, int]
+"""(epoch, batches already taken in it)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """Each visit is a row of three arrays; a batch is a run of rows."""
+
+    indices: np.ndarray
+    """Of clips."""
+    visits: np.ndarray
+    """How often the clip was seen before."""
+    is_dropped: np.ndarray
+    """Whether the caption is."""
+    batches: np.ndarray
+    """(first row, last row + 1) of each batch, in the order in which they are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of one bucket."""
+
+    names: tuple[str, ...]
+    latent_BCFHW: torch.Tensor
+    """fp32."""
+    text_BLD: torch.Tensor
+    """fp32, zeros after the shorter texts."""
+    mask_B11HW: torch.Tensor | None
+    """fp32 in 0..1; None where no sample has a mask."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        mask_B11HW = self.mask_B11HW.to(device) if self.mask_B11HW is not None else None
+        return Batch(self.names, self.latent_BCFHW.to(device), self.text_BLD.to(device), mask_B11HW)
+
+
+def read_batch(samples: Sequence[Sample]) -> Batch:
+    """Read the files of samples of one bucket.
+
+    Raises:
+        UserError: a cache file has gone or is damaged.
+    """
+    masks_HW = [read_tensor(sample.mask_path) if sample.mask_path else None for sample in samples]
+    latent_BCFHW = torch.stack([read_tensor(sample.latent_path) for sample in samples])
+    mask_B11HW = None
+    if any(mask_HW is not None for mask_HW in masks_HW):
+        everything = torch.ones(latent_BCFHW.shape[-2:])
+        mask_B11HW = torch.stack([everything if mask_HW is None else mask_HW for mask_HW in masks_HW])[:, None, None]
+    texts = [read_tensor(sample.text_path).float() for sample in samples]
+    return Batch(
+        names=tuple(sample.name for sample in samples),
+        latent_BCFHW=latent_BCFHW,
+        text_BLD=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
+        mask_B11HW=mask_B11HW,
+    )
+
+
+class BucketSampler:
+    """Endless batches of samples; the order is a function of (seed, epoch) alone.
+
+    `epoch` and `cursor` (batches already taken in this epoch) are the whole state.
+    """
+
+    def __init__(self, clips: Sequence[CachedClip], batch_size: int, seed: int) -> None:
+        self._clips = clips
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epochs: dict[int, _Epoch] = {}
+        self.epoch = 0
+        self.cursor = 0
+        self.steps_per_epoch = len(self._epoch(0).batches)
+        """The same in every epoch."""
+
+    def next(self) -> list[Sample]:
+        """The next batch, all of one bucket; shorter than the batch size at the end of a bucket."""
+        (self.epoch, cursor), samples = next(self.upcoming())
+        self.cursor = cursor + 1
+        return samples
+
+    def upcoming(self) -> Iterator[tuple[Position, list[Sample]]]:
+        """Endlessly what `next` will give, with its position; moves nothing."""
+        epoch, cursor = self.epoch, self.cursor
+        while True:
+            if cursor == self.steps_per_epoch:
+                epoch, cursor = epoch + 1, 0
+            yield (epoch, cursor), self._batch(epoch, cursor)
+            cursor += 1
+
+    def _batch(self, epoch: int, cursor: int) -> list[Sample]:
+        order = self._epoch(epoch)
+        rows = slice(*order.batches[cursor])
+        return [self._clips[index].visit(int(visit), bool(is_dropped)) for index, visit, is_dropped
+                in zip(order.indices[rows], order.visits[rows], order.is_dropped[rows], strict=True)]
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            self._epochs = {known: order for known, order in self._epochs.items() if abs(known - epoch) <= AHEAD}
+            self._epochs[epoch] = self._shuffle(epoch)
+        return self._epochs[epoch]
+
+    def _shuffle(self, epoch: int) -> _Epoch:
+        random = np.random.default_rng([self._seed, epoch])
+        buckets = defaultdict(list)
+        for index, clip in enumerate(self._clips):
+            buckets[clip.bucket].append(index)
+        indices, visits, batches, first = [], [], [], 0
+        for bucket in sorted(buckets):
+            repeats = np.array([self._clips[index].repeats for index in buckets[bucket]])
+            ends = repeats.cumsum()
+            seen = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats) + epoch * np.repeat(repeats, repeats)
+            order = random.permutation(ends[-1])
+            indices.append(np.repeat(buckets[bucket], repeats)[order])
+            visits.append(seen[order])
+            starts = np.arange(0, ends[-1], self._batch_size)
+            batches.append(first + np.stack([starts, np.minimum(starts + self._batch_size, ends[-1])], 1))
+            first += ends[-1]
+        rows = np.concatenate(indices)
+        dropouts = np.array([clip.caption_dropout for clip in self._clips])[rows]
+        # a stream of its own, so that the order is the same with and without dropout
+        is_dropped = np.random.default_rng([self._seed, epoch, 1]).random(len(rows)) < dropouts
+        return _Epoch(rows, np.concatenate(visits), is_dropped, random.permutation(np.concatenate(batches)))
+
+
+class LookAhead:
+    """Batches of a sampler, read by a thread while the step before them is computed."""
+
+    def __init__(self, sampler: BucketSampler) -> None:
+        self._sampler = sampler
+        self._reader = ThreadPoolExecutor(1, "wantune-batches")
+        self._reading: dict[Position, Future] = {}
+
+    def next(self) -> Batch:
+        """The next batch; the sampler's position moves by one, whatever is read ahead."""
+        upcoming = self._sampler.upcoming()
+        wanted = dict(next(upcoming) for _ in range(AHEAD + 1))
+        # a position that was set from outside makes the rest worthless
+        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, samples)
+                         for position, samples in wanted.items()}
+        position = next(iter(wanted))
+        self._sampler.next()
+        return self._reading.pop(position).result()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._reader.shutdown(cancel_futures=True)

@@ -1,0 +1,234 @@
+"""Filling the cache: files are decoded ahead and written behind, so that the encoder never waits for a disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..base.errors import UserError, content_hash
+from ..base.files import Stamp
+from ..data import masks, pictures, video
+from ..data.manifest import Clip, Manifest, Rejection
+from ..model.backend import LatentCodec, TextEncoder
+from ..model.text_padding import TEXT_LENGTH
+from .cache import CachedClip, CachedDataset, locate
+from .store import Store
+
+READERS = min(8, os.cpu_count() or 1)
+"""Threads that decode: an encoder on a GPU is faster than one of them."""
+
+MAX_AHEAD = 50_000
+"""Tokens decoded before their turn, whose pixels wait in memory: about 140 MiB. One item always is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file of the cache and how it is made."""
+
+    kind: str
+    """What it is one of: captions, latents, masks."""
+    name: str
+    path: Path
+    work: float
+    """How much of it there is, against others of its kind: tokens of a latent."""
+    read: Callable[[], object]
+    """Runs ahead, in a thread; a UserError means that the item is left out."""
+    encode: Callable[[object], torch.Tensor] | None
+    """Runs in the caller's thread; None where nothing is to be encoded."""
+    source: Path | None = None
+    """The file it is made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` items of a kind are dealt with; `name` was the last."""
+
+    kind: str
+    done: int
+    total: int
+    name: str
+    seconds_left: float | None
+    """For this kind; None until something was encoded."""
+
+
+def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
+    """Do all jobs whose file is not there yet; returns what could not be read: {its file in the cache: why}.
+
+    Closing the generator waits for the file that is being written, and keeps all that are there.
+    """
+    missing = [job for job in jobs if not store.use(job.path)]
+    done, total = len(jobs) - len(missing), len(jobs)
+    left, spent, encoded = sum(job.work for job in missing), 0.0, 0.0
+    faults: dict[Path, Rejection] = {}
+    if done:
+        yield Progress(jobs[0].kind, done, total, "", None)
+    reader, writer = ThreadPoolExecutor(READERS, "wantune-read"), ThreadPoolExecutor(1, "wantune-write")
+    try:
+        written: Future | None = None
+        started = time.perf_counter()
+        for job, content in _ahead(missing, reader):
+            try:
+                tensor = content.result()
+            except UserError as error:
+                faults[job.path] = Rejection(job.source, job.name, str(error))
+            else:
+                tensor = job.encode(tensor) if job.encode else tensor
+                if written is not None:
+                    written.result()  # one at a time: a full disk is known before the next is encoded
+                written = writer.submit(store.write, job.path, tensor)
+                encoded += job.work
+            done, left, spent = done + 1, left - job.work, time.perf_counter() - started
+            if done == total and written is not None:
+                written.result()
+            yield Progress(job.kind, done, total, job.name, spent / encoded * left if encoded else None)
+    finally:
+        reader.shutdown(cancel_futures=True)
+        writer.shutdown()
+    return faults
+
+
+def _ahead(jobs: Sequence[Job], reader: ThreadPoolExecutor) -> Iterator[tuple[Job, Future]]:
+    """Each job with what it reads, while the next are read already."""
+    waiting: deque[tuple[Job, Future]] = deque()
+    work = 0.0
+    for job in jobs:
+        while len(waiting) > 1 and (len(waiting) > READERS or work + job.work > MAX_AHEAD):
+            work -= waiting[0][0].work
+            yield waiting.popleft()
+        waiting.append((job, reader.submit(job.read)))
+        work += job.work
+    yield from waiting
+
+
+def fill(manifest: Manifest, store: Store, codec: LatentCodec, text: TextEncoder) -> Iterator[Progress]:
+    """Encode what is missing: all texts first, then all latents, so that one encoder works at a time.
+
+    The generator returns the CachedDataset. A file that changed since it was scanned, or proves damaged, is left
+    out of it with a reason.
+
+    Raises:
+        UserError: an encoder gave something that is not finite, the disk is full, or nothing is left to train on.
+    """
+    clips = [*manifest.clips, *manifest.held_out]
+    located = locate(clips, store, codec.id, text.id)
+    faults: dict[Path, Rejection] = {}
+    with store.filling():
+        for jobs in (_text_jobs(clips, located, text), _latent_jobs(clips, located, codec), _mask_jobs(clips, located)):
+            faults |= yield from run(jobs, store)
+        longest = [caption for path, caption in _texts(clips, located).items() if store.use(path) > TEXT_LENGTH]
+    whole = [(clip, cached) for clip, cached in zip(clips, located, strict=True) if not faults.keys() & cached.paths]
+    digests = {clip.digest for clip in manifest.held_out}
+    trained = [(clip, cached) for clip, cached in whole if clip.digest not in digests]
+    if not trained:
+        raise UserError("No file is left to train on: " + " ".join(fault.reason for fault in list(faults.values())[:5]))
+    return CachedDataset(
+        clips=tuple(cached for _, cached in trained),
+        held_out=tuple(cached for clip, cached in whole if clip.digest in digests),
+        digest=content_hash(manifest.digest, sorted(path.name for path in faults), codec.id, text.id),
+        trigger_word=manifest.trigger_word,
+        captions=tuple(clip.captions[0] for clip, _ in trained),
+        left_out=tuple({rejection.reason: rejection for rejection in faults.values()}.values()),
+        notes=tuple(f'The caption "{caption[:60]}..." has more than {TEXT_LENGTH} tokens, which Wan was not trained '
+                    "on; shorten it." for caption in longest),
+    )
+
+
+def _texts(clips: Sequence[Clip], located: Sequence[CachedClip]) -> dict[Path, str]:
+    texts = {}
+    for clip, cached in zip(clips, located, strict=True):
+        texts.update(zip(cached.text_paths, clip.captions, strict=True))
+        if cached.empty_text_path is not None:
+            texts[cached.empty_text_path] = ""
+    return texts
+
+
+def _text_jobs(clips: Sequence[Clip], located: Sequence[CachedClip], text: TextEncoder) -> list[Job]:
+    def encode(caption: str) -> torch.Tensor:
+        return _compact(_finite(text.encode(caption), f'the text encoder gave for "{caption}"'))
+
+    return [Job("captions", caption, path, 1, lambda caption=caption: caption, encode)
+            for path, caption in _texts(clips, located).items()]
+
+
+def _latent_jobs(clips: Sequence[Clip], located: Sequence[CachedClip], codec: LatentCodec) -> list[Job]:
+    jobs = {}
+    for clip, cached in zip(clips, located, strict=True):
+        for path, start in zip(cached.latent_paths, clip.starts, strict=True):
+            jobs[path] = Job(
+                "latents", clip.name, path, clip.bucket.num_tokens, lambda clip=clip, start=start: _pixels(clip, start),
+                lambda pixels, name=clip.name: _finite(codec.encode(pixels), f"the VAE gave for {name}"), clip.path)
+    return list(jobs.values())
+
+
+def _mask_jobs(clips: Sequence[Clip], located: Sequence[CachedClip]) -> list[Job]:
+    masked = {cached.mask_path: clip for clip, cached in zip(clips, located, strict=True) if clip.mask is not None}
+    return [Job("masks", clip.name, path, 1, lambda clip=clip: _mask(clip), None, clip.path)
+            for path, clip in masked.items()]
+
+
+def _pixels(clip: Clip, start: int) -> np.ndarray:
+    """pixels_FHW3 of the very content that was scanned."""
+    try:
+        return _picture(clip) if clip.source is None else _window(clip, start)
+    except OSError as error:
+        raise UserError(_gone(clip.name, error)) from None
+
+
+def _picture(clip: Clip) -> np.ndarray:
+    data = clip.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != clip.digest:
+        raise UserError(_changed(clip.name))
+    image = pictures.open_picture(data, clip.name, clip.background or "white")
+    return pictures.fit(image, clip.bucket.width, clip.bucket.height)[None]
+
+
+def _window(clip: Clip, start: int) -> np.ndarray:
+    try:
+        pixels = video.read(clip.path, clip.name, clip.source, clip.bucket, start, clip.background or "white")
+        if Stamp.of(clip.path) == clip.stamp:
+            return pixels
+    except UserError:
+        if Stamp.of(clip.path) == clip.stamp:
+            raise
+    raise UserError(_changed(clip.name))
+
+
+def _mask(clip: Clip) -> torch.Tensor:
+    try:
+        if hashlib.sha256(clip.mask.path.read_bytes()).hexdigest() != clip.mask.digest:
+            raise UserError(_changed(clip.mask.name))
+        return masks.read(clip.mask, clip.bucket)
+    except OSError as error:
+        raise UserError(_gone(clip.mask.name, error)) from None
+
+
+def _changed(name: str) -> str:
+    return f"{name} changed since it was scanned; queue again to use it as it is now."
+
+
+def _gone(name: str, error: OSError) -> str:
+    return f"{name} is gone ({error.strerror}); queue again to scan the folder anew."
+
+
+def _finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"A value that is not finite is in what {what}; load it in fp32 or bf16, or replace it.")
+    return tensor
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """In 16 bits where that loses nothing: text encoders compute in them and give fp32."""
+    for dtype in (torch.bfloat16, torch.float16):
+        smaller = tensor.to(dtype)
+        if torch.equal(smaller.to(tensor.dtype), tensor):
+            return smaller
+    return tensor

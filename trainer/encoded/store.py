@@ -1,0 +1,196 @@
+"""The cache's files: one tensor each, named by content, with a checksum that is believed and nothing else.
+
+    latents/<key>.safetensors   texts/<key>.safetensors   masks/<key>.safetensors
+    index.json                  which files were found whole, by size and times, and when they were last used
+    id                          changes when files that someone may rely on are taken away
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..base.errors import UserError
+from ..base.files import Stamp, replacing
+from ..base.remembered import Remembered
+
+KINDS = ("latents", "texts", "masks")
+
+SECONDS_A_DAY = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of all cache files, or of some."""
+
+    files: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.files} files, {self.bytes / 2**20:.1f} MiB"
+
+
+class Store:
+    """The cache folder. Safe to be killed at any moment, and to be shared by several processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _index(self) -> Remembered:
+        return Remembered(self.folder / "index.json", "1")
+
+    @property
+    def id(self) -> str:
+        """The same until the cache, or files of it, are taken away."""
+        path = self.folder / "id"
+        with suppress(OSError):
+            return path.read_text(encoding="ascii")
+        return renew(self.folder)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where a tensor belongs, whether it is there or not."""
+        return self.folder / kind / f"{key}.safetensors"
+
+    def use(self, path: Path) -> int:
+        """The length of a tensor's first dimension; 0 if the file is missing, damaged or foreign.
+
+        The file is read, unless it is as it was when it was last found whole.
+        """
+        try:
+            stamp = Stamp.of(path)
+            known = self._index.get(self._name(path), stamp)
+            length = known["length"] if known else len(_read(path))
+        except (OSError, SafetensorError, ValueError):
+            return 0
+        self._remember(path, stamp, length)
+        return length
+
+    def write(self, path: Path, tensor: torch.Tensor) -> None:
+        """Write through a temporary file, so that a killed process never leaves half a cache file behind.
+
+        Raises:
+            UserError: the disk is full or cannot be written to.
+        """
+        try:
+            write_tensor(path, tensor)
+            self._remember(path, Stamp.of(path), len(tensor))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"The cache in {self.folder} cannot be written ({error}); free some space, for example "
+                            "with Prune Cache, or check the folder's permissions.") from None
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """While files are added: what killed processes left half written is removed, the index is saved at the end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock", blocking=False)
+        with suppress(Timeout):  # someone else fills this cache, and the half-written files may be theirs
+            lock.acquire()
+            for path in self.folder.rglob("*.tmp"):
+                with suppress(OSError):  # the page's thumbnails are written at any time; Windows keeps what is open
+                    path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            self._index.save()
+            lock.release()
+
+    def size(self) -> Size:
+        """Of all that is kept."""
+        sizes = [status.st_size for _, status in self._files()]
+        return Size(len(sizes), sum(sizes))
+
+    def prune(self, max_age_days: float | None, max_bytes: int | None) -> tuple[Size, Size]:
+        """Delete what was not used for so many days, then what was used longest ago until the rest is small enough.
+
+        Returns:
+            What was deleted and what is left.
+        """
+        used = sorted((self._last_used(path, status), path.name, path, status) for path, status in self._files())
+        total, now, deleted = sum(status.st_size for *_, status in used), time.time(), []
+        for seconds, _, path, status in used:
+            is_old = max_age_days is not None and now - seconds > max_age_days * SECONDS_A_DAY
+            if is_old or (max_bytes is not None and total > max_bytes):
+                with suppress(OSError):  # in use by another program: it stays, and is counted as left
+                    path.unlink(missing_ok=True)
+                    total -= status.st_size
+                    deleted.append(status.st_size)
+        if deleted:
+            renew(self.folder)
+            self._index.keep({self._name(path) for path, _ in self._files()})
+            self._index.save()
+        return Size(len(deleted), sum(deleted)), self.size()
+
+    def _files(self) -> Iterator:
+        for kind in KINDS:
+            for path in (self.folder / kind).glob("*.safetensors"):
+                with suppress(OSError):
+                    yield path, path.stat()
+
+    def _last_used(self, path: Path, status) -> float:
+        known = self._index.get(self._name(path), Stamp.of(path))
+        return known["used"] if known else status.st_mtime
+
+    def _remember(self, path: Path, stamp: Stamp, length: int) -> None:
+        self._index.put(self._name(path), stamp, {"used": int(time.time()), "length": length}, is_ours=True)
+
+    def _name(self, path: Path) -> str:
+        return f"{path.parent.name}/{path.stem}"
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """The tensor of one cache file.
+
+    Raises:
+        UserError: the file has gone or is damaged; it is deleted then, so that it is made again.
+    """
+    try:
+        return _read(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            renew(path.parents[1])
+        raise UserError(f"The cache file {path.name} is gone or damaged ({error}); queue again, and Cache Latents "
+                        "makes it anew.") from None
+
+
+def write_tensor(path: Path, tensor: torch.Tensor) -> None:
+    """One tensor with its checksum, written as a whole or not at all."""
+    tensor = tensor.contiguous()
+    with replacing(path) as temporary:
+        save_file({"tensor": tensor}, temporary, metadata={"crc32": _checksum(tensor)})
+
+
+def renew(folder: Path) -> str:
+    """Give the cache another id, so that graphs which rely on it look again."""
+    name = uuid.uuid4().hex
+    with replacing(folder / "id") as temporary:
+        temporary.write_text(name, encoding="ascii")
+    return name
+
+
+def _read(path: Path) -> torch.Tensor:
+    """Raises ValueError if the checksum is another one."""
+    with safe_open(path, "pt") as file:
+        tensor = file.get_tensor("tensor").clone()  # not a view of the file, which could not be replaced then
+        expected = (file.metadata() or {}).get("crc32")
+    if _checksum(tensor) != expected:
+        raise ValueError("its checksum is wrong")
+    return tensor
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    """crc32 of shape, dtype and bytes, in hex."""
+    head = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), zlib.crc32(head)):08x}"

@@ -1,0 +1,200 @@
+"""LoRA files: what is written, with which metadata, how any of them is read, and how one is trained on.
+
+We write `diffusion_model.<module>.lora_A.weight`, `.lora_B.weight` and `.alpha`, which ComfyUI, diffusers
+and kijai's WanVideoWrapper read; LoKr and LoHa under LyCORIS' names (`.lokr_w1`, `.hada_w1_a` and so on), which ComfyUI
+reads (comfy/weight_adapter/lokr.py and loha.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..base.errors import UserError
+from ..base.files import replacing
+from ..encoded.cache import CachedDataset
+from ..settings.training import LoraConfig, TrainConfig
+from .keys import PREFIX, check_complete, check_fit, modules_of, normalize, split
+
+
+class LoraStateDict(dict):
+    """A LORA_MODEL that remembers what it is: a plain state dict to ComfyUI, with `metadata` for us."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
+def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """The file's tensors of an adapter's `state_dict`: prefixed, with one fp32 `.alpha` a module.
+
+    Args:
+        alpha: `LoraConfig.file_alpha`. Readers pass over it where LoKr's second factor is whole, and so does training.
+    """
+    tensors = {}
+    for key, value in state.items():
+        module, name = split(key)
+        tensors[f"{PREFIX}{module}.{name}"] = value
+        tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(alpha))
+    return tensors
+
+
+def metadata(
+    config: TrainConfig, dataset: CachedDataset, name: str, base_model: str, base_digest: str, step: int
+) -> dict[str, str]:
+    """What LoRA managers show of a file: kohya's `ss_*`, Stability's `modelspec.*`, and our own settings.
+
+    Sources: kohya-ss/sd-scripts docs/train_network_README; Stability-AI/ModelSpec.
+    """
+    frequency = {f"{len(dataset.clips)}_{dataset.trigger_word or name}": Counter(dataset.captions)}
+    return {
+        "ss_output_name": name,
+        "ss_base_model_version": "wan2.1",
+        "ss_sd_model_name": base_model,
+        **_network(config.lora),
+        "ss_learning_rate": str(config.learning_rate),
+        "ss_num_train_images": str(sum(clip.repeats for clip in dataset.clips)),
+        "ss_num_epochs": str(config.epochs),
+        "ss_steps": str(step),
+        "ss_seed": str(config.seed),
+        "ss_optimizer": config.optimizer.name,
+        "ss_tag_frequency": json.dumps(frequency),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "wan2.1/lora",
+        "modelspec.implementation": "https://github.com/Wan-Video/Wan2.1",
+        "modelspec.title": name,
+        "modelspec.trigger_phrase": dataset.trigger_word,
+        "modelspec.prediction_type": "flow",
+        "wantune.base_model": base_model,
+        "wantune.base_model_digest": base_digest,
+        "wantune.data_digest": dataset.digest,
+        "wantune.trigger_word": dataset.trigger_word,
+        "wantune.step": str(step),
+        "wantune.config": json.dumps(config.to_dict()),
+    }
+
+
+def _network(lora: LoraConfig) -> dict[str, str]:
+    """kohya's names of the adapter's settings; LyCORIS is a module of its own there."""
+    is_lycoris = lora.kind in ("lokr", "loha")
+    arguments = {"algo": lora.kind} | ({"factor": str(lora.lokr_factor)} if lora.kind == "lokr" else {})
+    return {
+        "ss_network_module": "lycoris.kohya" if is_lycoris else "networks.lora_wan",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(lora.file_alpha),
+        **({"ss_network_args": json.dumps(arguments)} if is_lycoris else {}),
+    }
+
+
+def save(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a LoRA file as a whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to.
+    """
+    tensors = {key: value.detach().to("cpu").contiguous() for key, value in state.items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path.name} could not be written ({error}); free some space or check the folder's "
+                        "permissions.") from None
+
+
+def load(path: Path) -> LoraStateDict:
+    """Read any LoRA file, keys normalized.
+
+    Raises:
+        UserError: not a safetensors file, or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
+            metadata = file.metadata() or {}
+            return LoraStateDict(_with_alpha(normalize(tensors), metadata), metadata)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path.name} cannot be read as safetensors ({error}); download or save it again.") from None
+
+
+def _with_alpha(state: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Write out the alpha that diffusers keeps in the file's metadata; without it the scale would be 1."""
+    try:
+        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        alpha = next((float(v) for k, v in settings.items() if k.split(".")[-1] == "lora_alpha"), None)
+    except (ValueError, AttributeError, TypeError):
+        return state
+    if alpha is None:
+        return state
+    modules = {key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")}
+    return {**{f"{module}.alpha": torch.tensor(alpha) for module in modules}, **state}
+
+
+def continued(
+    state: Mapping[str, torch.Tensor], lora: LoraConfig, sizes: Mapping[str, tuple[int, int]]
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Settings and matrices with which training goes on from a LoRA that `load` has read.
+
+    Rank and alpha are the file's, whatever `lora` says; where modules differ, they are those of the highest rank, and
+    another scale is multiplied into a module's B, so that the function is that of the file.
+
+    Args:
+        sizes: (out_features, in_features) of each of the model's Linears by its name.
+
+    Returns:
+        The settings, and `<module>.lora_A.weight` (rank, in), `.lora_B.weight` (out, rank) for `Adapter.start_from`.
+
+    Raises:
+        UserError: it is no plain LoRA, or one for another model.
+    """
+    if lora.kind not in ("lora", "rslora"):
+        raise UserError(f"kind is {lora.kind}, but only a plain LoRA can be continued; choose lora or rslora.")
+    check_complete(state)
+    fit = check_fit(state, sizes)
+    modules = {name: tensors for name, tensors in modules_of(state).items() if tensors.keys() != {"alpha"}}
+    _check_plain(modules)
+    if fit.unknown:
+        raise UserError(f"The LoRA to continue has {len(fit.unknown)} modules that the model does not have, such as "
+                        f"{fit.unknown[0]}; load the model it was made for.")
+    ranks = {name: len(tensors["lora_A.weight"]) for name, tensors in modules.items()}
+    alphas = {name: float(tensors.get("alpha", ranks[name])) for name, tensors in modules.items()}
+    rank = max(ranks.values())
+    alpha = Counter(alphas[name] for name in modules if ranks[name] == rank).most_common(1)[0][0]
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise UserError(f"The LoRA to continue has the alpha {alpha:g}, with which nothing can be learned; "
+                        "train a new one.")
+    matrices = {}
+    for name, tensors in modules.items():
+        factor = (alphas[name] / ranks[name]) / (alpha / rank)
+        b = tensors["lora_B.weight"].flatten(1).float()
+        matrices[f"{name}.lora_A.weight"] = tensors["lora_A.weight"].flatten(1).float()
+        matrices[f"{name}.lora_B.weight"] = b if factor == 1 else b * factor
+    alpha = alpha / math.sqrt(rank) if lora.kind == "rslora" else alpha
+    return replace(lora, rank=rank, alpha=alpha, start=_digest(matrices)), matrices
+
+
+def _check_plain(modules: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    kinds = {"dora_scale": "DoRA", "lokr": "LoKr", "hada": "LoHa", "diff": "changes of whole weights"}
+    for module, tensors in modules.items():
+        for name in tensors:
+            if name and name not in ("lora_A.weight", "lora_B.weight", "alpha"):
+                kind = next((kind for start, kind in kinds.items() if name.startswith(start)), name)
+                raise UserError(f"The LoRA to continue holds {kind} ({module}.{name}), but only a plain LoRA can be "
+                                "continued; apply it with Apply LoRA and train a new one on top of it.")
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,295 @@
+"""A run on disk: config.json, log.jsonl, step_*/ with safetensors + JSON. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..base.errors import UserError
+from ..base.files import replacing
+from .events import Event, to_json
+from .state import put_together, take_apart
+
+_UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
+_STEP = re.compile(r"step_(\d+)")
+
+MAX_NAME = 120
+"""Bytes; a file name may have 255 on most systems, and a key follows."""
+
+ADAPTER, STATE, INDEX = "adapter.safetensors", "state.safetensors", "state.json"
+
+METADATA = "lora.json"
+"""What the run's LoRA files say of themselves."""
+
+
+def step_of(path: Path) -> int | None:
+    """The step whose checkpoint this folder is; None if it is another folder."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def check_name(name: str) -> str:
+    """A name that is a legal file name on every system, stripped.
+
+    Raises:
+        UserError: empty, "." or "..", or with a character that some system refuses.
+    """
+    stripped = name.strip()
+    unsafe = _UNSAFE.search(stripped)
+    if unsafe:
+        raise UserError(f"run_name {name!r} has the character {unsafe.group()!r}; use letters, digits, _ and -.")
+    if len(stripped.encode()) > MAX_NAME:
+        raise UserError(f"run_name has {len(stripped)} characters; choose a shorter one, for example {stripped[:20]}.")
+    if not stripped.strip("."):
+        raise UserError(f"run_name is {name!r}; give the run a name such as my_lora.")
+    return stripped
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run as it was after a step."""
+
+    step: int
+    adapter: dict[str, torch.Tensor]
+    """What is used: the moving average where there is one."""
+    state: dict[str, Any]
+    """All that training goes on from."""
+
+
+class RunFolder:
+    """One run: `<root>/<name>-<first 8 digits of its key>/`.
+
+    A checkpoint is written beside its place and renamed, so that it is there as a whole or not at all; `state.json`
+    holds the size and the checksum of its files, so that one that was damaged later is told from a whole one.
+    """
+
+    def __init__(self, root: Path, name: str, key: str, config: Mapping) -> None:
+        self.path = _known_as(root, key) or _new(root, check_name(name), key)
+        with _in_a_sentence(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob("*.tmp"):  # of a killed process
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+            _write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
+        self._log = self.path / "log.jsonl"
+
+    def restart(self) -> None:
+        """Forget what was trained."""
+        for path in (*self.path.glob("step_*"), self.path / "samples"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self._log, self.path / "best.json"):
+            path.unlink(missing_ok=True)
+
+    def log(self, event: Event) -> None:
+        """Append one line; it is on disk when this returns, also for someone who reads along."""
+        with _in_a_sentence(self.path), self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(event)) + "\n")
+
+    def logged(self) -> list[dict]:
+        """Every whole line of the log; half a line, of a killed process, is cut off."""
+        if not self._log.is_file():
+            return []
+        lines = self._log.read_bytes().split(b"\n")
+        if lines[-1]:
+            with replacing(self._log) as temporary:
+                temporary.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+        return [line for line in map(_read_line, lines[:-1]) if line]
+
+    def describe(self, origin: Mapping, workflow: Mapping) -> None:
+        """Keep where this run came from, for those who look at it later: origin.json, workflow.json."""
+        with _in_a_sentence(self.path):
+            _write_json(self.path / "origin.json", origin)
+            if any(workflow.values()):
+                _write_json(self.path / "workflow.json", workflow)
+
+    def keep_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Write what the run's LoRA files say of themselves, so that any checkpoint can become one."""
+        with _in_a_sentence(self.path):
+            _write_json(self.path / METADATA, metadata)
+
+    def losses(self, most: int) -> list[float]:
+        """The finite losses of the first steps, so many at most."""
+        return [line["loss"] for line in self.logged()
+                if line["event"] == "StepDone" and line["step"] <= most and line["loss"] is not None]
+
+    def steps(self) -> list[int]:
+        """Steps that there is a checkpoint of, whole or not, ascending."""
+        found = (step_of(path) for path in self.path.glob("step_*"))
+        return sorted(step for step in found if step is not None)
+
+    def save(self, step: int, adapter: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
+        """Write step_<step>/ as a whole or not at all.
+
+        Raises:
+            UserError: the disk is full or cannot be written to; earlier checkpoints are as they were.
+        """
+        final = self._place(step)
+        building = self.path / f"{final.name}.{uuid.uuid4().hex}.tmp"
+        data, tensors = take_apart(state)
+        try:
+            building.mkdir()
+            save_file(dict(adapter), building / ADAPTER)
+            save_file(tensors, building / STATE)
+            for name in (ADAPTER, STATE):
+                with (building / name).open("rb+") as file:
+                    os.fsync(file.fileno())  # a rename may reach the disk before the content does
+            files = {name: _seal(building / name) for name in (ADAPTER, STATE)}
+            index = {"step": step, "files": files, "state": data}
+            _write_json(building / INDEX, {"crc32": _crc(index), **index})
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(building, final)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"The checkpoint of step {step} cannot be written ({error}); free some space on the disk "
+                            f"of {self.path} and queue again, the run goes on from its last checkpoint.") from None
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return final
+
+    def newest(self, most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint of at most so many steps, and why newer ones are passed over."""
+        faults = []
+        for step in reversed([step for step in self.steps() if most is None or step <= most]):
+            try:
+                return self.load(step), faults
+            except UserError as error:
+                faults.append(str(error))
+        return None, faults
+
+    def load(self, step: int) -> Checkpoint:
+        """One checkpoint.
+
+        Raises:
+            UserError: a file of it is missing, truncated or foreign.
+        """
+        place = self._place(step)
+        try:
+            index = checked(place, step, (ADAPTER, STATE))
+            state = put_together(index["state"], load_file(place / STATE))
+            return Checkpoint(index["step"], load_file(place / ADAPTER), state)
+        except DAMAGE as error:
+            raise UserError(f"The checkpoint {place.name} cannot be used ({error}); it is passed over.") from None
+
+    def mark_best(self, step: int, loss: float) -> None:
+        """Write which checkpoint is the best on the held-out files, into best.json."""
+        with _in_a_sentence(self.path):
+            _write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
+
+    def tidy(self, step: int, keep_last: int, best_step: int) -> None:
+        """Delete what is older than the last checkpoints up to a step, but for the best.
+
+        Those beyond the step are damaged, or of a time when the run was longer; they stay.
+        """
+        steps = self.steps()
+        done, beyond = [each for each in steps if each <= step], [each for each in steps if each > step]
+        self.delete_all_but({best_step, *done[-keep_last:], *beyond})
+
+    def delete_all_but(self, keep: set[int]) -> None:
+        """Delete the checkpoints of other steps."""
+        for step in self.steps():
+            if step not in keep:
+                shutil.rmtree(self._place(step), ignore_errors=True)
+
+    def _place(self, step: int) -> Path:
+        return self.path / place_of(step)
+
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+"""What reading a damaged checkpoint raises."""
+
+
+def checked(place: Path, step: int, names: tuple[str, ...]) -> dict:
+    """The index of a checkpoint's folder, of which these files are whole; raises one of DAMAGE."""
+    index = json.loads((place / INDEX).read_text(encoding="utf-8"))
+    if index.pop("crc32") != _crc(index) or index["step"] != step:
+        raise ValueError(f"{INDEX} is damaged")
+    for name in names:
+        if _seal(place / name) != index["files"][name]:
+            raise ValueError(f"{name} is damaged")
+    return index
+
+
+def place_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step_{step:06d}"
+
+
+def delete_run(path: Path) -> None:
+    """Delete a run's folder: gone from its place at once, or as it was.
+
+    Raises:
+        UserError: the file system says no, for example since a file is open elsewhere.
+    """
+    with _in_a_sentence(path):
+        away = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        os.replace(path, away)
+        shutil.rmtree(away)
+
+
+def _read_line(line: bytes) -> dict | None:
+    """None for what a power cut or a failing disk has left."""
+    with suppress(ValueError):
+        content = json.loads(line)
+        if isinstance(content, dict) and {"event", "step"} <= content.keys():
+            return content
+    return None
+
+
+def _known_as(root: Path, key: str) -> Path | None:
+    """The folder of this very run, whatever name it was given then."""
+    return next((path for path in sorted(root.glob(f"*-{key[:8]}*")) if _key_of(path) == key), None)
+
+
+def _new(root: Path, name: str, key: str) -> Path:
+    """Where this run belongs: its whole key in the name if another one has the same first digits."""
+    path = root / f"{name}-{key[:8]}"
+    return path if _key_of(path) in (None, key) else root / f"{name}-{key}"
+
+
+def _key_of(path: Path) -> str | None:
+    """What the run in a folder is known by; None where there is none."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("key")
+    return None
+
+
+def _seal(path: Path) -> list[int]:
+    """Size and crc32."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return [size, crc]
+
+
+@contextmanager
+def _in_a_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The run's folder {path} cannot be written to ({error}); free some space on its disk, or "
+                        "check its permissions, and queue again.") from None
+
+
+def _crc(content: Mapping) -> int:
+    return zlib.crc32(json.dumps(content).encode())
+
+
+def _write_json(path: Path, content: Mapping) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")

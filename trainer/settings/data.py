@@ -1,0 +1,129 @@
+"""What data is trained on: frozen records, checked once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from PIL import ImageColor
+
+from ..base.errors import UserError
+
+SEPARATORS = re.compile("[,;\uff0c\uff1b]")
+"""Between the parts of a list, also as Chinese keyboards write them."""
+
+SIDE_MULTIPLE = 16
+"""Pixels. A side of a bucket is a multiple of it: the VAE halves three times, the model patches by two."""
+
+MAX_RESOLUTION = 4096
+"""Pixels."""
+
+EXTRACTION_MODES = ("start", "middle", "uniform", "chunks", "random")
+"""Which part of a clip is trained on: its start, its middle, all of it in evenly spaced windows that may overlap,
+all of it in windows one after the other, or windows drawn at random and taken in turn."""
+
+CAPTION_FALLBACKS = ("trigger word", "file name", "leave out")
+"""What a file without a caption gets: the trigger word alone, its own name without the ending, or no place."""
+
+MASK_SOURCES = ("folder", "alpha", "none")
+"""Where the loss is weighted by: pictures of the same name in a folder `masks`, the picture's own alpha, nowhere."""
+
+
+def parse_frame_buckets(text: str) -> tuple[int, ...]:
+    """Read "1, 33" as (1, 33): frame counts 4n+1, ascending; 1 (a picture) is always among them.
+
+    Raises:
+        UserError: an entry that is not a whole number of the form 4n+1.
+    """
+    buckets = {1}
+    for part in SEPARATORS.split(text):
+        if not part.strip():
+            continue
+        try:
+            frames = int(part)
+        except ValueError:
+            raise UserError(f"frame_buckets has {part.strip()!r}; write whole numbers such as 1, 33.") from None
+        if frames < 1 or frames % 4 != 1:
+            nearest = max(1, round((frames - 1) / 4) * 4 + 1)
+            raise UserError(f"frame_buckets has {frames}; Wan takes 4n+1 frames, the nearest is {nearest}.")
+        buckets.add(frames)
+    return tuple(sorted(buckets))
+
+
+def parse_resolutions(text: str) -> tuple[int, ...]:
+    """Read "256, 768" as (256, 768); "" gives none.
+
+    Raises:
+        UserError: an entry that is not a whole number.
+    """
+    parts = [part.strip() for part in SEPARATORS.split(text) if part.strip()]
+    for part in parts:
+        if not part.isdecimal():
+            raise UserError(f"more_resolutions has {part!r}; write whole numbers such as 256, 768, or nothing.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """Which files are trained on, and how they are cut."""
+
+    folder: str
+    """Absolute path of the folder with the pictures, the clips and their captions."""
+    trigger_word: str = ""
+    """Put in front of each caption that does not hold it; "" for none."""
+    resolution: int = 512
+    """Pixels; a bucket has about resolution x resolution pixels whatever its aspect ratio."""
+    more_resolutions: tuple[int, ...] = ()
+    """Each file is trained on at these as well, where it is large enough."""
+    frame_buckets: tuple[int, ...] = (1,)
+    """Frame counts of clips; 1 is a picture."""
+    num_repeats: int = 10
+    """How often each file is seen in an epoch, at each resolution; a subfolder called `5_name` has its own 5."""
+    validation_items: int = 0
+    """Files kept out of training, chosen by their content."""
+    upscale: bool = False
+    """Enlarge pictures and clips that are smaller than their bucket instead of leaving them out."""
+    extraction: str = "start"
+    """One of EXTRACTION_MODES."""
+    prepend_trigger: bool = True
+    """Put the trigger word in front of captions that lack it; `[trigger]` in a caption is always replaced."""
+    caption_fallback: str = "trigger word"
+    """One of CAPTION_FALLBACKS."""
+    caption_dropout: float = 0.0
+    """Share of the visits, 0..1, in which the caption is left empty (classifier-free guidance, arXiv:2207.12598)."""
+    shuffle_tags: bool = False
+    """Take captions of comma-separated tags in several orders in turn; the trigger word stays in front."""
+    masks: str = "folder"
+    """One of MASK_SOURCES."""
+    alpha_color: str = "white"
+    """What lies under transparent pictures: a name or #rrggbb."""
+
+    def __post_init__(self) -> None:
+        for resolution in (self.resolution, *self.more_resolutions):
+            if resolution < SIDE_MULTIPLE or resolution > MAX_RESOLUTION:
+                raise UserError(f"resolution is {resolution}; choose {SIDE_MULTIPLE} to {MAX_RESOLUTION}, "
+                                "for example 512.")
+        if self.num_repeats < 1:
+            raise UserError(f"num_repeats is {self.num_repeats}; choose 1 or more.")
+        if self.validation_items < 0:
+            raise UserError(f"validation_items is {self.validation_items}; choose 0 or more.")
+        if not 0 <= self.caption_dropout <= 1:  # also false for NaN
+            raise UserError(f"caption_dropout is {self.caption_dropout}; choose 0 to 1, for example 0.1.")
+        for name, choices in (("extraction", EXTRACTION_MODES), ("caption_fallback", CAPTION_FALLBACKS),
+                              ("masks", MASK_SOURCES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        try:
+            ImageColor.getrgb(self.alpha_color)
+        except ValueError:
+            raise UserError(f"alpha_color is {self.alpha_color!r}; write a name such as white, or #rrggbb.") from None
+
+    @property
+    def background(self) -> str:
+        """alpha_color as #rrggbb."""
+        return "#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(self.alpha_color))
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """All of them, ascending."""
+        return tuple(sorted({self.resolution, *self.more_resolutions}))

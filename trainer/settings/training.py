@@ -1,0 +1,239 @@
+"""How it is trained: frozen records, checked once, written to a run's config.json."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+
+from ..base.errors import UserError
+
+MAX_RANK = 1024
+
+ADAPTERS = ("lora", "rslora", "lokr", "loha")
+"""What is put beside a Linear; adapters.py gives the formulas and their sources."""
+
+TIMESTEPS = ("logit_normal", "uniform", "mode", "beta")
+"""How noise levels are drawn; objective.py gives the formulas and their sources."""
+
+WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")
+"""How the loss of a noise level counts; objective.py gives the formulas and their sources."""
+
+LOSSES = ("mse", "huber")
+
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "came", "schedule_free")
+
+SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+def _check_choice(record: object, **choices: tuple[str, ...]) -> None:
+    for name, allowed in choices.items():
+        value = getattr(record, name)
+        if value not in allowed:
+            raise UserError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+
+
+def _check_least(record: object, **least: float) -> None:
+    for name, bound in least.items():
+        value = getattr(record, name)
+        if not (math.isfinite(value) and value >= bound):
+            raise UserError(f"{name} is {value}; choose {bound} or more.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """What is trained: small matrices beside chosen Linears of the blocks, and which Linears these are."""
+
+    rank: int = 32
+    """Inner dimension of B @ A; of LoHa's two products; of LoKr's second factor."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank; by alpha / sqrt(rank) in rsLoRA; not at all in LoKr's full form."""
+    kind: str = "lora"
+    """One of ADAPTERS; adapters.py gives the formulas and their sources."""
+    dropout: float = 0.0
+    """In training only. Share of the inputs that LoRA leaves out, drawn for each token; of the outputs of LoKr and
+    LoHa, drawn for the whole batch."""
+    targets: str = "all"
+    """all: the ten Linears of each block; attention: eight of them, without ffn.0 and ffn.2; anything else is a regular
+    expression that must be found in a module's name, such as `blocks.3.self_attn.q`."""
+    first_block: int = 0
+    """Blocks before this one, counted from 0, are left as they are."""
+    last_block: int = -1
+    """Blocks after this one are left as they are; -1 = none."""
+    lokr_factor: int = 16
+    """Width of LoKr's first factor: 4 is a large adapter, 16 a small one; -1 = the width nearest to a square. From a
+    rank of half the second factor's width on, that one is trained as a whole (LyCORIS' full form)."""
+    start: str = ""
+    """Digest of the LoRA that is continued (lora_file.continued); empty = a new one."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MAX_RANK:
+            raise UserError(f"rank is {self.rank}; choose 1 to {MAX_RANK}, for example 32.")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"alpha is {self.alpha}; choose a positive number, for example the rank.")
+        _check_choice(self, kind=ADAPTERS)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; choose 0 or more, below 1, for example 0.05.")
+        if self.lokr_factor != -1 and not 2 <= self.lokr_factor <= MAX_RANK:
+            raise UserError(f"lokr_factor is {self.lokr_factor}; choose 2 to {MAX_RANK}, or -1.")
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        if not self.targets.strip():
+            raise UserError("targets is empty; choose all, attention, or a regular expression such as self_attn|ffn.")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise UserError(f"targets is {self.targets!r}, which is no regular expression ({error}); choose all, "
+                            "attention, or one such as self_attn|ffn.") from None
+        _check_least(self, first_block=0, last_block=-1)
+        if self.last_block != -1 and self.last_block < self.first_block:
+            raise UserError(f"The blocks are {self.first_block} to {self.last_block}; choose last_block at or after "
+                            "first_block, or -1 for all that follow.")
+
+    @property
+    def file_alpha(self) -> float:
+        """The alpha of a file: every reader divides it by the rank, rsLoRA means its square root."""
+        return self.alpha * math.sqrt(self.rank) if self.kind == "rslora" else self.alpha
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """Which noise levels t in 0..1 are trained on, and how their errors count."""
+
+    timesteps: str = "logit_normal"
+    """One of TIMESTEPS."""
+    logit_mean: float = 0.0
+    """Of logit_normal; above 0 means more noise."""
+    logit_std: float = 1.0
+    """Of logit_normal."""
+    mode_scale: float = 1.29
+    """Of mode."""
+    beta_a: float = 1.0
+    """Of beta; larger means more noise."""
+    beta_b: float = 1.0
+    """Of beta; larger means less noise."""
+    shift: float = 1.0
+    """t becomes shift t / (1 + (shift - 1) t); 1 = none."""
+    resolution_shift: bool = False
+    """Shift further by the number of tokens: larger pictures need more noise to be destroyed."""
+    min_t: float = 0.0
+    """No noise level below this is trained on."""
+    max_t: float = 1.0
+    """None above this."""
+    stratified: bool = False
+    """Spread the noise levels of a step evenly over the distribution."""
+    weighting: str = "none"
+    """One of WEIGHTINGS."""
+    loss: str = "mse"
+    """One of LOSSES."""
+    huber_delta: float = 1.0
+    """Errors above this count linearly."""
+    noise_offset: float = 0.0
+    """Share of noise that is the same in a whole channel; 0 = none."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES)
+        _check_least(self, logit_mean=-10, logit_std=0.01, beta_a=0.05, beta_b=0.05, shift=0.01, huber_delta=1e-6,
+                     noise_offset=0)
+        if not -1 <= self.mode_scale <= 1.75:  # beyond, t is no longer monotonous in u (arXiv:2403.03206, section 3.1)
+            raise UserError(f"mode_scale is {self.mode_scale}; choose -1 to 1.75, for example 1.29.")
+        if not 0 <= self.min_t < self.max_t <= 1:
+            raise UserError(f"The noise window is {self.min_t} to {self.max_t}; choose 0 <= min_t < max_t <= 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How a gradient becomes a step."""
+
+    name: str = "adamw"
+    """One of OPTIMIZERS."""
+    beta1: float = 0.9
+    beta2: float = 0.99
+    """As diffusion-pipe and the article's recipe have them."""
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    schedule: str = "constant"
+    """One of SCHEDULES: of the learning rate, after warm-up."""
+    warmup_steps: int = 10
+    """The rate rises linearly over so many steps; 0 = none."""
+    cycles: int = 1
+    """Of cosine_with_restarts."""
+    power: float = 1.0
+    """Of polynomial."""
+    accumulation: int = 1
+    """Batches whose gradients make one step."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm when it is longer; 0 = never."""
+    ema_decay: float = 0.0
+    """Of a moving average of the adapter; 0 = none."""
+    use_average: bool = True
+    """Use, save and measure the average where there is one; False: what is trained, and the average is only kept."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, name=OPTIMIZERS, schedule=SCHEDULES)
+        _check_least(self, eps=0, weight_decay=0, warmup_steps=0, cycles=1, power=0, accumulation=1, max_grad_norm=0)
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; choose 0 or more, below 1.")
+        if self.name == "schedule_free" and not self.beta1:
+            raise UserError("beta1 is 0, which schedule_free divides by; choose more than 0, for example 0.9.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepConfig:
+    """What is written while a run goes on; changes nothing of what is learned."""
+
+    every_steps: int = 0
+    """Save a checkpoint after so many steps; 0 = not by steps."""
+    every_epochs: int = 0
+    """And after so many epochs; 0 = not by epochs: an epoch may be a few steps, and a checkpoint hundreds of MB."""
+    every_minutes: float = 10.0
+    """And after so many minutes; 0 = not by time."""
+    keep_last: int = 3
+    """So many checkpoints stay, and the best; older ones are deleted."""
+    evaluate_steps: int = 0
+    """Measure on the held-out files after so many steps; 0 = not by steps."""
+    evaluate_epochs: int = 1
+    """And after so many epochs; 0 = not by epochs."""
+    early_stop: int = 0
+    """End after so many measurements without a better one; 0 = never."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, every_steps=0, every_epochs=0, every_minutes=0, keep_last=1, evaluate_steps=0,
+                     evaluate_epochs=0, early_stop=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How long and how it is trained. Steps are optimizer steps."""
+
+    epochs: int = 20
+    """Passes over all samples x repeats."""
+    max_steps: int = 0
+    """Stop after so many steps; 0 = all epochs."""
+    batch_size: int = 1
+    """Samples of one bucket per batch; the last batch of a bucket may be shorter."""
+    learning_rate: float = 1e-4
+    gradient_checkpointing: bool = True
+    """Compute each block's forward again in backward: far less memory, about a third more time."""
+    seed: int = 0
+    """Of the adapter's start, the order of samples, the noise and the timesteps."""
+    lora: LoraConfig = LoraConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    keep: KeepConfig = KeepConfig()
+
+    def __post_init__(self) -> None:
+        _check_least(self, epochs=1, max_steps=0, batch_size=1, seed=0)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UserError(f"learning_rate is {self.learning_rate}; choose a positive number, for example 1e-4.")
+
+    def to_dict(self) -> dict:
+        """Plain data for config.json."""
+        return asdict(self)
+
+    def identity(self) -> dict:
+        """What of it changes the trajectory of a run; its length and what is written on the way do not."""
+        passing = {"epochs", "max_steps", "gradient_checkpointing", "keep"}
+        return {name: value for name, value in asdict(self).items() if name not in passing}

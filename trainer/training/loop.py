@@ -1,0 +1,298 @@
+"""The training loop: `train_step` is one optimizer step, `run` a generator of events.
+
+Whoever drives `run` watches with `for`, ends it after the present step by setting `stop`, and breaks it off with
+`close()`; there are no callbacks, and no threads but the one that reads batches ahead. The generator never holds a
+context across a `yield`: inference mode belongs to the caller.
+
+What happens in a step is a function of (seed, step) and of what was learned before: noise and noise levels come from a
+generator of the step's own, the data position is two integers. So a run that goes on from a checkpoint is bit for bit
+the run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+
+from ..base.errors import UserError
+from ..encoded.batches import Batch, BucketSampler, LookAhead
+from ..encoded.cache import CachedDataset
+from ..model.adapters import Adapter
+from ..model.backend import Denoiser
+from ..runs.events import Event, Finished, Saved, Started, StepDone
+from ..runs.folder import Checkpoint, RunFolder
+from ..runs.tensorboard import Scalars
+from ..settings.training import TrainConfig
+from . import evaluate, objective, optim
+
+MAX_SKIPPED = 10
+"""Steps in a row without a finite loss and gradient that end a run."""
+
+_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""The same class under its newer and its older name."""
+
+
+class Trainer:
+    """One run. `step` counts optimizer steps done; `losses` holds the finite loss of each."""
+
+    def __init__(
+        self, config: TrainConfig, denoiser: Denoiser, adapter: Adapter, dataset: CachedDataset, folder: RunFolder
+    ) -> None:
+        self.config = config
+        self.denoiser = denoiser
+        self.adapter = adapter
+        self.dataset = dataset
+        self.folder = folder
+        self.sampler = BucketSampler(dataset.clips, config.batch_size, config.seed)
+        self.batches = LookAhead(self.sampler)
+        self.steps_per_epoch = math.ceil(self.sampler.steps_per_epoch / config.optimizer.accumulation)
+        self.total_steps = total_steps(config, self.steps_per_epoch)
+        self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
+        self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
+        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
+        self.rate_of_step = optim.rate_of_step(config.optimizer, self.total_steps)
+        # fp16 gradients of a mean over a whole latent vanish without it; bf16 and fp32 need none
+        self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
+        self.stop = False
+        self.step = self.skipped = self.skipped_in_a_row = 0
+        self.losses: list[float] = []
+        self._position = (0, 0)
+        self._is_whole = True  # between two steps, or before anything of a step was changed
+        self._saved_step, self._saved_time = 0, time.monotonic()
+        self._logged: dict[str, int] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self._reason() != ""
+
+    def run(self) -> Iterator[Event]:
+        """Train to the end. However it ends, the state after the last finished step is in the run folder."""
+        start = time.perf_counter()
+        restored = self._restore()
+        self.scalars = Scalars(self.folder.path, self.step)
+        try:
+            yield self._record(restored)
+            if self._logged.get("Evaluated", -1) < self.step and self._is_evaluation_due():
+                yield self._record(self.judge.measure(self.step))  # the start; or Cancel came in between
+            while not self.is_done and not self.stop:
+                yield self._record(self.train_step())
+                yield from self._once_in_a_while()
+        except _OUT_OF_MEMORY as error:
+            raise UserError(f"Out of memory at step {self.step + 1} of {self.total_steps}; lower batch_size, "
+                            "resolution, frame_buckets or rank, or switch gradient_checkpointing on. What was learned "
+                            f"is saved. ({str(error).splitlines()[0]})") from None
+        finally:
+            # also on Cancel, which is a BaseException in newer versions of ComfyUI
+            self.batches.close()
+            self.scalars.close()
+            if self._is_whole and self.step > self._saved_step:
+                self._save()
+        seconds = time.perf_counter() - start
+        yield self._record(Finished(self.step, seconds, self._reason() or "stopped", self.skipped))
+
+    def train_step(self) -> StepDone:
+        """Draw, noise, predict, loss, backward for each batch; then clip and step once.
+
+        Raises:
+            UserError: the loss or the gradient was not finite for ten steps in a row.
+        """
+        start = time.perf_counter()
+        position, batches = self._next_batches()
+        sizes = [len(batch.names) for batch in batches]
+        generator = objective.generator(self.config.seed, self.step)
+        uniform = objective.sample_uniform(self.config.objective, sum(sizes), generator).split(sizes)
+        timesteps, losses = [], []
+        for batch, u_B in zip(batches, uniform, strict=True):
+            dropout = objective.generator("dropout", self.config.seed, self.step, len(losses)).initial_seed()
+            with self.adapter.dropout_from(dropout):
+                t_B, loss_B = self._backward(batch, u_B, sum(sizes), generator)
+            timesteps += t_B.tolist()
+            losses += loss_B.tolist()
+
+        learning_rate = self.config.learning_rate * self.rate_of_step(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        grad_norm = self._clip() if all(map(math.isfinite, losses)) else math.nan
+        self._is_whole = False
+        is_skipped = not self._update(grad_norm)
+        self.step += 1
+        self._position = position
+        self._is_whole = True
+        loss = sum(losses) / len(losses)
+        self._count(is_skipped, loss, [name for batch in batches for name in batch.names])
+        seconds = time.perf_counter() - start
+        return StepDone(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=(self.step - 1) // self.steps_per_epoch + 1,
+            loss=loss,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            timesteps=tuple(round(t, 4) for t in timesteps),
+            losses=tuple(losses),
+            is_skipped=is_skipped,
+            seconds=seconds,
+            samples_per_second=len(losses) / seconds,
+        )
+
+    def _next_batches(self) -> tuple[tuple[int, int], list[Batch]]:
+        """The batches of a step, all of one epoch, and the data position after them."""
+        batches = [self.batches.next()]
+        while len(batches) < self.config.optimizer.accumulation and self.sampler.cursor < self.sampler.steps_per_epoch:
+            batches.append(self.batches.next())
+        return (self.sampler.epoch, self.sampler.cursor), batches
+
+    def _backward(
+        self, batch: Batch, u_B: torch.Tensor, num_samples: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """t_B and the unweighted loss_B of one batch, whose gradient is added to what is there."""
+        config, device = self.config.objective, self.denoiser.device
+        batch = batch.to(device)
+        latent_BCFHW = batch.latent_BCFHW
+        t_B = objective.timesteps_of(config, u_B, num_tokens=latent_BCFHW[0, 0].numel() // 4)
+        noise_BCFHW = objective.sample_noise(latent_BCFHW, generator, config.noise_offset)
+        with self.denoiser.training():
+            loss_B = objective.denoising_loss(
+                self.denoiser, latent_BCFHW, batch.text_BLD, t_B.to(device), noise_BCFHW, batch.mask_B11HW, config
+            )
+            loss = (loss_B * objective.weight(config, t_B).to(device)).sum() / num_samples
+            self.scaler.scale(loss).backward()
+        return t_B, loss_B.detach().cpu()
+
+    def _clip(self) -> float:
+        """The gradient's norm before it is shortened to max_grad_norm."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.optimizer.max_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters, limit).item()
+
+    def _update(self, grad_norm: float) -> bool:
+        """One step of the optimizer; False if the loss or the gradient is not finite and nothing was changed."""
+        is_finite = math.isfinite(grad_norm)
+        if is_finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # leaves out by itself what overflowed, and lowers its scale
+            self.scaler.update()
+        if is_finite:
+            self.averages.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return is_finite
+
+    def _count(self, is_skipped: bool, loss: float, names: list[str]) -> None:
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        if not is_skipped:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        # an overflow in fp16 is lowered away, unless there is nothing left to lower
+        if not math.isfinite(loss) or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            raise UserError(
+                f"The loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, the last at step "
+                f"{self.step} ({', '.join(names)}, loss {loss}). The LoRA is as it was before them. Lower "
+                f"learning_rate (now {self.config.learning_rate:g}), or load the model in bf16 or fp32."
+            )
+
+    def _reason(self) -> str:
+        if self.step >= self.total_steps:
+            return "done"
+        return "early stop" if _is_over(self.config, self.judge.since_best) else ""
+
+    def _once_in_a_while(self) -> Iterator[Event]:
+        """What the cadences ask for after a step."""
+        keep = self.config.keep
+        if self._is_evaluation_due():
+            yield self._record(self.judge.measure(self.step))
+        minutes = (time.monotonic() - self._saved_time) / 60
+        is_time = keep.every_minutes and minutes >= keep.every_minutes
+        if self._is_due(keep.every_steps, keep.every_epochs) or is_time or self.judge.best_step == self.step:
+            yield self._record(self._save())
+
+    def _is_evaluation_due(self) -> bool:
+        keep = self.config.keep
+        if not self.dataset.held_out or not (keep.evaluate_steps or keep.evaluate_epochs):
+            return False
+        return self.step in (0, self.total_steps) or self._is_due(keep.evaluate_steps, keep.evaluate_epochs)
+
+    def _is_due(self, every_steps: int, every_epochs: int) -> bool:
+        period = every_epochs * self.steps_per_epoch
+        return bool((every_steps and self.step % every_steps == 0) or (period and self.step % period == 0))
+
+    def adapter_state(self) -> dict[str, torch.Tensor]:
+        """What is used of the adapter: the moving average where there is one."""
+        with self.averages.in_place():
+            return self.adapter.state_dict()
+
+    def _save(self) -> Saved:
+        start = time.perf_counter()
+        state = {
+            "step": self.step, "skipped": self.skipped, "position": self._position, "judge": self.judge.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "averages": self.averages.state_dict(), "parameters": self.adapter.state_dict(),
+        }
+        self.folder.save(self.step, self.adapter_state(), state)
+        self.folder.tidy(self.step, self.config.keep.keep_last, self.judge.best_step)
+        if self.judge.best_step:
+            self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
+        self._saved_step, self._saved_time = self.step, time.monotonic()
+        return Saved(self.step, time.perf_counter() - start)
+
+    def _restore(self) -> Started:
+        """Go on from the newest whole checkpoint that is not beyond the end of this run."""
+        checkpoint, faults = self.folder.newest(self.total_steps)
+        if checkpoint is not None:
+            self._load(checkpoint)
+        for line in self.folder.logged():
+            self._logged[line["event"]] = max(self._logged.get(line["event"], -1), line["step"])
+        self.losses = self.folder.losses(self.step)
+        return Started(
+            step=self.step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            num_modules=self.adapter.num_modules,
+            num_parameters=sum(parameter.numel() for parameter in self.adapter.parameters),
+            passed_over=tuple(faults),
+        )
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.judge.load_state_dict(state["judge"])
+        self.adapter.load_state_dict(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.averages.load_state_dict(state["averages"])
+        self._position = self.sampler.epoch, self.sampler.cursor = state["position"]
+        self._saved_step = self.step
+
+    def _record(self, event: Event) -> Event:
+        """Into the log, once: steps that are done again after an interruption are there already."""
+        step = self._logged.get(type(event).__name__, -1)
+        if isinstance(event, (Started, Finished)) or event.step > step:
+            self.folder.log(event)
+            self.scalars.add(event)
+        return event
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole run."""
+    steps = config.epochs * steps_per_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def finished(config: TrainConfig, dataset: CachedDataset, folder: RunFolder) -> Checkpoint | None:
+    """The end of this run if it was reached before: what was learned, without a model or a step."""
+    batches = BucketSampler(dataset.clips, config.batch_size, config.seed).steps_per_epoch
+    total = total_steps(config, math.ceil(batches / config.optimizer.accumulation))
+    checkpoint, _ = folder.newest(total)
+    if checkpoint and (checkpoint.step == total or _is_over(config, checkpoint.state["judge"]["since_best"])):
+        return checkpoint
+    return None
+
+
+def _is_over(config: TrainConfig, since_best: int) -> bool:
+    return bool(config.keep.early_stop) and since_best >= config.keep.early_stop

@@ -1,0 +1,197 @@
+"""Flow matching as Wan2.1 was trained: pure functions; training and evaluation call the same loss.
+
+Rectified flow (Liu et al., arXiv:2209.03003) with logit-normal timesteps (Esser et al.,
+arXiv:2403.03206, section 3.1), which the Wan report (arXiv:2503.20314) uses too.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+
+from ..base.errors import content_hash
+from ..model.backend import Denoiser
+from ..settings.training import ObjectiveConfig
+
+PLAIN = ObjectiveConfig()
+"""The article's recipe."""
+
+_EDGE = 2.0**-24
+"""The nearest that a noise level comes to 0 and to 1: fp32 has 1 minus it, and nothing between it and 1."""
+
+_TABLE = 1 << 14
+"""Points of the table that the beta distribution is inverted with."""
+
+
+def generator(*key: object) -> torch.Generator:
+    """Random numbers that are a function of the key alone, on the CPU so that every device sees the same."""
+    return torch.Generator().manual_seed(int(content_hash(*key)[:15], 16))
+
+
+def sample_timesteps(
+    config: ObjectiveConfig, batch_size: int, generator: torch.Generator, num_tokens: int = 0
+) -> torch.Tensor:
+    """t_B in (0, 1), fp32 on the CPU.
+
+    Every distribution is the image of u, uniform in (0, 1), under its quantile function; so a noise window is a
+    window of u, and the noise levels of a step can be spread evenly (one u in each of batch_size equal parts).
+
+    Args:
+        num_tokens: of the bucket, for `resolution_shift`.
+    """
+    return timesteps_of(config, sample_uniform(config, batch_size, generator), num_tokens)
+
+
+def sample_uniform(config: ObjectiveConfig, count: int, generator: torch.Generator) -> torch.Tensor:
+    """u, fp64 in 0..1: as many independent draws, or one in each of so many equal parts, in any order."""
+    u = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (torch.randperm(count, generator=generator) + u) / count if config.stratified else u
+
+
+def timesteps_of(config: ObjectiveConfig, u_B: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
+    """t_B of u_B, fp32."""
+    low, high = (_inverse(config, num_tokens, t) for t in (config.min_t, config.max_t))
+    t_B = quantile(config, low + (high - low) * u_B, num_tokens).float()
+    # u is too coarse for a window that the distribution hardly reaches; and 0 and 1 are no noise levels
+    return t_B.clamp(max(config.min_t, _EDGE), min(config.max_t, 1 - _EDGE))
+
+
+def quantile(config: ObjectiveConfig, u: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
+    """The noise level below which a share u (fp64, in 0..1) of the draws lies, without the noise window.
+
+    logit_normal: sigmoid(mean + std z), z standard normal (arXiv:2403.03206, equation 19).
+    mode: f(u) = 1 - u - s (cos(pi u / 2)^2 - 1 + u) (the same, equation 20), mirrored to rise with u.
+    beta: Beta(a, b). uniform: u itself.
+    """
+    if config.timesteps == "logit_normal":
+        t = torch.sigmoid(config.logit_mean + config.logit_std * torch.special.ndtri(u))
+    elif config.timesteps == "mode":
+        falling = 1 - u  # f falls with its argument
+        t = 1 - falling - config.mode_scale * (torch.cos(math.pi / 2 * falling).square() - 1 + falling)
+    elif config.timesteps == "beta":
+        t = torch.from_numpy(np.interp(u.numpy(), *_beta_table(config.beta_a, config.beta_b)))
+    else:
+        t = u
+    shift = config.shift * (_resolution_shift(num_tokens) if config.resolution_shift else 1.0)
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_noise(
+    latent_BCFHW: torch.Tensor, generator: torch.Generator, offset: float = 0.0
+) -> torch.Tensor:
+    """Standard normal noise of the latent's shape, drawn on the CPU so that every device sees the same.
+
+    Args:
+        offset: adds so much of a normal number per sample and channel (crosslabs.org/blog/diffusion-with-offset-noise).
+    """
+    noise = torch.randn(latent_BCFHW.shape, generator=generator)
+    if offset:
+        noise = noise + offset * torch.randn((*latent_BCFHW.shape[:2], 1, 1, 1), generator=generator)
+    return noise.to(latent_BCFHW.device)
+
+
+def interpolate(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    """x_t = (1 - t) x0 + t noise."""
+    t_B1111 = t_B.view(-1, 1, 1, 1, 1)
+    return (1 - t_B1111) * latent_BCFHW + t_B1111 * noise_BCFHW
+
+
+def weight(config: ObjectiveConfig, t_B: torch.Tensor) -> torch.Tensor:
+    """How the loss of each noise level counts.
+
+    none: 1. sigma_sqrt: 1 / t^2 and cosmap: 2 / (pi (1 - 2t + 2t^2)) (arXiv:2403.03206, section 3.1 and appendix;
+    huggingface/diffusers training_utils.py, compute_loss_weighting_for_sd3).
+    bell: exp(-2 (t - 1/2)^2) less its value at the ends, mean 1 over uniform t (modelscope/DiffSynth-Studio,
+    diffsynth/schedulers/flow_match.py).
+    """
+    if config.weighting == "sigma_sqrt":
+        return t_B.clamp(min=1e-2) ** -2
+    if config.weighting == "cosmap":
+        return 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
+    if config.weighting == "bell":
+        end = math.exp(-0.5)
+        mean = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - end
+        return (torch.exp(-2 * (t_B - 0.5) ** 2) - end).clamp(min=0) / mean
+    return torch.ones_like(t_B)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    latent_BCFHW: torch.Tensor,
+    text_BLD: torch.Tensor,
+    t_B: torch.Tensor,
+    noise_BCFHW: torch.Tensor,
+    mask_B11HW: torch.Tensor | None = None,
+    config: ObjectiveConfig = PLAIN,
+) -> torch.Tensor:
+    """loss_B: error of the predicted velocity against noise - x0, in fp32, one unweighted value a sample.
+
+    mse: the mean of the squares. huber: the same for errors up to delta, 2 delta |e| - delta^2 above.
+    With a mask it is the weighted mean, so that the size of what is masked does not change the loss's scale.
+
+    Args:
+        latent_BCFHW: normalised latents, fp32, on the denoiser's device.
+        text_BLD: text embeddings, zeros after the end of each.
+        t_B: noise levels in 0..1, fp32.
+        noise_BCFHW: standard normal, fp32.
+        mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
+    """
+    x_BCFHW = interpolate(latent_BCFHW, noise_BCFHW, t_B)
+    velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, text_BLD)
+    target_BCFHW = noise_BCFHW - latent_BCFHW
+    if config.loss == "huber":
+        error_BCFHW = 2 * torch.nn.functional.huber_loss(
+            velocity_BCFHW, target_BCFHW, reduction="none", delta=config.huber_delta)
+    else:
+        error_BCFHW = (velocity_BCFHW - target_BCFHW).square()
+    if mask_B11HW is None:
+        return error_BCFHW.flatten(1).mean(1)
+    return (error_BCFHW * mask_B11HW).flatten(1).mean(1) / mask_B11HW.flatten(1).mean(1)
+
+
+def _resolution_shift(num_tokens: int) -> float:
+    """exp(mu), mu linear from 0.5 at 256 tokens to 1.15 at 4096 (black-forest-labs/flux, sampling.py).
+
+    It stays there for more: the line was drawn for pictures, and a clip's tokens would take it to any height.
+    """
+    return math.exp(0.5 + (1.15 - 0.5) * (min(num_tokens, 4096) - 256) / (4096 - 256))
+
+
+@cache
+def _inverse(config: ObjectiveConfig, num_tokens: int, t: float) -> float:
+    """The u whose quantile is t, by bisection; 0 and 1 stay."""
+    if t in (0.0, 1.0):
+        return t
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_below = quantile(config, torch.tensor([middle], dtype=torch.float64), num_tokens).item() < t
+        low, high = (middle, high) if is_below else (low, middle)
+    return (low + high) / 2
+
+
+@cache
+def _beta_table(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
+    """(u, t) of Beta(a, b): its density summed over points that lie denser towards 0 and 1.
+
+    Within a cell the power of the nearer end, which may go to infinity there, is integrated exactly and the other one
+    taken from the middle; in logarithms, since the density of a narrow one is below what fp64 has.
+    """
+    angle = np.linspace(0, np.pi / 2, _TABLE)
+    t, rest = np.sin(angle) ** 2, np.cos(angle) ** 2
+    rest[-1] = 0.0
+    with np.errstate(divide="ignore"):
+        rising = _log_power(t, a) + (b - 1) * np.log((rest[1:] + rest[:-1]) / 2)
+        falling = _log_power(rest[::-1], b)[::-1] + (a - 1) * np.log((t[1:] + t[:-1]) / 2)
+    logs = np.where(t[1:] < 0.5, rising, falling)
+    share = np.concatenate([[0.0], np.cumsum(np.exp(logs - logs.max()))])
+    return share / share[-1], t
+
+
+def _log_power(t: np.ndarray, a: float) -> np.ndarray:
+    """log of the integral of t^(a - 1) over each cell of ascending t."""
+    high, low = a * np.log(t[1:]), a * np.log(t[:-1])
+    return high + np.log(-np.expm1(low - high)) - math.log(a)

@@ -1,0 +1,133 @@
+"""The optimizers, the schedule of the learning rate, and the moving average of the adapter."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..base.errors import UserError
+from ..settings.training import OptimizerConfig
+
+
+def build_optimizer(
+    config: OptimizerConfig, learning_rate: float, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) from torch; the others from pytorch-optimizer, 8-bit AdamW from bitsandbytes.
+
+    Prodigy (arXiv:2306.06101) finds the rate by itself, times learning_rate (usually 1). Adafactor (arXiv:1804.04235)
+    runs with a fixed rate. Lion: arXiv:2302.06675. CAME: arXiv:2307.02047. Schedule-free AdamW: arXiv:2405.15682.
+
+    Raises:
+        UserError: the package that an optimizer needs is not installed.
+    """
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
+    if config.name == "adamw":
+        fused = parameters[0].device.type in ("cuda", "cpu")
+        return torch.optim.AdamW(
+            parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay, fused=fused)
+    if config.name == "adamw8bit":
+        _require("bitsandbytes", config.name)
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(
+            parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay)
+    _require("pytorch_optimizer", config.name)
+    import pytorch_optimizer as more
+
+    if config.name == "prodigy":
+        return more.Prodigy(parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay,
+                            bias_correction=True, safeguard_warmup=True)
+    if config.name == "adafactor":
+        return more.AdaFactor(parameters, lr=learning_rate, betas=(None, config.beta2), weight_decay=decay,
+                              scale_parameter=False, relative_step=False)
+    if config.name == "lion":
+        return more.Lion(parameters, lr=learning_rate, betas=betas, weight_decay=decay)
+    if config.name == "came":
+        return more.CAME(parameters, lr=learning_rate, betas=(*betas, 0.9999), weight_decay=decay)
+    return more.ScheduleFreeAdamW(parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay)
+
+
+def rate_of_step(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied with in each step, from 0: a function of the step alone.
+
+    Formulas: diffusers.optimization, read one step further in both directions, since there the first step of a rise
+    and the last of a fall have the rate 0 and are computed for nothing.
+    """
+    from diffusers.optimization import get_scheduler  # imports slowly, so only here
+
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    schedule = get_scheduler(
+        name, dummy, num_warmup_steps=config.warmup_steps + 1, num_training_steps=total_steps + 1,
+        num_cycles=config.cycles, power=config.power,
+    )
+    multiplier = schedule.lr_lambdas[0]
+    return lambda step: multiplier(step + 1)
+
+
+class Averages:
+    """What is saved and measured in place of the parameters that are trained: their moving average, or themselves.
+
+    The average is diffusers' EMAModel, whose decay rises as (1 + step) / (10 + step) to config.ema_decay; schedule-free
+    optimizers bring their own.
+    """
+
+    def __init__(
+        self, config: OptimizerConfig, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
+    ) -> None:
+        self._optimizer = optimizer
+        self._parameters = parameters
+        self._ema = None
+        if config.ema_decay:
+            from diffusers.training_utils import EMAModel  # imports slowly
+
+            self._ema = EMAModel(parameters, decay=config.ema_decay)
+        has_average = self._ema is not None or hasattr(optimizer, "eval")  # schedule-free ones have it
+        self._is_used = config.use_average and has_average
+
+    def step(self) -> None:
+        """After each optimizer step."""
+        if self._ema is not None:
+            self._ema.step(self._parameters)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average stands where the trained parameters are; these are put back bit for bit."""
+        if not self._is_used:
+            yield
+            return
+        own = [parameter.detach().clone() for parameter in self._parameters]
+        if self._ema is not None:
+            self._ema.copy_to(self._parameters)
+        else:
+            self._optimizer.eval()
+        try:
+            yield
+        finally:
+            if self._ema is None:
+                self._optimizer.train()
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, own, strict=True):
+                    parameter.copy_(value)
+
+    def state_dict(self) -> dict:
+        """Of the moving average; empty without one."""
+        if self._ema is None:
+            return {}
+        return {"shadow": list(self._ema.shadow_params), "step": self._ema.optimization_step}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Put a `state_dict` back."""
+        if self._ema is not None:
+            for shadow, value in zip(self._ema.shadow_params, state["shadow"], strict=True):
+                shadow.copy_(value)
+            self._ema.optimization_step = state["step"]
+
+
+def _require(package: str, name: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"The optimizer {name} needs the package {package}; install it with `python -m pip install "
+                        f"{package.replace('_', '-')}`, or choose adamw.")
