@@ -47,7 +47,7 @@ class Case:
     @property
     def num_tokens(self) -> int:
         """Of one latent."""
-        return self.dataset.clips[0].bucket.num_tokens
+        return self.dataset.samples[0].bucket.num_tokens
 
     def config(self, checkpointing: bool, steps: int) -> TrainConfig:
         """The node's own settings, but for the number of steps."""
@@ -93,18 +93,18 @@ def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]
 def _random_dataset(folder: Path, size_FHW: tuple[int, int, int]) -> cache.CachedDataset:
     frames, rows, columns = size_FHW
     generator = torch.Generator().manual_seed(0)
-    clips = []
+    samples = []
     for index in range(ITEMS):
-        clip = cache.CachedClip(
+        sample = cache.CachedSample(
             name=f"{index}.png",
             bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * rows, width=8 * columns),
             repeats=1,
             latent_paths=(folder / f"latent_{index}.safetensors",),
             text_paths=(folder / f"text_{index}.safetensors",),
         )
-        store.write_tensor(clip.latent_paths[0], torch.randn(16, *size_FHW, generator=generator))
-        store.write_tensor(clip.text_paths[0], torch.randn(TEXT_TOKENS, 4096, generator=generator))
-        clips.append(clip)
+        store.write_tensor(sample.latent_paths[0], torch.randn(16, *size_FHW, generator=generator))
+        store.write_tensor(sample.text_paths[0], torch.randn(TEXT_TOKENS, 4096, generator=generator))
+        samples.append(sample)
     return cache.CachedDataset(
-        clips=tuple(clips), held_out=(), digest="random", trigger_word="", captions=("",) * ITEMS
+        samples=tuple(samples), held_out=(), digest="random", trigger_word="", captions=("",) * ITEMS
     )

@@ -133,7 +133,7 @@ def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple)
     store = Store(folder)
     latent, text = torch.randn(latent_shape), torch.randn(text_shape).bfloat16()
     with store.filling():
-        for cached in cache.locate(pretended(count).clips, store, PLAYED, PLAYED):
+        for cached in cache.locate(pretended(count).samples, store, PLAYED, PLAYED):
             store.write(cached.latent_paths[0], latent)
             store.write(cached.text_paths[0], text)
     return folder
@@ -141,15 +141,16 @@ def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple)
 
 def pretended(count: int):
     """A manifest of pictures that are not there."""
-    from wantune.trainer.data import buckets, folder, manifest
+    from wantune.trainer.base import files
+    from wantune.trainer.data import buckets, manifest
     from wantune.trainer.settings import data as config
 
     shapes = ((512, 512), (416, 640), (640, 416))
-    clips = [manifest.Clip(path=Path(f"{index}.jpg"), name=f"{index}.jpg", width=1024, height=1024, trigger_word="",
+    samples = [manifest.Sample(path=Path(f"{index}.jpg"), name=f"{index}.jpg", width=1024, height=1024, trigger_word="",
                            captions=(f"{' '.join(WORDS)}, picture {index}",), digest=f"{index:064}", repeats=1,
-                           stamp=folder.Stamp(0, 0, 0), bucket=buckets.Bucket(1, *shapes[index % 3]))
+                           stamp=files.Stamp(0, 0, 0), bucket=buckets.Bucket(1, *shapes[index % 3]))
              for index in range(count)]
-    return manifest.Manifest((config.DatasetConfig(folder="."),), tuple(clips), (), (), ())
+    return manifest.Manifest((config.DatasetConfig(folder="."),), tuple(samples), (), (), ())
 
 
 def scanned(folder: Path, resolution: int, frames: int = 1):
@@ -167,7 +168,7 @@ def scan(folder: Path, _items: int = 0, resolution: int = 256) -> dict:
 
     cpu = time.process_time()
     (manifest, seconds), peak = peak_of(lambda: timed(lambda: scanned(folder, resolution)))
-    cpu, count = time.process_time() - cpu, len(manifest.clips)
+    cpu, count = time.process_time() - cpu, len(manifest.samples)
     page, json_seconds = timed(lambda: json.dumps(report.to_json(manifest)))
     return {"files": count, "scan, s": seconds, "of processor time, s": round(cpu, 2),
             "ms a picture": round(1000 * seconds / count, 2), "peak over start, MiB": peak,
@@ -187,11 +188,11 @@ def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
     from wantune.trainer.encoded.batches import BucketSampler, LookAhead
 
     def both() -> tuple[float, float]:
-        clips = opened(folder, items).clips
-        sampler = BucketSampler([replace(clip, repeats=10) for clip in clips], 1, 0)
+        samples = opened(folder, items).samples
+        sampler = BucketSampler([replace(sample, repeats=10) for sample in samples], 1, 0)
         steps = epochs * sampler.steps_per_epoch
         _, seconds = timed(lambda: [sampler.next() and None for _ in range(steps)])
-        ahead = LookAhead(BucketSampler(clips, 1, 0))
+        ahead = LookAhead(BucketSampler(samples, 1, 0))
         _, read_seconds = timed(lambda: [ahead.next() and None for _ in range(epochs * items)])
         ahead.close()
         return steps / seconds, epochs * items / read_seconds
@@ -217,6 +218,7 @@ def fill(folder: Path, vae_dim: int, pictures: int, num_clips: int, frames: int,
 
 def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
     from wantune.tests.support import tools
+    from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
 
     spent = []
@@ -224,12 +226,12 @@ def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
         start = time.perf_counter()
         both = [Inside(encoder) for encoder in encoders()]
         named = time.perf_counter() - start
-        tools.drained(fill(manifest, Store(folder / f".cache-{turn}"), *both))
+        tools.drained(filling.fill(manifest, Store(folder / f".cache-{turn}"), *both))
         spent.append((time.perf_counter() - start, *(encoder.seconds for encoder in both), named))
     spent = spent[turns > 1:]
     ratios = [round(total / (latents + texts), 3) for total, latents, texts, _ in spent]
     total, latents, texts, named = (round(statistics.median(column), 3) for column in zip(*spent, strict=True))
-    return {"fill / inside encoders": statistics.median(ratios), "of each turn": ratios, "files": len(manifest.clips),
+    return {"fill / inside encoders": statistics.median(ratios), "of each turn": ratios, "files": len(manifest.samples),
             "fill, s": total, "inside the VAE, s": latents, "inside the text encoder, s": texts,
             "naming both encoders, s": named}
 
@@ -274,9 +276,10 @@ def peak_of(work: Callable) -> tuple:
 def opened(folder: Path, items: int):
     """The CachedDataset of a cache that has everything."""
     from wantune.tests.support import tools
+    from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
 
-    return tools.drained(fill(pretended(items), Store(folder), played(), played()))[1]
+    return tools.drained(filling.fill(pretended(items), Store(folder), played(), played()))[1]
 
 
 def timed(work: Callable) -> tuple:

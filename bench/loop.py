@@ -37,12 +37,12 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
     from wantune.tests.support import tools
     from wantune.trainer.model.adapters import Adapter
     from wantune.trainer.runs.folder import RunFolder
-    from wantune.trainer.settings.training import KeepConfig, TrainConfig
+    from wantune.trainer.settings.training import TrainConfig, ValidationConfig
     from wantune.trainer.training.loop import Trainer
 
     case = Case(folder, None, (3, 8, 8))
-    keep = KeepConfig(every_steps=EVERY)
-    config = TrainConfig(epochs=steps, max_steps=steps, gradient_checkpointing=False, keep=keep)
+    validation = ValidationConfig(every_steps=EVERY)
+    config = TrainConfig(epochs=steps, max_steps=steps, gradient_checkpointing=False, validation=validation)
     denoiser = ComfyDenoiser(tools.load_dit(case.path))
     linears = denoiser.linears()
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)

@@ -32,7 +32,7 @@ class Bare:
     """
 
     def __init__(
-        self, path: Path, clip: cache.CachedClip, rank: int, checkpointing: bool, folded: bool
+        self, path: Path, sample: cache.CachedSample, rank: int, checkpointing: bool, folded: bool
     ) -> None:
         model = comfy.sd.load_diffusion_model(str(path))
         self.network = model.model.diffusion_model.requires_grad_(False).to(model.load_device)
@@ -44,12 +44,12 @@ class Bare:
             for block in self.network.blocks:
                 block.forward = _checkpointed(block.forward)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._prepare(clip, model.load_device, model.model.get_dtype(), folded)
+        self._prepare(sample, model.load_device, model.model.get_dtype(), folded)
 
     def _prepare(
-        self, clip: cache.CachedClip, device: torch.device, dtype: torch.dtype, folded: bool
+        self, sample: cache.CachedSample, device: torch.device, dtype: torch.dtype, folded: bool
     ) -> None:
-        batch = read_batch([clip.visit(0)])
+        batch = read_batch([sample.visit(0)])
         latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
         noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
         self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
@@ -108,7 +108,7 @@ def train_with_core(
     """
     from comfy_extras.nodes_train import TrainLoraNode
 
-    batches = [read_batch([clip.visit(0)]) for clip in dataset.clips]
+    batches = [read_batch([sample.visit(0)]) for sample in dataset.samples]
     chosen = {
         "model": model,
         "batch_size": 1,

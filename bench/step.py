@@ -53,11 +53,11 @@ def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
     from wantune.bench.peers import Bare
     from wantune.tests.support import tools
 
-    clip = case.dataset.clips[0]
+    sample = case.dataset.samples[0]
     with ExitStack() as stack:
         run = stack.enter_context(running(case, tools.load_dit(case.path), checkpointing, turns + 1))
-        bare = Bare(case.path, clip, RANK, checkpointing, folded=True)
-        padded = Bare(case.path, clip, RANK, checkpointing, folded=False)
+        bare = Bare(case.path, sample, RANK, checkpointing, folded=True)
+        padded = Bare(case.path, sample, RANK, checkpointing, folded=False)
         ours, same, usual = in_turns([run.step, bare.step, padded.step], turns)
     return {
         "ours / bare, same text rows": ratio(ours, same),

@@ -10,7 +10,7 @@ from .lora import ApplyLoRA, SaveLoRA
 from .page import routes
 from .previews import PreviewSettings
 from .run_lora import LoadRunLoRA
-from .settings import AdapterSettings, KeepSettings, ObjectiveSettings, OptimizerSettings
+from .settings import AdapterSettings, ObjectiveSettings, OptimizerSettings, ValidationSettings
 from .train import TrainWanLoRA
 
 
@@ -21,5 +21,5 @@ class WanTuneExtension(ComfyExtension):
         """In the order in which they are used."""
         routes.register()
         return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, AdapterSettings,
-                OptimizerSettings, ObjectiveSettings, KeepSettings, PreviewSettings, LoadRunLoRA, SaveLoRA, ApplyLoRA,
-                CompareVideos, CompareCheckpoints]
+                OptimizerSettings, ObjectiveSettings, ValidationSettings, PreviewSettings, LoadRunLoRA, SaveLoRA,
+                ApplyLoRA, CompareVideos, CompareCheckpoints]

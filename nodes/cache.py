@@ -6,7 +6,8 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..trainer.encoded import cache
+from ..trainer.encoded.cache import CachedDataset
+from ..trainer.encoded.fill import fill
 from ..trainer.encoded.store import Store
 from . import sockets
 from .backend import paths
@@ -45,7 +46,7 @@ class CacheLatents(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, vae, clip) -> io.NodeOutput:
         store = Store(paths.cache_folder())
-        progress = cache.fill(dataset, store, WanCodec(vae), CaptionEncoder(clip))
+        progress = fill(dataset, store, WanCodec(vae), CaptionEncoder(clip))
         cached = ProgressLine(cls.hidden, "encoding").follow(progress)
         for line in (*(rejection.reason for rejection in cached.left_out), *cached.notes):
             logger.warning("%s", line)
@@ -90,7 +91,7 @@ class PruneCache(io.ComfyNode):
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def _summary(cached: cache.CachedDataset, store: Store) -> str:
+def _summary(cached: CachedDataset, store: Store) -> str:
     lines = [f"{len(cached.clips)} samples are encoded, {len(cached.held_out)} held out",
              f"the cache holds {store.size()} in {store.folder}"]
     lines += [f"left out  {rejection.reason}" for rejection in cached.left_out]

@@ -12,10 +12,10 @@ from ..trainer.settings.training import (
     SCHEDULES,
     TIMESTEPS,
     WEIGHTINGS,
-    KeepConfig,
     LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ValidationConfig,
 )
 from . import sockets
 
@@ -162,10 +162,10 @@ class ObjectiveSettings(_Settings):
         )
 
 
-class KeepSettings(_Settings):
+class ValidationSettings(_Settings):
     """What is measured and written while a run goes on."""
 
-    RECORD = KeepConfig
+    RECORD = ValidationConfig
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -191,5 +191,5 @@ class KeepSettings(_Settings):
                 io.Int.Input("keep_last", default=3, min=1, max=10000, tooltip="So many checkpoints stay, and the "
                              "best."),
             ],
-            outputs=[sockets.Keep.Output(display_name="validation", tooltip="For Train Wan LoRA.")],
+            outputs=[sockets.Validation.Output(display_name="validation", tooltip="For Train Wan LoRA.")],
         )

@@ -21,7 +21,7 @@ from ..trainer.runs import checkpoints as run_lora
 from ..trainer.runs.events import Event, Started, StepDone
 from ..trainer.runs.folder import Checkpoint, RunFolder, check_name
 from ..trainer.settings.presets import CUSTOM, PRESETS
-from ..trainer.settings.training import KeepConfig, LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from ..trainer.training.loop import Trainer, finished
 from . import sockets
 from .backend import paths
@@ -70,7 +70,8 @@ class TrainWanLoRA(io.ComfyNode):
                 sockets.AdapterChoice.Input("adapter", optional=True, tooltip="From Adapter Settings."),
                 sockets.Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings."),
                 sockets.Objective.Input("objective", optional=True, tooltip="From Timestep and Loss Settings."),
-                sockets.Keep.Input("validation", optional=True, tooltip="From Validation and Checkpoint Settings."),
+                sockets.Validation.Input("validation", optional=True,
+                                         tooltip="From Validation and Checkpoint Settings."),
                 sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
             ],
             outputs=[
@@ -121,11 +122,11 @@ def _preset_input() -> io.Combo.Input:
 
 def _config(
     rank: int = 32, alpha: float = 32.0, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
-    objective: ObjectiveConfig | None = None, validation: KeepConfig | None = None, **inputs
+    objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None, **inputs
 ) -> TrainConfig:
     return TrainConfig(
         lora=LoraConfig(rank=rank, alpha=alpha, **(adapter or {})), optimizer=optimizer or OptimizerConfig(),
-        objective=objective or ObjectiveConfig(), keep=validation or KeepConfig(), **inputs,
+        objective=objective or ObjectiveConfig(), validation=validation or ValidationConfig(), **inputs,
     )
 
 
@@ -172,7 +173,7 @@ def _train(
         adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
         adapter.start_from(start)  # before the trainer, which copies the parameters into its average
         trainer = Trainer(config, denoiser, adapter, dataset, folder)
-        tokens = max(clip.bucket.num_tokens for clip in dataset.clips)
+        tokens = max(sample.bucket.num_tokens for sample in dataset.samples)
         memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
         previewer = Previewer(previews, denoiser, folder.path) if previews else None
         attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
@@ -204,7 +205,7 @@ def _preview(trainer: Trainer, previewer: Previewer, event: Event, live: Live) -
 
 
 def _check_data(denoiser: ComfyDenoiser, dataset: CachedDataset) -> None:
-    batch = read_batch([dataset.clips[0].visit(0)])
+    batch = read_batch([dataset.samples[0].visit(0)])
     num_channels, text_width = batch.latent_BCFHW.shape[1], batch.text_BLD.shape[2]
     if num_channels != denoiser.num_channels:
         raise UserError(f"The cached latents have {num_channels} channels, the model takes "

@@ -17,7 +17,7 @@ from ...trainer.data import caption_edit, folder, report, thumbnails
 from ...trainer.data import scan as scanning
 from ...trainer.data.captions import CaptionFiles
 from ...trainer.data.folder import Entry
-from ...trainer.data.manifest import Clip
+from ...trainer.data.manifest import Sample
 from ...trainer.data.notes import Notes
 from ...trainer.settings.data import DatasetConfig, parse_frame_buckets, parse_resolutions
 from ..backend import paths
@@ -43,7 +43,7 @@ DAY = 24 * 3600
 
 _PARSED = {"frame_buckets": parse_frame_buckets, "more_resolutions": parse_resolutions}
 
-_Thumbnail = tuple[Clip, int, bool]
+_Thumbnail = tuple[Sample, int, bool]
 
 _sheets: OrderedDict[str, dict[str, _Thumbnail]] = OrderedDict()
 """What can be asked for by key, by state; this and _scans are touched by the one slow thread alone."""
@@ -131,7 +131,7 @@ def _sheet(asked: Asked) -> dict:
         if isinstance(manifest, scanning.ScanProgress):
             _put(_scans, state, scan, MAX_SCANS)
             return {"progress": {"done": manifest.done, "total": manifest.total, "name": manifest.name}}
-        answer = report.to_json(manifest, lambda clip: _thumbnails(clip, found))
+        answer = report.to_json(manifest, lambda sample: _thumbnails(sample, found))
     except UserError as error:
         rejected, notes = getattr(error, "rejected", ()), getattr(error, "notes", ())
         answer = {"error": str(error), "folders": [config.folder], "trigger_word": config.trigger_word.strip(),
@@ -162,11 +162,11 @@ def _look(scan: Iterator) -> object:
             return progress
 
 
-def _thumbnails(clip: Clip, found: dict[str, _Thumbnail]) -> dict:
-    start = clip.starts[0]
-    kinds = {"thumbnail": False} if clip.source is None else {"thumbnail": False, "moving": True}
-    keys = {kind: thumbnails.key_of(clip, start, is_moving) for kind, is_moving in kinds.items()}
-    found.update({keys[kind]: (clip, start, is_moving) for kind, is_moving in kinds.items()})
+def _thumbnails(sample: Sample, found: dict[str, _Thumbnail]) -> dict:
+    start = sample.starts[0]
+    kinds = {"thumbnail": False} if sample.source is None else {"thumbnail": False, "moving": True}
+    keys = {kind: thumbnails.key_of(sample, start, is_moving) for kind, is_moving in kinds.items()}
+    found.update({keys[kind]: (sample, start, is_moving) for kind, is_moving in kinds.items()})
     return keys
 
 
@@ -195,13 +195,13 @@ def _thumbnail(asked: Asked) -> Bytes:
     known = next((sheet[key] for sheet in reversed(_sheets.values()) if key in sheet), None)
     if known is None:
         raise NotFound("This thumbnail is not known (any more); reload the sheet.")
-    clip, start, is_moving = known
+    sample, start, is_moving = known
     may_read = places.reader(asked.user)
-    files = [clip.path, *([clip.mask.path] if clip.mask else [])]
+    files = [sample.path, *([sample.mask.path] if sample.mask else [])]
     if not all(may_read(os.path.realpath(path)) for path in files):
         raise NotFound("This thumbnail is not known (any more); reload the sheet.")
     shelf = _shelf(paths.cache_folder() / "thumbs")
-    return Bytes(shelf.get(key, lambda: thumbnails.make(clip, start, is_moving)), "image/webp", DAY)
+    return Bytes(shelf.get(key, lambda: thumbnails.make(sample, start, is_moving)), "image/webp", DAY)
 
 
 def _save_caption(asked: Asked) -> dict:

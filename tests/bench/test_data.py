@@ -122,17 +122,17 @@ def test_growing_memory_is_seen(data):
 def test_a_full_cache_opens_without_encoding_or_reading_a_tensor(data, cached, monkeypatch):
     read, real = [], store._read
     monkeypatch.setattr(store, "_read", lambda path: read.append(path) or real(path))
-    assert len(data.opened(cached, ITEMS).clips) == ITEMS
+    assert len(data.opened(cached, ITEMS).samples) == ITEMS
     assert not read
     (cached / "index.json").rename(cached / "index.away")  # what is not known to be whole is read once
-    assert len(data.opened(cached, ITEMS).clips) == ITEMS
+    assert len(data.opened(cached, ITEMS).samples) == ITEMS
     assert len(read) == 2 * ITEMS
     data.opened(cached, ITEMS)
     assert len(read) == 2 * ITEMS
 
 
 def test_the_sampler_keeps_no_more_after_many_epochs(data):
-    clips = [replace(clip, repeats=10) for clip in cache.locate(data.pretended(ITEMS).clips, Store(Path()), "", "")]
+    clips = [replace(clip, repeats=10) for clip in cache.locate(data.pretended(ITEMS).samples, Store(Path()), "", "")]
     sampler = BucketSampler(clips, 50, seed=0)
 
     def kept_after(epochs: int) -> int:

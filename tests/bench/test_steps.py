@@ -46,7 +46,7 @@ def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     step, _ = scripts
     dit, size_FHW, _ = step.TOY["toy"]
     case = Case(tmp_path, dit, size_FHW)
-    clip = case.dataset.clips[0]
+    clip = case.dataset.samples[0]
     losses = [Bare(case.path, clip, 4, False, folded).loss().item() for folded in (False, True)]
     batch = read_batch([clip.visit(0)])
     latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD

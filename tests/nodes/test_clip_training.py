@@ -48,10 +48,10 @@ def comfyui_frames(path) -> torch.Tensor:
 def test_buckets_and_latents_of_clips_and_pictures(mixed):
     _, manifest, cached = mixed
     assert not manifest.rejected
-    shapes = {c.name: tuple(store.read_tensor(c.latent_paths[0]).shape) for c in cached.clips}
+    shapes = {c.name: tuple(store.read_tensor(c.latent_paths[0]).shape) for c in cached.samples}
     assert shapes["bikes.mp4"][:2] == shapes["bigbuckbunny.mp4"][:2] == (16, 5)
     assert shapes["numbers.mp4"] == (16, 2, 8, 8) and shapes["astronaut.png"] == (16, 1, 8, 8)
-    for clip in cached.clips:
+    for clip in cached.samples:
         bucket = clip.bucket
         assert shapes[clip.name] == (16, (bucket.frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
 
@@ -65,7 +65,7 @@ def test_latents_of_a_real_clip_are_what_vae_encode_gives(mixed, name):
     from wantune.trainer.data import pictures
 
     folder, manifest, cached = mixed
-    ((clip, stored),) = [(c, s) for c, s in zip(manifest.clips, cached.clips, strict=True) if s.name == name]
+    ((clip, stored),) = [(c, s) for c, s in zip(manifest.samples, cached.samples, strict=True) if s.name == name]
     images = comfyui_frames(folder / name)
     fps = {"carphone_pristine.mp4": 30000 / 1001}.get(name, 25)
     indices = [math.floor(k / 16 * fps + 1e-6) for k in range(clip.bucket.frames)]
@@ -91,7 +91,7 @@ def test_latents_of_our_own_pixels_are_bit_equal(mixed):
 
     _, manifest, cached = mixed
     vae = tools.load_vae()
-    for clip, stored in zip(manifest.clips, cached.clips, strict=True):
+    for clip, stored in zip(manifest.samples, cached.samples, strict=True):
         if clip.source:
             pixels = torch.from_numpy(video.read(clip.path, clip.name, clip.source, clip.bucket, 0)).float() / 255
             with torch.inference_mode():
@@ -104,8 +104,8 @@ def test_a_clip_alone_gives_the_same_latent_as_in_a_mixed_dataset(mixed, tmp_pat
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "other name.mp4").write_bytes((folder / "bikes.mp4").read_bytes())
     _, alone = encode(tmp_path / "data", tmp_path / "cache")
-    (other,) = (clip for clip in cached.clips if clip.name == "bikes.mp4")
-    assert torch.equal(store.read_tensor(alone.clips[0].latent_paths[0]), store.read_tensor(other.latent_paths[0]))
+    (other,) = (clip for clip in cached.samples if clip.name == "bikes.mp4")
+    assert torch.equal(store.read_tensor(alone.samples[0].latent_paths[0]), store.read_tensor(other.latent_paths[0]))
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_clips_and_pictures_are_trained_on_together(mixed, train):
     _, _, cached = mixed
     settings = TrainConfig(epochs=2, batch_size=2, learning_rate=1e-3, lora=LoraConfig(rank=8, alpha=8))
     lora, losses, _ = train(model, cached, "mixed", settings, tools.Watch())
-    assert len({clip.bucket for clip in cached.clips}) >= 4
+    assert len({clip.bucket for clip in cached.samples}) >= 4
     assert len(losses) >= 2 * 5 and all(math.isfinite(loss) for loss in losses)
     assert any(value.abs().sum() > 0 for key, value in lora.items() if "lora_B" in key)
     snapshot.assert_untouched()
@@ -136,7 +136,7 @@ def test_a_clip_is_learned(train, tmp_path):
     (tmp_path / "data").mkdir()
     clips.at_rate(tmp_path / "data" / "numbers.mp4", 24, 12)
     _, cached = encode(tmp_path / "data", tmp_path / "cache", num_repeats=60)
-    assert [clip.bucket.frames for clip in cached.clips] == [5]
+    assert [clip.bucket.frames for clip in cached.samples] == [5]
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
     settings = TrainConfig(epochs=1, batch_size=1, learning_rate=3e-3, lora=LoraConfig(rank=16, alpha=16),
                            gradient_checkpointing=False)
@@ -150,7 +150,7 @@ def test_random_windows_are_trained_on(train, tmp_path):
     (tmp_path / "data").mkdir()
     clips.at_rate(tmp_path / "data" / "numbers.mp4", 16, 30)
     manifest, cached = encode(tmp_path / "data", tmp_path / "cache", extraction="random", frame_buckets=(1, 5))
-    assert len(manifest.clips[0].starts) == 8 and len(cached.clips[0].latent_paths) == 8
+    assert len(manifest.samples[0].starts) == 8 and len(cached.samples[0].latent_paths) == 8
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
     _, losses, _ = train(model, cached, "random", TrainConfig(epochs=4, lora=LoraConfig(rank=4)), tools.Watch())
     assert len(losses) == 4

@@ -76,7 +76,7 @@ def test_the_report_is_text_in_the_node_an_output_and_json_for_the_page(nodes, f
     assert {each["file"] for each in found["files"]} == {
         "astronaut.png", "chelsea.png", "coffee.png", "rocket.png", "clip.mp4"}
     assert found["totals"]["files_held_out"] == 1 and len(dataset.held_out) == 2
-    assert {clip.bucket.width for clip in dataset.clips} >= {64, 96} and dataset.clips[0].caption_dropout == 0.1
+    assert {clip.bucket.width for clip in dataset.samples} >= {64, 96} and dataset.samples[0].caption_dropout == 0.1
     assert [each["mask"] for each in found["files"] if each["file"] == "astronaut.png"] == ["masks/astronaut.png"]
 
 
@@ -96,10 +96,10 @@ def test_joined_datasets_keep_their_own_settings_and_are_trained_on(nodes, folde
     second = load(nodes, tmp_path / "other", trigger_word="qqq", num_repeats=5, resolution=96)[0]
     joined, text = nodes[JOIN].execute(dataset_1=first, dataset_2=second, dataset_3=None).result
     assert "6 of 6 files are used" in text and joined.trigger_word == "zwx, qqq"
-    assert {clip.repeats for clip in joined.clips} == {2, 5}
-    assert {clip.captions for clip in joined.clips if clip.repeats == 5} == {("qqq",)}
+    assert {clip.repeats for clip in joined.samples} == {2, 5}
+    assert {clip.captions for clip in joined.samples if clip.repeats == 5} == {("qqq",)}
     dataset = encoded(nodes, joined)
-    assert len(dataset.clips) == 5 and len(dataset.held_out) == 1
+    assert len(dataset.samples) == 5 and len(dataset.held_out) == 1
     lora, losses, _ = train(dataset, TrainConfig(epochs=1, lora=LoraConfig(rank=4)))
     assert len(losses) == 4 * 2 + 5 and all(map(math.isfinite, losses))
     assert lora.metadata["wantune.trigger_word"] == "zwx, qqq"
@@ -117,10 +117,10 @@ def test_the_loss_of_a_step_is_the_masked_one(nodes, folder):
     import comfy.model_management
 
     generator = objective.generator(settings.seed, 0)
-    latent = read_tensor(dataset.clips[0].latent_paths[0])[None]
+    latent = read_tensor(dataset.samples[0].latent_paths[0])[None]
     t_B = objective.sample_timesteps(settings.objective, 1, generator)
     noise = objective.sample_noise(latent, generator)
-    text = read_batch([dataset.clips[0].visit(0)]).text_BLD
+    text = read_batch([dataset.samples[0].visit(0)]).text_BLD
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
@@ -141,7 +141,7 @@ def test_held_out_files_are_never_seen_in_training(nodes, folder):
     (folder / "again.png").write_bytes((folder / "coffee.png").read_bytes())
     for count in (1, 2, 3):
         dataset = encoded(nodes, load(nodes, folder, validation_items=count)[0])
-        sampler = BucketSampler(dataset.clips, 2, seed=0)
+        sampler = BucketSampler(dataset.samples, 2, seed=0)
         seen = {sample.latent_path for _ in range(3 * sampler.steps_per_epoch) for sample in sampler.next()}
         held_out = {path for clip in dataset.held_out for path in clip.latent_paths}
         assert held_out and not held_out & seen
@@ -170,7 +170,7 @@ def test_cache_latents_says_what_it_left_out_and_how_large_the_cache_is(nodes, f
     output = nodes[CACHE].execute(dataset, tools.load_vae(), tools.load_clip())
     text = output.ui.as_dict()["text"][0]
     assert "4 samples are encoded" in text and "coffee.png is gone" in text and "files, " in text
-    assert len(output.result[0].clips) == 4
+    assert len(output.result[0].samples) == 4
 
 
 def test_pruned_files_are_made_again_when_the_graph_runs_again(nodes, folder, tmp_path):
@@ -191,7 +191,7 @@ def test_pruned_files_are_made_again_when_the_graph_runs_again(nodes, folder, tm
 
 def test_a_cache_file_damaged_during_training_ends_the_run_with_a_sentence(nodes, folder):
     dataset = encoded(nodes, load(nodes, folder, num_repeats=20)[0])
-    path = dataset.clips[0].latent_paths[0]
+    path = dataset.samples[0].latent_paths[0]
 
     def damage(event) -> None:
         if getattr(event, "step", 0) == 3:
@@ -228,7 +228,7 @@ def test_cancel_while_encoding_keeps_what_is_done(nodes, folder, tmp_path, monke
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         nodes[CACHE].execute(dataset, vae, tools.load_clip())
     assert len(calls) == after
-    assert len(encoded(nodes, dataset).clips) == 5 and len(calls) == 5, "nothing is encoded twice"
+    assert len(encoded(nodes, dataset).samples) == 5 and len(calls) == 5, "nothing is encoded twice"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -241,4 +241,4 @@ def test_cancel_while_scanning_ends_the_scan(nodes, tmp_path):
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         load(nodes, tmp_path / "many")
-    assert len(load(nodes, tmp_path / "many")[0].clips) == 40
+    assert len(load(nodes, tmp_path / "many")[0].samples) == 40

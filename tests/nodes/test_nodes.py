@@ -32,7 +32,7 @@ CONTRACT = {
     "WanTune_ObjectiveSettings": (
         {"timesteps": "logit_normal"}, ["WANTUNE_OBJECTIVE"], "Timestep and Loss Settings"),
     "WanTune_KeepSettings": (
-        {"evaluate_epochs": 1}, ["WANTUNE_KEEP"], "Validation and Checkpoint Settings"),
+        {"evaluate_epochs": 1}, ["WANTUNE_VALIDATION"], "Validation and Checkpoint Settings"),
     "WanTune_PreviewSettings": (
         {"positive": None, "negative": None, "vae": None, "width": 448}, ["WANTUNE_PREVIEWS"], "Preview Settings"),
     "WanTune_LoadRunLoRA": ({"run": "", "checkpoint": "best"}, ["LORA_MODEL", "STRING"], "Load Run LoRA"),

@@ -12,7 +12,7 @@ from wantune.trainer.data import scan
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.settings.data import DatasetConfig
-from wantune.trainer.settings.training import KeepConfig, LoraConfig, OptimizerConfig, TrainConfig
+from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -61,7 +61,7 @@ def train(monkeypatch, world, tmp_path):
 
 def config(**settings) -> TrainConfig:
     return TrainConfig(**{"epochs": 2, "batch_size": 2, "learning_rate": 3e-3, "lora": LoraConfig(rank=4),
-                          "keep": KeepConfig(every_epochs=0), **settings})
+                          "validation": ValidationConfig(every_epochs=0), **settings})
 
 
 def frames(path) -> np.ndarray:

@@ -85,14 +85,14 @@ def constant_loss(model, dataset_) -> float:
     generator = torch.Generator().manual_seed(123)
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
-        for clip in dataset_.clips:
+        for clip in dataset_.samples:
             batch = read_batch([clip.visit(0)])
             latent, text = batch.latent_BCFHW, batch.text_BLD
             t_B = torch.arange(1, 10) / 10
             latent, text = latent.repeat(9, 1, 1, 1, 1), pad(text).repeat(9, 1, 1)
             noise = objective.sample_noise(latent, generator)
             total += objective.denoising_loss(Bare(), latent, text, t_B, noise).mean().item()
-    return total / len(dataset_.clips)
+    return total / len(dataset_.samples)
 
 
 def test_overfitting_four_pictures_halves_the_loss_at_constant_noise(train, model, cached):
@@ -132,7 +132,7 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     generator = torch.Generator().manual_seed(1)
     for parameter in adapter.parameters:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
-    batch = read_batch([cached.clips[0].visit(0)])
+    batch = read_batch([cached.samples[0].visit(0)])
     latent, text = batch.latent_BCFHW, pad(batch.text_BLD)
     x, t_B = torch.randn(latent.shape, generator=generator), torch.tensor([0.6])
     with torch.no_grad(), denoiser.attached(adapter, linears, True, 0):
@@ -243,7 +243,7 @@ def test_latents_are_what_vae_encode_gives_and_normalised(cached):
     import comfy.latent_formats
 
     from wantune.trainer.data import pictures
-    clip = cached.clips[0]
+    clip = cached.samples[0]
     import skimage
 
     data = (Path(skimage.__file__).parent / "data" / "astronaut.png").read_bytes()
@@ -261,17 +261,17 @@ def test_captions_are_what_clip_text_encode_gives(cached):
     with torch.inference_mode():
         tokens = clip.tokenize(cached.captions[1])
         expected = clip.encode_from_tokens_scheduled(tokens)[0][0]
-    text = read_batch([cached.clips[1].visit(0)]).text_BLD
+    text = read_batch([cached.samples[1].visit(0)]).text_BLD
     assert expected.shape == (1, 512, 4096)
     assert torch.equal(pad(text), expected.float())
-    assert store.read_tensor(cached.clips[1].text_paths[0]).shape[0] < 64, "stored without the padding"
+    assert store.read_tensor(cached.samples[1].text_paths[0]).shape[0] < 64, "stored without the padding"
 
 
 def test_a_wrong_text_encoder_is_refused(train, model, cached, tmp_path):
     from dataclasses import replace
 
     store.write_tensor(tmp_path / "narrow.safetensors", torch.zeros(5, 768))
-    wrong = replace(cached, clips=(replace(cached.clips[0], text_paths=(tmp_path / "narrow.safetensors",)),))
+    wrong = replace(cached, samples=(replace(cached.samples[0], text_paths=(tmp_path / "narrow.safetensors",)),))
     with pytest.raises(UserError, match="captions are 768 wide, the model takes 4096; cache with the UMT5"):
         train(model, wrong, "a", config(), Watch())
 

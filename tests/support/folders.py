@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from wantune.trainer.data import scan as scanning
-from wantune.trainer.data.manifest import Clip, Manifest
+from wantune.trainer.data.manifest import Manifest, Sample
 from wantune.trainer.settings.data import DatasetConfig
 
 
@@ -50,18 +50,18 @@ def link(path: Path, target: Path | str) -> None:
 
 def names(manifest: Manifest) -> list[str]:
     """Of the files that are trained on, each once."""
-    return sorted({clip.name for clip in manifest.clips})
+    return sorted({clip.name for clip in manifest.samples})
 
 
-def clip_of(manifest: Manifest, name: str) -> Clip:
+def sample_of(manifest: Manifest, name: str) -> Sample:
     """The one sample of a file."""
-    (clip,) = (clip for clip in (*manifest.clips, *manifest.held_out) if clip.name == name)
+    (clip,) = (clip for clip in (*manifest.samples, *manifest.held_out) if clip.name == name)
     return clip
 
 
 def captions_of(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     """By name."""
-    return {clip.name: clip.captions for clip in manifest.clips}
+    return {clip.name: clip.captions for clip in manifest.samples}
 
 
 def reasons(manifest: Manifest) -> dict[str, str]:

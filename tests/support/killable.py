@@ -49,12 +49,13 @@ def fill(folder: str, place: str) -> None:
     """Scan and fill with what makes many kinds of files: windows, orders of tags, masks, two resolutions."""
     from wantune.tests.support import tools
     from wantune.trainer.data import scan
+    from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
     from wantune.trainer.settings.data import DatasetConfig
 
     config = DatasetConfig(folder=str(folder), resolution=64, more_resolutions=(96,), frame_buckets=(1, 17),
                            extraction="chunks", trigger_word="zwx", shuffle_tags=True, caption_dropout=0.1)
-    tools.drained(fill(scan.scan(config, Path(place) / "scans"), Store(Path(place)),
+    tools.drained(filling.fill(scan.scan(config, Path(place) / "scans"), Store(Path(place)),
                              *world["encoders"]))
 
 
@@ -65,18 +66,20 @@ def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
     from wantune.nodes import train
     from wantune.tests.support import tools
     from wantune.trainer.data import scan
+    from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
     from wantune.trainer.settings.data import DatasetConfig
-    from wantune.trainer.settings.training import KeepConfig, LoraConfig, OptimizerConfig, TrainConfig
+    from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
     folder_paths.output_directory = place
     config = DatasetConfig(folder=folder, resolution=64, frame_buckets=(1, 5), num_repeats=3, trigger_word="zwx",
                            validation_items=1, caption_dropout=0.2)
     store = Store(Path(folder).parent / "cache")
-    cached = tools.drained(fill(scan.scan(config), store, *world["encoders"]))[1]
+    cached = tools.drained(filling.fill(scan.scan(config), store, *world["encoders"]))[1]
     settings = TrainConfig(
         epochs=epochs, batch_size=2, learning_rate=1e-3, lora=LoraConfig(rank=4), gradient_checkpointing=False,
-        optimizer=OptimizerConfig(**optimizer), keep=KeepConfig(every_steps=2, evaluate_steps=3, every_epochs=0))
+        optimizer=OptimizerConfig(**optimizer),
+        validation=ValidationConfig(every_steps=2, evaluate_steps=3, every_epochs=0))
     lora, losses, _ = train.train(world["model"], cached, "killed", settings, tools.Watch())
     content = {"losses": losses, "lora": {key: value.flatten().tolist() for key, value in lora.items()}}
     Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")

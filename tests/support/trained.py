@@ -12,7 +12,7 @@ from wantune.trainer.data import scan
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.settings.data import DatasetConfig
-from wantune.trainer.settings.training import KeepConfig, LoraConfig, TrainConfig
+from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 
 from . import tools
 
@@ -37,10 +37,10 @@ class World:
         """A run of six steps; with `evaluate_steps` there is a best checkpoint."""
         from wantune.nodes import train
 
-        keep = KeepConfig(every_steps=2, every_minutes=0, keep_last=9, evaluate_epochs=0,
+        validation = ValidationConfig(every_steps=2, every_minutes=0, keep_last=9, evaluate_epochs=0,
                           evaluate_steps=evaluate_steps)
         config = TrainConfig(**{"epochs": 99, "max_steps": 6, "learning_rate": 2e-2, "lora": LoraConfig(rank=4),
-                                "keep": keep, **settings})
+                                "validation": validation, **settings})
         lora, _, folder = train.train(self.model, self.cached, name, config, tools.Watch())
         self.runs[name] = lora, Path(folder)
         return Path(folder)

@@ -15,7 +15,7 @@ from .windows import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
+class Sample:
     """One sample that is trained on: a picture, or a window of a video, at one resolution."""
 
     path: Path
@@ -66,9 +66,9 @@ class Manifest:
     """One dataset folder, or several joined."""
 
     configs: tuple[DatasetConfig, ...]
-    clips: tuple[Clip, ...]
+    samples: tuple[Sample, ...]
     """Trained on."""
-    held_out: tuple[Clip, ...]
+    held_out: tuple[Sample, ...]
     """Kept out of training, to be measured on."""
     rejected: tuple[Rejection, ...]
     notes: tuple[str, ...]
@@ -76,7 +76,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Changes with everything that changes what is trained or measured on, and with nothing else."""
-        return content_hash([clip.content for clip in self.clips], [clip.content for clip in self.held_out])
+        return content_hash([sample.content for sample in self.samples], [sample.content for sample in self.held_out])
 
     @property
     def trigger_word(self) -> str:
@@ -85,7 +85,7 @@ class Manifest:
         return ", ".join(dict.fromkeys(word for word in words if word))
 
 
-def hold_out(clips: Sequence[Clip], count: int, folder: str) -> set[str]:
+def hold_out(samples: Sequence[Sample], count: int, folder: str) -> set[str]:
     """Digests of so many files, a function of all files' contents and not of their names or order.
 
     A file that is added or taken away changes at most one of them.
@@ -93,17 +93,17 @@ def hold_out(clips: Sequence[Clip], count: int, folder: str) -> set[str]:
     Raises:
         UserError: no file would be left to train on.
     """
-    digests = sorted({clip.digest for clip in clips}, key=lambda digest: content_hash("hold out", digest))
+    digests = sorted({sample.digest for sample in samples}, key=lambda digest: content_hash("hold out", digest))
     if count >= len(digests):
         raise UserError(f"validation_items is {count}, but {folder} has {len(digests)} usable files; choose "
                         f"{len(digests) - 1} or less.")
     return set(digests[:count])
 
 
-def split(clips: Sequence[Clip], digests: set[str]) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+def split(samples: Sequence[Sample], digests: set[str]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """(trained on, held out): whatever has the content of a held-out file is held out, wherever it lies."""
-    return (tuple(clip for clip in clips if clip.digest not in digests),
-            tuple(clip for clip in clips if clip.digest in digests))
+    return (tuple(sample for sample in samples if sample.digest not in digests),
+            tuple(sample for sample in samples if sample.digest in digests))
 
 
 def join(manifests: Sequence[Manifest]) -> Manifest:
@@ -112,13 +112,14 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
     Raises:
         UserError: what one of them holds out is all that another has.
     """
-    digests = {clip.digest for manifest in manifests for clip in manifest.held_out}
-    clips, held_out = split([clip for manifest in manifests for clip in (*manifest.clips, *manifest.held_out)], digests)
-    if not clips:
+    digests = {sample.digest for manifest in manifests for sample in manifest.held_out}
+    everything = [sample for manifest in manifests for sample in (*manifest.samples, *manifest.held_out)]
+    samples, held_out = split(everything, digests)
+    if not samples:
         raise UserError("All files of the joined datasets are held out; lower validation_items.")
     return Manifest(
         configs=tuple(config for manifest in manifests for config in manifest.configs),
-        clips=clips,
+        samples=samples,
         held_out=held_out,
         rejected=tuple(dict.fromkeys(rejection for manifest in manifests for rejection in manifest.rejected)),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),

@@ -17,7 +17,7 @@ from .buckets import Bucket
 from .captions import CaptionFiles
 from .facts import Facts
 from .folder import Entry
-from .manifest import Clip, Manifest, Rejection, hold_out, split
+from .manifest import Manifest, Rejection, Sample, hold_out, split
 from .masks import Mask
 from .notes import Notes
 
@@ -75,23 +75,23 @@ def scanning(
     painted = _masks(entries, media, config, notes)
     facts_of = yield from _probe([*media, *painted.values()], config, memory, is_all=may_read is None)
     texts = CaptionFiles.among(entries, notes)
-    clips, rejected = [], []
+    samples, rejected = [], []
     for entry in media:
         try:
             found = texts.read(entry)  # first, so that no caption of a file that is left out passes for unused
             mask = _mask(entry, facts_of, painted.get(entry.name), config)
             written = captions.finished(found, entry, config, notes)
-            clips += _clips(entry, facts_of[entry.name], mask, written, config, notes)
+            samples += _samples(entry, facts_of[entry.name], mask, written, config, notes)
         except UserError as error:
             rejected.append(Rejection(entry.path, entry.name, str(error)))
     rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
                  for entry in entries if _is_foreign(entry)]
-    if not clips:
+    if not samples:
         raise NothingUsable(_nothing_usable(root, rejected, config), tuple(rejected), notes.sentences())
     for name, remark in texts.unused():
         notes.add(name, remark)
-    _note_twins(media, clips, config, notes)
-    trained, held_out = split(clips, hold_out(clips, config.validation_items, str(root)))
+    _note_twins(media, samples, config, notes)
+    trained, held_out = split(samples, hold_out(samples, config.validation_items, str(root)))
     return Manifest((config,), trained, held_out, tuple(rejected), notes.sentences())
 
 
@@ -160,9 +160,9 @@ def _mask(entry: Entry, facts_of: dict[str, Facts], painted: Entry | None, confi
     return None
 
 
-def _clips(
+def _samples(
     entry: Entry, held: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig, notes: Notes
-) -> list[Clip]:
+) -> list[Sample]:
     """What is trained on of one file at each resolution it is large enough for: a picture, or windows of a video."""
     cuts = [windows.Cut(1, (0,))]
     if held.source is not None:
@@ -174,7 +174,7 @@ def _clips(
     is_layered = held.is_transparent or (held.source is not None and held.source.is_animation)
     size = held.width, held.height
     return [
-        Clip(path=entry.path, name=entry.name, captions=written, trigger_word=config.trigger_word.strip(),
+        Sample(path=entry.path, name=entry.name, captions=written, trigger_word=config.trigger_word.strip(),
              width=held.width, height=held.height, digest=held.digest, stamp=held.stamp, bucket=bucket,
              repeats=entry.repeats or config.num_repeats, source=held.source, starts=cut.starts,
              background=config.background if is_layered else "", mask=mask, caption_dropout=config.caption_dropout)
@@ -208,16 +208,16 @@ def _too_short(name: str, num_frames: int, frame_buckets: tuple[int, ...]) -> st
             "Clips are not used as stills: save a frame as a picture for that.")
 
 
-def _note_twins(media: list[Entry], clips: list[Clip], config: DatasetConfig, notes: Notes) -> None:
+def _note_twins(media: list[Entry], samples: list[Sample], config: DatasetConfig, notes: Notes) -> None:
     """Mention files that have a name, a content or a caption in common."""
-    used = {clip.name: clip for clip in clips}
+    used = {sample.name: sample for sample in samples}
     names, contents, texts = defaultdict(list), defaultdict(list), defaultdict(list)
     for entry in media:
         names[folder.stem_of(entry.name)].append(entry.name)
-    for clip in used.values():
-        contents[clip.digest].append(clip.name)
-        if clip.captions[0] != clip.trigger_word:
-            texts[clip.captions[0]].append(clip.name)
+    for sample in used.values():
+        contents[sample.digest].append(sample.name)
+        if sample.captions[0] != sample.trigger_word:
+            texts[sample.captions[0]].append(sample.name)
     for same in (names for names in names.values() if len(names) > 1):
         for name in same:
             notes.add(name, "one name but for the ending, so one caption and one mask; rename one if they differ.")

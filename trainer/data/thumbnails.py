@@ -14,7 +14,7 @@ from PIL import Image
 from ..base.errors import UserError, content_hash
 from ..base.files import Stamp, replacing
 from . import pictures, video, windows
-from .manifest import Clip
+from .manifest import Sample
 from .masks import Mask
 
 VERSION = 1
@@ -35,30 +35,31 @@ MAX_BYTES = 256 * 2**20
 """Of all thumbnails that are kept."""
 
 
-def key_of(clip: Clip, start: int, is_moving: bool) -> str:
+def key_of(sample: Sample, start: int, is_moving: bool) -> str:
     """Changes with all that changes what is seen."""
-    mask = (clip.mask.digest, clip.mask.is_alpha) if clip.mask else None
-    return content_hash("thumbnail", VERSION, clip.digest, str(clip.bucket), clip.background, mask, start, is_moving)
+    mask = (sample.mask.digest, sample.mask.is_alpha) if sample.mask else None
+    return content_hash(
+        "thumbnail", VERSION, sample.digest, str(sample.bucket), sample.background, mask, start, is_moving)
 
 
-def make(clip: Clip, start: int, is_moving: bool) -> bytes:
+def make(sample: Sample, start: int, is_moving: bool) -> bytes:
     """A webp of a picture or of a window's first frame; of all the window if it is moving.
 
     Raises:
         UserError: the file is damaged, changed or gone.
     """
     try:
-        mask = _mask(clip.mask, clip) if clip.mask else None
-        count = clip.bucket.frames if is_moving else 1
+        mask = _mask(sample.mask, sample) if sample.mask else None
+        count = sample.bucket.frames if is_moving else 1
         step = math.ceil(count / MAX_FRAMES)
-        frames = [_small(image, clip, mask) for number, image in enumerate(_frames(clip, start, count))
+        frames = [_small(image, sample, mask) for number, image in enumerate(_frames(sample, start, count))
                   if number % step == 0]
-        if Stamp.of(clip.path) != clip.stamp:
-            raise UserError(f"{clip.name} changed since it was read; the sheet reads it again.")
+        if Stamp.of(sample.path) != sample.stamp:
+            raise UserError(f"{sample.name} changed since it was read; the sheet reads it again.")
     except OSError as error:
-        raise UserError(f"{clip.name} is gone or cannot be read ({error.strerror or error}).") from None
+        raise UserError(f"{sample.name} is gone or cannot be read ({error.strerror or error}).") from None
     if not frames:
-        raise UserError(f"{clip.name} has no frame at {start / windows.FPS:g} s; export or download it again.")
+        raise UserError(f"{sample.name} has no frame at {start / windows.FPS:g} s; export or download it again.")
     out = io.BytesIO()
     if is_moving:
         frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=1000 * step // windows.FPS,
@@ -68,33 +69,33 @@ def make(clip: Clip, start: int, is_moving: bool) -> bytes:
     return out.getvalue()
 
 
-def _frames(clip: Clip, start: int, count: int) -> Iterator[Image.Image]:
-    background = clip.background or "white"
-    if clip.source is None:
-        return iter([pictures.open_picture(clip.path.read_bytes(), clip.name, background)])
-    return video.frames(clip.path, clip.name, clip.source, start, count, background)
+def _frames(sample: Sample, start: int, count: int) -> Iterator[Image.Image]:
+    background = sample.background or "white"
+    if sample.source is None:
+        return iter([pictures.open_picture(sample.path.read_bytes(), sample.name, background)])
+    return video.frames(sample.path, sample.name, sample.source, start, count, background)
 
 
-def _small(image: Image.Image, clip: Clip, mask: Image.Image | None) -> Image.Image:
+def _small(image: Image.Image, sample: Sample, mask: Image.Image | None) -> Image.Image:
     """The crop that training sees, without the way over the bucket's size."""
-    box = pictures.crop(image.size, clip.bucket.width, clip.bucket.height)
-    small = image.resize(_size(clip), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    box = pictures.crop(image.size, sample.bucket.width, sample.bucket.height)
+    small = image.resize(_size(sample), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return small if mask is None else Image.composite(small, small.point(lambda value: value * UNLEARNED), mask)
 
 
-def _size(clip: Clip) -> tuple[int, int]:
-    scale = min(1.0, MAX_SIDE / max(clip.bucket.width, clip.bucket.height))
-    return max(1, round(clip.bucket.width * scale)), max(1, round(clip.bucket.height * scale))
+def _size(sample: Sample) -> tuple[int, int]:
+    scale = min(1.0, MAX_SIDE / max(sample.bucket.width, sample.bucket.height))
+    return max(1, round(sample.bucket.width * scale)), max(1, round(sample.bucket.height * scale))
 
 
-def _mask(mask: Mask, clip: Clip) -> Image.Image:
+def _mask(mask: Mask, sample: Sample) -> Image.Image:
     data = mask.path.read_bytes()
     if mask.is_alpha:
         grey = pictures.open_alpha(data, mask.name)
     else:
         grey = pictures.open_picture(data, mask.name, "black").convert("L")
-    box = pictures.crop(grey.size, clip.bucket.width, clip.bucket.height)
-    return grey.resize(_size(clip), Image.Resampling.BOX, box=box)
+    box = pictures.crop(grey.size, sample.bucket.width, sample.bucket.height)
+    return grey.resize(_size(sample), Image.Resampling.BOX, box=box)
 
 
 class Shelf:

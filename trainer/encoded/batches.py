@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .cache import CachedClip, Sample
+from .cache import CachedSample, Visit
 from .store import read_tensor
 
 AHEAD = 2
@@ -52,21 +52,21 @@ class Batch:
         return Batch(self.names, self.latent_BCFHW.to(device), self.text_BLD.to(device), mask_B11HW)
 
 
-def read_batch(samples: Sequence[Sample]) -> Batch:
+def read_batch(visits: Sequence[Visit]) -> Batch:
     """Read the files of samples of one bucket.
 
     Raises:
         UserError: a cache file has gone or is damaged.
     """
-    masks_HW = [read_tensor(sample.mask_path) if sample.mask_path else None for sample in samples]
-    latent_BCFHW = torch.stack([read_tensor(sample.latent_path) for sample in samples])
+    masks_HW = [read_tensor(visit.mask_path) if visit.mask_path else None for visit in visits]
+    latent_BCFHW = torch.stack([read_tensor(visit.latent_path) for visit in visits])
     mask_B11HW = None
     if any(mask_HW is not None for mask_HW in masks_HW):
         everything = torch.ones(latent_BCFHW.shape[-2:])
         mask_B11HW = torch.stack([everything if mask_HW is None else mask_HW for mask_HW in masks_HW])[:, None, None]
-    texts = [read_tensor(sample.text_path).float() for sample in samples]
+    texts = [read_tensor(visit.text_path).float() for visit in visits]
     return Batch(
-        names=tuple(sample.name for sample in samples),
+        names=tuple(visit.name for visit in visits),
         latent_BCFHW=latent_BCFHW,
         text_BLD=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
         mask_B11HW=mask_B11HW,
@@ -79,8 +79,8 @@ class BucketSampler:
     `epoch` and `cursor` (batches already taken in this epoch) are the whole state.
     """
 
-    def __init__(self, clips: Sequence[CachedClip], batch_size: int, seed: int) -> None:
-        self._clips = clips
+    def __init__(self, samples: Sequence[CachedSample], batch_size: int, seed: int) -> None:
+        self._samples = samples
         self._batch_size = batch_size
         self._seed = seed
         self._epochs: dict[int, _Epoch] = {}
@@ -89,13 +89,13 @@ class BucketSampler:
         self.steps_per_epoch = len(self._epoch(0).batches)
         """The same in every epoch."""
 
-    def next(self) -> list[Sample]:
+    def next(self) -> list[Visit]:
         """The next batch, all of one bucket; shorter than the batch size at the end of a bucket."""
-        (self.epoch, cursor), samples = next(self.upcoming())
+        (self.epoch, cursor), visits = next(self.upcoming())
         self.cursor = cursor + 1
-        return samples
+        return visits
 
-    def upcoming(self) -> Iterator[tuple[Position, list[Sample]]]:
+    def upcoming(self) -> Iterator[tuple[Position, list[Visit]]]:
         """Endlessly what `next` will give, with its position; moves nothing."""
         epoch, cursor = self.epoch, self.cursor
         while True:
@@ -104,10 +104,10 @@ class BucketSampler:
             yield (epoch, cursor), self._batch(epoch, cursor)
             cursor += 1
 
-    def _batch(self, epoch: int, cursor: int) -> list[Sample]:
+    def _batch(self, epoch: int, cursor: int) -> list[Visit]:
         order = self._epoch(epoch)
         rows = slice(*order.batches[cursor])
-        return [self._clips[index].visit(int(visit), bool(is_dropped)) for index, visit, is_dropped
+        return [self._samples[index].visit(int(visit), bool(is_dropped)) for index, visit, is_dropped
                 in zip(order.indices[rows], order.visits[rows], order.is_dropped[rows], strict=True)]
 
     def _epoch(self, epoch: int) -> _Epoch:
@@ -119,11 +119,11 @@ class BucketSampler:
     def _shuffle(self, epoch: int) -> _Epoch:
         random = np.random.default_rng([self._seed, epoch])
         buckets = defaultdict(list)
-        for index, clip in enumerate(self._clips):
-            buckets[clip.bucket].append(index)
+        for index, sample in enumerate(self._samples):
+            buckets[sample.bucket].append(index)
         indices, visits, batches, first = [], [], [], 0
         for bucket in sorted(buckets):
-            repeats = np.array([self._clips[index].repeats for index in buckets[bucket]])
+            repeats = np.array([self._samples[index].repeats for index in buckets[bucket]])
             ends = repeats.cumsum()
             seen = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats) + epoch * np.repeat(repeats, repeats)
             order = random.permutation(ends[-1])
@@ -133,7 +133,7 @@ class BucketSampler:
             batches.append(first + np.stack([starts, np.minimum(starts + self._batch_size, ends[-1])], 1))
             first += ends[-1]
         rows = np.concatenate(indices)
-        dropouts = np.array([clip.caption_dropout for clip in self._clips])[rows]
+        dropouts = np.array([sample.caption_dropout for sample in self._samples])[rows]
         # a stream of its own, so that the order is the same with and without dropout
         is_dropped = np.random.default_rng([self._seed, epoch, 1]).random(len(rows)) < dropouts
         return _Epoch(rows, np.concatenate(visits), is_dropped, random.permutation(np.concatenate(batches)))
@@ -152,8 +152,8 @@ class LookAhead:
         upcoming = self._sampler.upcoming()
         wanted = dict(next(upcoming) for _ in range(AHEAD + 1))
         # a position that was set from outside makes the rest worthless
-        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, samples)
-                         for position, samples in wanted.items()}
+        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, visits)
+                         for position, visits in wanted.items()}
         position = next(iter(wanted))
         self._sampler.next()
         return self._reading.pop(position).result()

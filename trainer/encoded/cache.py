@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..base.errors import content_hash
 from ..data.buckets import Bucket
-from ..data.manifest import Clip, Rejection
+from ..data.manifest import Rejection, Sample
 from .store import Store
 
 VERSION = 2
@@ -22,7 +22,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Visit:
     """One visit to a clip: what is read for it."""
 
     name: str
@@ -32,7 +32,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedClip:
+class CachedSample:
     """Where the encoded forms of one clip lie."""
 
     name: str
@@ -53,22 +53,22 @@ class CachedClip:
         return tuple(path for path in (*self.latent_paths, *self.text_paths, self.mask_path, self.empty_text_path)
                      if path is not None)
 
-    def visit(self, number: int, is_caption_dropped: bool = False) -> Sample:
+    def visit(self, number: int, is_caption_dropped: bool = False) -> Visit:
         """What is seen at the number-th visit, from 0: every window meets every caption in time."""
         windows, texts = len(self.latent_paths), len(self.text_paths)
         # where both come round together, the captions move on by one
         turn = number + number // math.lcm(windows, texts) if math.gcd(windows, texts) > 1 else number
         text = self.empty_text_path if is_caption_dropped else self.text_paths[turn % texts]
-        return Sample(self.name, self.latent_paths[number % windows], text, self.mask_path)
+        return Visit(self.name, self.latent_paths[number % windows], text, self.mask_path)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedDataset:
     """An encoded manifest: all that training needs of the data."""
 
-    clips: tuple[CachedClip, ...]
+    samples: tuple[CachedSample, ...]
     """Trained on."""
-    held_out: tuple[CachedClip, ...]
+    held_out: tuple[CachedSample, ...]
     """Kept out of training, to be measured on."""
     digest: str
     """Of the data, the captions and both encoders."""
@@ -80,33 +80,33 @@ class CachedDataset:
     notes: tuple[str, ...] = ()
 
 
-def locate(clips: Sequence[Clip], store: Store, codec_id: str, text_id: str) -> list[CachedClip]:
+def locate(samples: Sequence[Sample], store: Store, codec_id: str, text_id: str) -> list[CachedSample]:
     """Where each clip's latents, texts and mask belong, whether they are there or not."""
 
     def text_path(caption: str) -> Path:
         return store.path("texts", content_hash(VERSION, caption, text_id))
 
-    def latent_path(clip: Clip, start: int) -> Path:
-        window = (start,) if clip.source else ()
-        key = content_hash(VERSION, clip.digest, str(clip.bucket), codec_id, clip.background, *window)
+    def latent_path(sample: Sample, start: int) -> Path:
+        window = (start,) if sample.source else ()
+        key = content_hash(VERSION, sample.digest, str(sample.bucket), codec_id, sample.background, *window)
         return store.path("latents", key)
 
-    def mask_path(clip: Clip) -> Path | None:
-        if clip.mask is None:
+    def mask_path(sample: Sample) -> Path | None:
+        if sample.mask is None:
             return None
-        shape = clip.bucket.height, clip.bucket.width
-        return store.path("masks", content_hash(VERSION, clip.mask.digest, clip.mask.is_alpha, shape))
+        shape = sample.bucket.height, sample.bucket.width
+        return store.path("masks", content_hash(VERSION, sample.mask.digest, sample.mask.is_alpha, shape))
 
     return [
-        CachedClip(
-            name=clip.name,
-            bucket=clip.bucket,
-            repeats=clip.repeats,
-            latent_paths=tuple(latent_path(clip, start) for start in clip.starts),
-            text_paths=tuple(text_path(caption) for caption in clip.captions),
-            mask_path=mask_path(clip),
-            empty_text_path=text_path("") if clip.caption_dropout else None,
-            caption_dropout=clip.caption_dropout,
+        CachedSample(
+            name=sample.name,
+            bucket=sample.bucket,
+            repeats=sample.repeats,
+            latent_paths=tuple(latent_path(sample, start) for start in sample.starts),
+            text_paths=tuple(text_path(caption) for caption in sample.captions),
+            mask_path=mask_path(sample),
+            empty_text_path=text_path("") if sample.caption_dropout else None,
+            caption_dropout=sample.caption_dropout,
         )
-        for clip in clips
+        for sample in samples
     ]

@@ -17,10 +17,10 @@ import torch
 from ..base.errors import UserError, content_hash
 from ..base.files import Stamp
 from ..data import masks, pictures, video
-from ..data.manifest import Clip, Manifest, Rejection
+from ..data.manifest import Manifest, Rejection, Sample
 from ..model.backend import LatentCodec, TextEncoder
 from ..model.text_padding import TEXT_LENGTH
-from .cache import CachedClip, CachedDataset, locate
+from .cache import CachedDataset, CachedSample, locate
 from .store import Store
 
 READERS = min(8, os.cpu_count() or 1)
@@ -118,97 +118,100 @@ def fill(manifest: Manifest, store: Store, codec: LatentCodec, text: TextEncoder
     Raises:
         UserError: an encoder gave something that is not finite, the disk is full, or nothing is left to train on.
     """
-    clips = [*manifest.clips, *manifest.held_out]
-    located = locate(clips, store, codec.id, text.id)
+    samples = [*manifest.samples, *manifest.held_out]
+    located = locate(samples, store, codec.id, text.id)
     faults: dict[Path, Rejection] = {}
     with store.filling():
-        for jobs in (_text_jobs(clips, located, text), _latent_jobs(clips, located, codec), _mask_jobs(clips, located)):
+        for jobs in (_text_jobs(samples, located, text), _latent_jobs(samples, located, codec),
+                     _mask_jobs(samples, located)):
             faults |= yield from run(jobs, store)
-        longest = [caption for path, caption in _texts(clips, located).items() if store.use(path) > TEXT_LENGTH]
-    whole = [(clip, cached) for clip, cached in zip(clips, located, strict=True) if not faults.keys() & cached.paths]
-    digests = {clip.digest for clip in manifest.held_out}
-    trained = [(clip, cached) for clip, cached in whole if clip.digest not in digests]
+        longest = [caption for path, caption in _texts(samples, located).items() if store.use(path) > TEXT_LENGTH]
+    whole = [(sample, cached) for sample, cached in zip(samples, located, strict=True)
+             if not faults.keys() & cached.paths]
+    digests = {sample.digest for sample in manifest.held_out}
+    trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
     if not trained:
         raise UserError("No file is left to train on: " + " ".join(fault.reason for fault in list(faults.values())[:5]))
     return CachedDataset(
-        clips=tuple(cached for _, cached in trained),
-        held_out=tuple(cached for clip, cached in whole if clip.digest in digests),
+        samples=tuple(cached for _, cached in trained),
+        held_out=tuple(cached for sample, cached in whole if sample.digest in digests),
         digest=content_hash(manifest.digest, sorted(path.name for path in faults), codec.id, text.id),
         trigger_word=manifest.trigger_word,
-        captions=tuple(clip.captions[0] for clip, _ in trained),
+        captions=tuple(sample.captions[0] for sample, _ in trained),
         left_out=tuple({rejection.reason: rejection for rejection in faults.values()}.values()),
         notes=tuple(f'The caption "{caption[:60]}..." has more than {TEXT_LENGTH} tokens, which Wan was not trained '
                     "on; shorten it." for caption in longest),
     )
 
 
-def _texts(clips: Sequence[Clip], located: Sequence[CachedClip]) -> dict[Path, str]:
+def _texts(samples: Sequence[Sample], located: Sequence[CachedSample]) -> dict[Path, str]:
     texts = {}
-    for clip, cached in zip(clips, located, strict=True):
-        texts.update(zip(cached.text_paths, clip.captions, strict=True))
+    for sample, cached in zip(samples, located, strict=True):
+        texts.update(zip(cached.text_paths, sample.captions, strict=True))
         if cached.empty_text_path is not None:
             texts[cached.empty_text_path] = ""
     return texts
 
 
-def _text_jobs(clips: Sequence[Clip], located: Sequence[CachedClip], text: TextEncoder) -> list[Job]:
+def _text_jobs(samples: Sequence[Sample], located: Sequence[CachedSample], text: TextEncoder) -> list[Job]:
     def encode(caption: str) -> torch.Tensor:
         return _compact(_finite(text.encode(caption), f'the text encoder gave for "{caption}"'))
 
     return [Job("captions", caption, path, 1, lambda caption=caption: caption, encode)
-            for path, caption in _texts(clips, located).items()]
+            for path, caption in _texts(samples, located).items()]
 
 
-def _latent_jobs(clips: Sequence[Clip], located: Sequence[CachedClip], codec: LatentCodec) -> list[Job]:
+def _latent_jobs(samples: Sequence[Sample], located: Sequence[CachedSample], codec: LatentCodec) -> list[Job]:
     jobs = {}
-    for clip, cached in zip(clips, located, strict=True):
-        for path, start in zip(cached.latent_paths, clip.starts, strict=True):
+    for sample, cached in zip(samples, located, strict=True):
+        for path, start in zip(cached.latent_paths, sample.starts, strict=True):
             jobs[path] = Job(
-                "latents", clip.name, path, clip.bucket.num_tokens, lambda clip=clip, start=start: _pixels(clip, start),
-                lambda pixels, name=clip.name: _finite(codec.encode(pixels), f"the VAE gave for {name}"), clip.path)
+                "latents", sample.name, path, sample.bucket.num_tokens,
+                lambda sample=sample, start=start: _pixels(sample, start),
+                lambda pixels, name=sample.name: _finite(codec.encode(pixels), f"the VAE gave for {name}"), sample.path)
     return list(jobs.values())
 
 
-def _mask_jobs(clips: Sequence[Clip], located: Sequence[CachedClip]) -> list[Job]:
-    masked = {cached.mask_path: clip for clip, cached in zip(clips, located, strict=True) if clip.mask is not None}
-    return [Job("masks", clip.name, path, 1, lambda clip=clip: _mask(clip), None, clip.path)
-            for path, clip in masked.items()]
+def _mask_jobs(samples: Sequence[Sample], located: Sequence[CachedSample]) -> list[Job]:
+    masked = {cached.mask_path: sample for sample, cached in zip(samples, located, strict=True) if sample.mask}
+    return [Job("masks", sample.name, path, 1, lambda sample=sample: _mask(sample), None, sample.path)
+            for path, sample in masked.items()]
 
 
-def _pixels(clip: Clip, start: int) -> np.ndarray:
+def _pixels(sample: Sample, start: int) -> np.ndarray:
     """pixels_FHW3 of the very content that was scanned."""
     try:
-        return _picture(clip) if clip.source is None else _window(clip, start)
+        return _picture(sample) if sample.source is None else _window(sample, start)
     except OSError as error:
-        raise UserError(_gone(clip.name, error)) from None
+        raise UserError(_gone(sample.name, error)) from None
 
 
-def _picture(clip: Clip) -> np.ndarray:
-    data = clip.path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != clip.digest:
-        raise UserError(_changed(clip.name))
-    image = pictures.open_picture(data, clip.name, clip.background or "white")
-    return pictures.fit(image, clip.bucket.width, clip.bucket.height)[None]
+def _picture(sample: Sample) -> np.ndarray:
+    data = sample.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sample.digest:
+        raise UserError(_changed(sample.name))
+    image = pictures.open_picture(data, sample.name, sample.background or "white")
+    return pictures.fit(image, sample.bucket.width, sample.bucket.height)[None]
 
 
-def _window(clip: Clip, start: int) -> np.ndarray:
+def _window(sample: Sample, start: int) -> np.ndarray:
     try:
-        pixels = video.read(clip.path, clip.name, clip.source, clip.bucket, start, clip.background or "white")
-        if Stamp.of(clip.path) == clip.stamp:
+        pixels = video.read(sample.path, sample.name, sample.source, sample.bucket, start, sample.background or "white")
+        if Stamp.of(sample.path) == sample.stamp:
             return pixels
     except UserError:
-        if Stamp.of(clip.path) == clip.stamp:
+        if Stamp.of(sample.path) == sample.stamp:
             raise
-    raise UserError(_changed(clip.name))
+    raise UserError(_changed(sample.name))
 
 
-def _mask(clip: Clip) -> torch.Tensor:
+def _mask(sample: Sample) -> torch.Tensor:
     try:
-        if hashlib.sha256(clip.mask.path.read_bytes()).hexdigest() != clip.mask.digest:
-            raise UserError(_changed(clip.mask.name))
-        return masks.read(clip.mask, clip.bucket)
+        if hashlib.sha256(sample.mask.path.read_bytes()).hexdigest() != sample.mask.digest:
+            raise UserError(_changed(sample.mask.name))
+        return masks.read(sample.mask, sample.bucket)
     except OSError as error:
-        raise UserError(_gone(clip.mask.name, error)) from None
+        raise UserError(_gone(sample.mask.name, error)) from None
 
 
 def _changed(name: str) -> str:

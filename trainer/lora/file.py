@@ -55,14 +55,14 @@ def metadata(
 
     Sources: kohya-ss/sd-scripts docs/train_network_README; Stability-AI/ModelSpec.
     """
-    frequency = {f"{len(dataset.clips)}_{dataset.trigger_word or name}": Counter(dataset.captions)}
+    frequency = {f"{len(dataset.samples)}_{dataset.trigger_word or name}": Counter(dataset.captions)}
     return {
         "ss_output_name": name,
         "ss_base_model_version": "wan2.1",
         "ss_sd_model_name": base_model,
         **_network(config.lora),
         "ss_learning_rate": str(config.learning_rate),
-        "ss_num_train_images": str(sum(clip.repeats for clip in dataset.clips)),
+        "ss_num_train_images": str(sum(sample.repeats for sample in dataset.samples)),
         "ss_num_epochs": str(config.epochs),
         "ss_steps": str(step),
         "ss_seed": str(config.seed),

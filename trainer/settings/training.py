@@ -181,7 +181,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeepConfig:
+class ValidationConfig:
     """What is written while a run goes on; changes nothing of what is learned."""
 
     every_steps: int = 0
@@ -222,7 +222,7 @@ class TrainConfig:
     lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    keep: KeepConfig = KeepConfig()
+    validation: ValidationConfig = ValidationConfig()
 
     def __post_init__(self) -> None:
         _check_least(self, epochs=1, max_steps=0, batch_size=1, seed=0)
@@ -235,5 +235,5 @@ class TrainConfig:
 
     def identity(self) -> dict:
         """What of it changes the trajectory of a run; its length and what is written on the way do not."""
-        passing = {"epochs", "max_steps", "gradient_checkpointing", "keep"}
+        passing = {"epochs", "max_steps", "gradient_checkpointing", "validation"}
         return {name: value for name, value in asdict(self).items() if name not in passing}

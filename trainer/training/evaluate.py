@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..encoded.batches import read_batch
-from ..encoded.cache import CachedClip
+from ..encoded.cache import CachedSample
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs.events import Evaluated
@@ -19,35 +19,35 @@ LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
 """Noise levels t that are measured at."""
 
 
-def held_out_loss(denoiser: Denoiser, clips: Sequence[CachedClip]) -> dict[float, float]:
+def held_out_loss(denoiser: Denoiser, samples: Sequence[CachedSample]) -> dict[float, float]:
     """{noise level: mean loss over the clips}, plain MSE, a function of the model and the clips alone.
 
     The noise of a clip is drawn from its content's name, so that more files do not change that of the others; the
     caller puts in place what is measured (adapter, average, or the model alone).
     """
     sums = dict.fromkeys(LEVELS, 0.0)
-    for clip in clips:
-        batch = read_batch([clip.visit(0)]).to(denoiser.device)
-        noise_BCFHW = objective.sample_noise(batch.latent_BCFHW, objective.generator(clip.latent_paths[0].stem))
+    for sample in samples:
+        batch = read_batch([sample.visit(0)]).to(denoiser.device)
+        noise_BCFHW = objective.sample_noise(batch.latent_BCFHW, objective.generator(sample.latent_paths[0].stem))
         for level in LEVELS:
             t_B = torch.tensor([level], device=denoiser.device)
             with denoiser.training(), torch.no_grad():
                 loss_B = objective.denoising_loss(
                     denoiser, batch.latent_BCFHW, batch.text_BLD, t_B, noise_BCFHW, batch.mask_B11HW)
             sums[level] += loss_B.item()
-    return {level: total / len(clips) for level, total in sums.items()}
+    return {level: total / len(samples) for level, total in sums.items()}
 
 
 class Judge:
     """Which step of a run is the best on the held-out files."""
 
     def __init__(
-        self, denoiser: Denoiser, adapter: Adapter, averages: Averages, clips: Sequence[CachedClip]
+        self, denoiser: Denoiser, adapter: Adapter, averages: Averages, samples: Sequence[CachedSample]
     ) -> None:
         self._denoiser = denoiser
         self._adapter = adapter
         self._averages = averages
-        self._clips = clips
+        self._samples = samples
         self.base_loss = math.nan
         """Of the model without the adapter."""
         self.best_loss, self.best_step = math.inf, 0
@@ -58,9 +58,9 @@ class Judge:
         """Measure what would be saved now, and once the model without it; disturbs nothing."""
         if math.isnan(self.base_loss):
             with self._adapter.switched_off():
-                self.base_loss = _mean(held_out_loss(self._denoiser, self._clips))
+                self.base_loss = _mean(held_out_loss(self._denoiser, self._samples))
         with self._averages.in_place():
-            levels = held_out_loss(self._denoiser, self._clips)
+            levels = held_out_loss(self._denoiser, self._samples)
         loss = _mean(levels)
         is_best = step > 0 and loss < self.best_loss
         if is_best:

@@ -46,7 +46,7 @@ class Trainer:
         self.adapter = adapter
         self.dataset = dataset
         self.folder = folder
-        self.sampler = BucketSampler(dataset.clips, config.batch_size, config.seed)
+        self.sampler = BucketSampler(dataset.samples, config.batch_size, config.seed)
         self.batches = LookAhead(self.sampler)
         self.steps_per_epoch = math.ceil(self.sampler.steps_per_epoch / config.optimizer.accumulation)
         self.total_steps = total_steps(config, self.steps_per_epoch)
@@ -204,19 +204,20 @@ class Trainer:
 
     def _once_in_a_while(self) -> Iterator[Event]:
         """What the cadences ask for after a step."""
-        keep = self.config.keep
+        validation = self.config.validation
         if self._is_evaluation_due():
             yield self._record(self.judge.measure(self.step))
         minutes = (time.monotonic() - self._saved_time) / 60
-        is_time = keep.every_minutes and minutes >= keep.every_minutes
-        if self._is_due(keep.every_steps, keep.every_epochs) or is_time or self.judge.best_step == self.step:
+        is_time = validation.every_minutes and minutes >= validation.every_minutes
+        is_best = self.judge.best_step == self.step
+        if is_time or is_best or self._is_due(validation.every_steps, validation.every_epochs):
             yield self._record(self._save())
 
     def _is_evaluation_due(self) -> bool:
-        keep = self.config.keep
-        if not self.dataset.held_out or not (keep.evaluate_steps or keep.evaluate_epochs):
+        validation = self.config.validation
+        if not self.dataset.held_out or not (validation.evaluate_steps or validation.evaluate_epochs):
             return False
-        return self.step in (0, self.total_steps) or self._is_due(keep.evaluate_steps, keep.evaluate_epochs)
+        return self.step in (0, self.total_steps) or self._is_due(validation.evaluate_steps, validation.evaluate_epochs)
 
     def _is_due(self, every_steps: int, every_epochs: int) -> bool:
         period = every_epochs * self.steps_per_epoch
@@ -235,7 +236,7 @@ class Trainer:
             "averages": self.averages.state_dict(), "parameters": self.adapter.state_dict(),
         }
         self.folder.save(self.step, self.adapter_state(), state)
-        self.folder.tidy(self.step, self.config.keep.keep_last, self.judge.best_step)
+        self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step)
         if self.judge.best_step:
             self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
         self._saved_step, self._saved_time = self.step, time.monotonic()
@@ -286,7 +287,7 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
 
 def finished(config: TrainConfig, dataset: CachedDataset, folder: RunFolder) -> Checkpoint | None:
     """The end of this run if it was reached before: what was learned, without a model or a step."""
-    batches = BucketSampler(dataset.clips, config.batch_size, config.seed).steps_per_epoch
+    batches = BucketSampler(dataset.samples, config.batch_size, config.seed).steps_per_epoch
     total = total_steps(config, math.ceil(batches / config.optimizer.accumulation))
     checkpoint, _ = folder.newest(total)
     if checkpoint and (checkpoint.step == total or _is_over(config, checkpoint.state["judge"]["since_best"])):
@@ -295,4 +296,4 @@ def finished(config: TrainConfig, dataset: CachedDataset, folder: RunFolder) -> 
 
 
 def _is_over(config: TrainConfig, since_best: int) -> bool:
-    return bool(config.keep.early_stop) and since_best >= config.keep.early_stop
+    return bool(config.validation.early_stop) and since_best >= config.validation.early_stop

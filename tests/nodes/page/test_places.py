@@ -140,5 +140,5 @@ def test_a_scan_for_the_page_leaves_out_what_links_lead_out_to_and_says_so(place
                 return finished.value
 
     found = result(scan.scanning(config, None, may_read))
-    assert {clip.name for clip in found.clips} == {"a.png"}
+    assert {clip.name for clip in found.samples} == {"a.png"}
     assert any("b.png" in note and "may not read" in note for note in found.notes)

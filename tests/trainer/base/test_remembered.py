@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from wantune.tests.support import clips
-from wantune.tests.support.folders import clip_of, config, draw, names, reasons, scan
+from wantune.tests.support.folders import config, draw, names, reasons, sample_of, scan
 from wantune.trainer.base import remembered
 from wantune.trainer.base.files import Stamp
 from wantune.trainer.base.remembered import Remembered
@@ -59,7 +59,7 @@ def test_other_settings_read_nothing_either(root, memory, reads):
     (root / "a.txt").write_text("zwx another caption")
     reads.clear()
     manifest = scan(root, memory, resolution=32, frame_buckets=(1, 33), num_repeats=1)
-    assert not reads and clip_of(manifest, "a.png").captions == ("zwx another caption",)
+    assert not reads and sample_of(manifest, "a.png").captions == ("zwx another caption",)
 
 
 def test_without_a_folder_for_it_every_scan_reads(root, reads):
@@ -71,7 +71,7 @@ def test_without_a_folder_for_it_every_scan_reads(root, reads):
 def test_two_folders_do_not_mix_what_is_known_of_them(root, memory, reads, tmp_path):
     scan(root, memory, **SETTINGS)
     draw(tmp_path / "other" / "a.png", 7, "zwx", size=(70, 70))
-    assert clip_of(scan(tmp_path / "other", memory), "a.png").width == 70
+    assert sample_of(scan(tmp_path / "other", memory), "a.png").width == 70
     reads.clear()
     scan(root, memory, **SETTINGS)
     assert not reads
@@ -80,11 +80,11 @@ def test_two_folders_do_not_mix_what_is_known_of_them(root, memory, reads, tmp_p
 def test_a_file_that_changed_is_read_again_even_at_the_same_size(root, memory, reads):
     path = draw(root / "c.bmp", 5, "zwx c")
     os.utime(path, ns=(5 * 10**9, 5 * 10**9))
-    before = clip_of(scan(root, memory, **SETTINGS), "c.bmp")
+    before = sample_of(scan(root, memory, **SETTINGS), "c.bmp")
     draw(path, 6)
     os.utime(path, ns=(6 * 10**9, 6 * 10**9))  # the clock of a file system may stand still between the two
     reads.clear()
-    after = clip_of(scan(root, memory, **SETTINGS), "c.bmp")
+    after = sample_of(scan(root, memory, **SETTINGS), "c.bmp")
     assert reads == ["c.bmp"] and after.stamp.size == before.stamp.size and after.digest != before.digest
 
 
@@ -171,8 +171,8 @@ def test_new_files_are_read_by_each_scan_until_they_have_settled(root, tmp_path,
 
 
 def test_the_times_of_a_clip_come_back_as_the_same_fractions(root, memory, reads):
-    first = clip_of(scan(root, memory, **SETTINGS), "clip.mp4").source
-    second = clip_of(scan(root, memory, **SETTINGS), "clip.mp4").source
+    first = sample_of(scan(root, memory, **SETTINGS), "clip.mp4").source
+    second = sample_of(scan(root, memory, **SETTINGS), "clip.mp4").source
     assert len(reads) == 5 and second == first
     assert first.seconds.denominator not in (1, 1000) and isinstance(second.rounding, Fraction)
     assert {type(value) for value in asdict(first).values()} == {type(value) for value in asdict(second).values()}

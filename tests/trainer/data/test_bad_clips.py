@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def reason_of(manifest, name: str) -> str:
-    assert [clip.path.name for clip in manifest.clips] == ["good.mp4", "picture.png"], "the rest is used"
+    assert [clip.path.name for clip in manifest.samples] == ["good.mp4", "picture.png"], "the rest is used"
     (rejection,) = manifest.rejected
     assert rejection.path.name == name and name in rejection.reason and name in report.text(manifest)
     return rejection.reason
@@ -108,12 +108,12 @@ def test_a_clip_shorter_than_the_smallest_bucket(folder, count, frames, remedy):
 
 def test_the_remedy_for_a_short_clip_helps(folder):
     clips.at_rate(folder / "bad.mp4", 24, 20)
-    assert len(scan(folder, frame_buckets=(1, 13, 33)).clips) == 3
+    assert len(scan(folder, frame_buckets=(1, 13, 33)).samples) == 3
 
 
 def test_clips_with_picture_buckets_alone(folder):
     manifest = scan(folder, frame_buckets=(1,))
-    assert [clip.path.name for clip in manifest.clips] == ["picture.png"]
+    assert [clip.path.name for clip in manifest.samples] == ["picture.png"]
     (rejection,) = manifest.rejected
     assert "good.mp4 is a clip (40 frames at 16 fps) and frame_buckets has pictures alone; add 41" in rejection.reason
 
@@ -168,7 +168,7 @@ def test_a_clip_smaller_than_its_bucket(folder):
     clips.at_rate(folder / "bad.mp4", 24, 60, picture=lambda number: np.zeros((32, 32, 3), np.uint8))
     reason = reason_of(scan(folder), "bad.mp4")
     assert "is 32x32, smaller than its bucket 64x64x33; use a larger clip" in reason
-    assert len(scan(folder, upscale=True).clips) == 3
+    assert len(scan(folder, upscale=True).samples) == 3
 
 
 def test_an_animation_too_short(folder):

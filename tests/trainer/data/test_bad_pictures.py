@@ -11,7 +11,7 @@ import torch
 from PIL import Image, features
 
 from wantune.tests.support import clips, tools
-from wantune.tests.support.folders import clip_of, draw, names, noise, notes_on, reasons, scan
+from wantune.tests.support.folders import draw, names, noise, notes_on, reasons, sample_of, scan
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import pictures
 from wantune.trainer.encoded import cache
@@ -47,7 +47,7 @@ def reason_of(root, name: str, **settings) -> str:
 
 def pixels_of(root, name: str, **settings) -> np.ndarray:
     """A picture that is used, as it is trained on: (height, width, 3)."""
-    clip = clip_of(scan(root, **settings), name)
+    clip = sample_of(scan(root, **settings), name)
     image = pictures.open_picture(clip.path.read_bytes(), name, clip.background or "white")
     assert image.size == (clip.width, clip.height), "the size that was promised"
     return pictures.fit(image, clip.bucket.width, clip.bucket.height)
@@ -155,7 +155,7 @@ def test_an_animated_webp_or_avif_is_a_clip(root, suffix):
     frames = [Image.fromarray(clips.numbered(number)) for number in range(20)]
     frames[0].save(root / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100, quality=95)
     manifest = scan(root, frame_buckets=(1, 17))
-    clip = clip_of(manifest, f"a.{suffix}")
+    clip = sample_of(manifest, f"a.{suffix}")
     assert clip.bucket.frames == 17 and clip.source.num_frames == 20 and clip.source.fps == 10
     assert cache._pixels(clip, 0).shape == (17, 64, 64, 3)
     assert [clips.number_of(frame) for frame in cache._pixels(clip, 0)] == [k * 10 // 16 for k in range(17)]
@@ -253,11 +253,11 @@ def test_whatever_happens_to_bytes_a_file_is_used_or_left_out_with_a_sentence(ro
         warnings.simplefilter("ignore")  # Pillow's, over what it reads all the same
         manifest = scan(root, resolution=32, upscale=True, frame_buckets=(1, 5))
         left_out = reasons(manifest)
-        used = {clip.name: clip for clip in manifest.clips}
+        used = {clip.name: clip for clip in manifest.samples}
         assert len(used) + len(left_out) == 61 and not used.keys() & left_out.keys()
         assert len(left_out) > 5, "the test does damage"
         cached = tools.drained(fill(manifest, Store(root / "cache"), Codec(), Text()))[1]
-    assert {clip.name for clip in cached.clips} | {each.name for each in cached.left_out} == set(used)
+    assert {clip.name for clip in cached.samples} | {each.name for each in cached.left_out} == set(used)
     assert all(each.name in each.reason for each in cached.left_out)
     assert all("; " in reason for reason in (*left_out.values(), *(each.reason for each in cached.left_out)))
 

@@ -11,7 +11,7 @@ from wantune.tests.support.folders import captions_of, draw, names, notes_on, re
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import captions
 from wantune.trainer.data.buckets import Bucket
-from wantune.trainer.encoded.cache import CachedClip
+from wantune.trainer.encoded.cache import CachedSample
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_where_no_file_has_a_caption_the_remedy_is_one_that_helps(root):
 
 @pytest.mark.parametrize(("windows", "texts"), list(product(range(1, 7), range(1, 7))))
 def test_every_window_meets_every_caption_and_all_have_equal_shares(windows, texts):
-    clip = CachedClip("a", Bucket(1, 64, 64), 1, tuple(Path(f"w{i}") for i in range(windows)),
+    clip = CachedSample("a", Bucket(1, 64, 64), 1, tuple(Path(f"w{i}") for i in range(windows)),
                       tuple(Path(f"t{i}") for i in range(texts)))
     visits = [clip.visit(number) for number in range(2 * windows * texts)]
     assert set(Counter((visit.latent_path, visit.text_path) for visit in visits).values()) == {2}

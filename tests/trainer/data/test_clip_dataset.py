@@ -10,6 +10,7 @@ from wantune.tests.support import clips, tools
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import report
 from wantune.trainer.data import scan as scanning
+from wantune.trainer.encoded import fill as filling
 from wantune.trainer.encoded import store
 from wantune.trainer.encoded.batches import BucketSampler, read_batch
 from wantune.trainer.encoded.store import Store
@@ -56,7 +57,7 @@ def scan(folder, **settings):
 
 
 def fill(folder, codec, **settings):
-    return tools.drained(fill(scan(folder, **settings), Store(folder.parent / "cache"), codec, Text()))[1]
+    return tools.drained(filling.fill(scan(folder, **settings), Store(folder.parent / "cache"), codec, Text()))[1]
 
 
 @pytest.mark.parametrize(("mode", "starts"), [
@@ -64,8 +65,8 @@ def fill(folder, codec, **settings):
 ])
 def test_each_mode_gives_its_windows(folder, mode, starts):
     manifest = scan(folder, extraction=mode)
-    assert [clip.starts for clip in manifest.clips if clip.source] == starts
-    assert {str(clip.bucket) for clip in manifest.clips} == {"64x64x33", "64x64"}
+    assert [clip.starts for clip in manifest.samples if clip.source] == starts
+    assert {str(clip.bucket) for clip in manifest.samples} == {"64x64x33", "64x64"}
 
 
 def test_the_report_says_what_is_used_of_each_clip(folder):
@@ -90,7 +91,7 @@ def test_the_digest_follows_the_windows(folder):
 def test_a_latent_is_kept_for_each_window_and_shared_between_modes(folder):
     codec = NumberCodec()
     cached = fill(folder, codec, extraction="chunks")
-    latents = [store.read_tensor(clip.latent_paths[0]) for clip in cached.clips]
+    latents = [store.read_tensor(clip.latent_paths[0]) for clip in cached.samples]
     assert [tuple(latent.shape) for latent in latents] == [(16, 9, 8, 8)] * 3 + [(16, 1, 8, 8)] * 2
     assert codec.seen[:3] == [list(range(start, start + 33)) for start in (0, 33, 66)]
     assert len(codec.seen) == 5
@@ -104,12 +105,12 @@ def test_a_latent_is_kept_for_each_window_and_shared_between_modes(folder):
 
 def test_random_windows_take_turns_whenever_the_clip_is_seen(folder):
     manifest = scan(folder, extraction="random")
-    (clip,) = (clip for clip in manifest.clips if clip.source)
+    (clip,) = (clip for clip in manifest.samples if clip.source)
     assert len(clip.starts) == 8
     cached = fill(folder, NumberCodec(), extraction="random")
 
     def epochs(count):
-        sampler = BucketSampler(cached.clips, 1, seed=0)
+        sampler = BucketSampler(cached.samples, 1, seed=0)
         batches = [sampler.next() for _ in range(count * sampler.steps_per_epoch)]
         latents = [read_batch(batch).latent_BCFHW for batch in batches]
         return [int(latent[0, 0, 0, 0, 0]) for latent in latents if latent.shape[2] > 1]
@@ -126,7 +127,7 @@ def test_an_animation_is_trained_on_as_a_clip(folder, suffix):
     frames[0].save(folder / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100, **options)
     codec = NumberCodec()
     cached = fill(folder, codec)
-    assert (cached.clips[0].name, cached.clips[0].bucket.frames) == (f"a.{suffix}", 33)
+    assert (cached.samples[0].name, cached.samples[0].bucket.frames) == (f"a.{suffix}", 33)
     assert codec.seen[0] == [min(k * 10 // 16, 19) for k in range(33)]
     assert "20 frames at 10 fps -> 64x64x33, frames 0-32 of 32 at 16 fps" in report.text(scan(folder))
 
@@ -136,22 +137,22 @@ def test_odd_names_are_read(folder, name, monkeypatch):
     (folder / "clip.mp4").rename(folder / f"{name}.mp4")
     (folder / "clip.txt").rename(folder / f"{name}.txt")
     monkeypatch.chdir(folder)
-    (clip,) = (clip for clip in scan(".").clips if clip.source)
+    (clip,) = (clip for clip in scan(".").samples if clip.source)
     assert clip.captions[0] == "zwx counting"
 
 
 def test_a_clip_that_went_away_is_left_out_and_named(folder):
     manifest = scan(folder)
     (folder / "clip.mp4").unlink()
-    cached = tools.drained(fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
-    assert [clip.name for clip in cached.clips] == ["picture.png", "still.gif"]
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
+    assert [clip.name for clip in cached.samples] == ["picture.png", "still.gif"]
     assert "clip.mp4 is gone" in cached.left_out[0].reason and "queue again" in cached.left_out[0].reason
 
 
 def test_a_clip_that_changed_after_the_scan_is_left_out_and_named(folder):
     manifest = scan(folder, extraction="chunks")
     clips.at_rate(folder / "clip.mp4", 16, 70)
-    cached = tools.drained(fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
-    assert [clip.name for clip in cached.clips] == ["picture.png", "still.gif"]
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
+    assert [clip.name for clip in cached.samples] == ["picture.png", "still.gif"]
     assert [each.reason for each in cached.left_out] == [
         "clip.mp4 changed since it was scanned; queue again to use it as it is now."]

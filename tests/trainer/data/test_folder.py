@@ -32,7 +32,7 @@ def test_pictures_in_folders_of_folders_are_used_with_the_captions_beside_them(r
     assert captions_of(manifest) == {
         "good.png": ("zwx good",), "a/one.png": ("zwx one",), "a/b/c/two.png": ("zwx two",),
         "empty/x/good.png": ("zwx another good",)}
-    assert all(clip.path == root / clip.name for clip in manifest.clips)
+    assert all(clip.path == root / clip.name for clip in manifest.samples)
     assert not manifest.rejected
 
 
@@ -43,7 +43,7 @@ def test_pictures_in_folders_of_folders_are_used_with_the_captions_beside_them(r
 ])
 def test_the_nearest_folder_called_as_kohya_does_gives_the_repeats(tmp_path, name, repeats):
     draw(tmp_path / "99_root" / name, 1, "zwx")
-    (clip,) = scan(tmp_path / "99_root", num_repeats=3).clips
+    (clip,) = scan(tmp_path / "99_root", num_repeats=3).samples
     assert clip.repeats == repeats, "the dataset folder's own name says nothing"
 
 
@@ -146,7 +146,7 @@ def test_accents_written_in_one_way_or_the_other_are_the_same_name(root, picture
     draw(root / f"{picture}.png", 1)
     (root / f"{caption}.txt").write_text("zwx in a café", encoding="utf-8")
     manifest = scan(root)
-    (clip,) = (clip for clip in manifest.clips if clip.name != "good.png")
+    (clip,) = (clip for clip in manifest.samples if clip.name != "good.png")
     assert clip.captions == ("zwx in a café",) and not manifest.notes
 
 

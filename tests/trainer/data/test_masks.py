@@ -9,9 +9,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from wantune.tests.support import clips, tools
-from wantune.tests.support.folders import clip_of, draw, names, reasons, scan
+from wantune.tests.support.folders import draw, names, reasons, sample_of, scan
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.encoded import cache
+from wantune.trainer.encoded import fill as filling
 from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.settings.data import DatasetConfig
@@ -40,12 +41,12 @@ class Text:
 
 
 def fill(manifest, folder):
-    return tools.drained(fill(manifest, Store(folder.parent / "cache"), AreaCodec(), Text()))[1]
+    return tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), AreaCodec(), Text()))[1]
 
 
 def read(manifest, folder, name):
     """(brightness_HW, mask_HW or None) of one file as it is trained on."""
-    (cached,) = (clip for clip in fill(manifest, folder).clips if clip.name == name)
+    (cached,) = (clip for clip in fill(manifest, folder).samples if clip.name == name)
     batch = read_batch([cached.visit(0)])
     mask = batch.mask_B11HW
     return batch.latent_BCFHW[0, 0, 0], None if mask is None else mask[0, 0, 0]
@@ -84,8 +85,8 @@ def test_a_mask_is_found_by_its_picture_s_name_and_is_not_trained_on(root, mask,
     paint(root / mask)
     manifest = scan(root)
     assert names(manifest) == ["a.png", "sub/b.jpg"] and not manifest.notes and not manifest.rejected
-    assert {clip.name: clip.mask.name for clip in manifest.clips if clip.mask} == {picture: mask}
-    masked = clip_of(manifest, picture).mask
+    assert {clip.name: clip.mask.name for clip in manifest.samples if clip.mask} == {picture: mask}
+    masked = sample_of(manifest, picture).mask
     assert masked.path == root / mask and not masked.is_alpha
 
 
@@ -100,7 +101,7 @@ def test_masks_that_are_switched_off_are_noted_and_not_even_read(root):
     (root / "masks").mkdir()
     (root / "masks" / "a.png").write_bytes(b"damaged")
     manifest = scan(root, masks="none")
-    assert names(manifest) == ["a.png", "sub/b.jpg"] and not any(clip.mask for clip in manifest.clips)
+    assert names(manifest) == ["a.png", "sub/b.jpg"] and not any(clip.mask for clip in manifest.samples)
     assert manifest.notes == ('masks/a.png: a mask that is not used, since masks is "none".',)
 
 
@@ -116,7 +117,7 @@ def test_a_mask_of_another_shape_leaves_its_picture_out(root, size):
 @pytest.mark.parametrize("size", [(48, 32), (192, 128), (97, 64), (96, 65)])
 def test_a_mask_of_the_same_shape_and_another_size_is_used(root, size):
     paint(root / "masks" / "a.png", size)
-    assert clip_of(scan(root), "a.png").mask
+    assert sample_of(scan(root), "a.png").mask
 
 
 def test_masks_that_cannot_be_used_leave_their_pictures_out(root):
@@ -142,7 +143,7 @@ def test_a_mask_that_is_white_only_where_the_picture_is_cropped_away_leaves_it_o
     (root / "masks").mkdir()
     mask.save(root / "masks" / "tall.png")
     cached = fill(scan(root), root)
-    assert [clip.name for clip in cached.clips] == ["a.png", "sub/b.jpg"]
+    assert [clip.name for clip in cached.samples] == ["a.png", "sub/b.jpg"]
     assert "masks/tall.png is black wherever the picture is trained on; paint white" in cached.left_out[0].reason
 
 
@@ -176,7 +177,7 @@ def test_alpha_is_the_mask_where_it_is_asked_for(root):
     image.putalpha(shape)
     image.save(root / "cut out.png")
     manifest = scan(root, masks="alpha", alpha_color="black", resolution=128, upscale=True)
-    assert [clip.name for clip in manifest.clips if clip.mask] == ["cut out.png"], "opaque pictures have none"
+    assert [clip.name for clip in manifest.samples if clip.mask] == ["cut out.png"], "opaque pictures have none"
     picture_HW, mask_HW = read(manifest, root, "cut out.png")
     assert (mask_HW - picture_HW).abs().mean() < 0.02, "white on black, it is its own mask"
     assert all(read(scan(root, masks=masks), root, "cut out.png")[1] is None for masks in ("none", "folder"))
@@ -205,7 +206,7 @@ def test_the_color_is_part_of_the_keys_of_transparent_pictures_alone(root):
     Image.new("RGBA", (96, 64), (128, 128, 128, 128)).save(root / "c.png")
 
     def keys(color):
-        clips = scan(root, alpha_color=color).clips
+        clips = scan(root, alpha_color=color).samples
         return {each.name: each.latent_paths for each in cache.locate(clips, Store(root), "vae", "umt5")}
 
     white, black = keys("white"), keys("black")
@@ -279,8 +280,8 @@ def test_what_is_black_has_no_gradient(tensors):
 def test_samples_with_and_without_masks_share_a_batch(root, tensors):
     paint(root / "masks" / "a.png")
     cached = fill(scan(root), root)
-    bare = replace(cached.clips[0], mask_path=None)
-    batch = read_batch([cached.clips[0].visit(0), bare.visit(0)])
+    bare = replace(cached.samples[0], mask_path=None)
+    batch = read_batch([cached.samples[0].visit(0), bare.visit(0)])
     height, width = batch.latent_BCFHW.shape[-2:]
     assert batch.mask_B11HW.shape == (2, 1, 1, height, width) and (batch.mask_B11HW[1] == 1).all()
     assert 0.05 < batch.mask_B11HW[0].mean() < 0.8
@@ -294,8 +295,8 @@ def test_a_mask_lies_on_every_frame_of_a_clip(root):
     clips.at_rate(root / "clip.mp4", 16, 20)
     paint(root / "masks" / "clip.png", (128, 128))
     manifest = scan(root, frame_buckets=(1, 17))
-    assert clip_of(manifest, "clip.mp4").mask.name == "masks/clip.png"
-    cached = [clip for clip in fill(manifest, root).clips if clip.name == "clip.mp4"]
+    assert sample_of(manifest, "clip.mp4").mask.name == "masks/clip.png"
+    cached = [clip for clip in fill(manifest, root).samples if clip.name == "clip.mp4"]
     batch = read_batch([cached[0].visit(0)])
     assert batch.latent_BCFHW.shape == (1, 16, 5, 8, 8) and batch.mask_B11HW.shape == (1, 1, 1, 8, 8)
     latent = batch.latent_BCFHW

@@ -196,7 +196,7 @@ def test_the_expected_cache_size_is_the_size_of_the_cache(root):
 
 def test_a_picture_too_small_for_one_resolution_is_used_at_the_others(root):
     manifest = scan(root, **SETTINGS | {"more_resolutions": (32, 128)})
-    assert {clip.bucket.num_tokens for clip in (*manifest.clips, *manifest.held_out) if clip.name == "small.png"} == {
+    assert {clip.bucket.num_tokens for clip in (*manifest.samples, *manifest.held_out) if clip.name == "small.png"} == {
         tokens(80, 48, 1), tokens(32, 32, 1)}
     assert "small.png: too small for resolution 128; it is trained on at the smaller ones." in manifest.notes
 
@@ -217,7 +217,7 @@ def test_hold_out_depends_on_contents_and_not_on_names_order_or_captions(tmp_pat
         draw(tmp_path / "b" / f"{99 - number}_x" / f"{number}.png", number)
     second = scan(tmp_path / "b", validation_items=4, num_repeats=3)
     assert held(first) == held(second) and len(held(first)) == 4
-    assert len(first.clips) == len(second.clips) == 8 and not held(first) & {clip.digest for clip in first.clips}
+    assert len(first.samples) == len(second.samples) == 8 and not held(first) & {clip.digest for clip in first.samples}
 
 
 def test_a_file_more_changes_at_most_one_that_is_held_out(tmp_path):
@@ -254,7 +254,7 @@ def test_more_held_out_than_there_is_says_how_many_can_be(tmp_path, count):
     shutil.copy(tmp_path / "00.png", tmp_path / "again.png")
     with pytest.raises(UserError, match=f"validation_items is {count}, but .* has 6 usable files; choose 5 or less"):
         scan(tmp_path, validation_items=count)
-    assert len(scan(tmp_path, validation_items=5).clips) in (1, 2)
+    assert len(scan(tmp_path, validation_items=5).samples) in (1, 2)
 
 
 def test_joined_datasets_keep_their_own_repeats_resolution_trigger_and_hold_out(tmp_path):
@@ -264,10 +264,10 @@ def test_joined_datasets_keep_their_own_repeats_resolution_trigger_and_hold_out(
     shutil.copy(outside, tmp_path / "b" / "leak.png")
     second = scan(tmp_path / "b", resolution=32, trigger_word="qqq", num_repeats=5)
     joined = join([first, second])
-    by_name = {clip.name: clip for clip in (*joined.clips, *joined.held_out)}
+    by_name = {clip.name: clip for clip in (*joined.samples, *joined.held_out)}
     assert by_name["50.png"].captions == ("qqq, a picture",) and by_name["50.png"].repeats == 5
     assert str(by_name["50.png"].bucket) == "32x32" and joined.trigger_word == "zwx, qqq"
-    assert {clip.repeats for clip in joined.clips if clip.path.parent.name == "a"} == {3}
+    assert {clip.repeats for clip in joined.samples if clip.path.parent.name == "a"} == {3}
     assert {clip.path for clip in joined.held_out} == {*(clip.path for clip in first.held_out),
                                                        tmp_path / "b" / "leak.png"}
     found, _ = as_json(joined)

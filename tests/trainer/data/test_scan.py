@@ -34,16 +34,16 @@ def folder(tmp_path):
 
 def reason_of(manifest, name: str) -> str:
     (reason,) = [rejection.reason for rejection in manifest.rejected if rejection.path.name == name]
-    assert [clip.path.name for clip in manifest.clips] == ["good.png"], "the good picture is still used"
+    assert [clip.path.name for clip in manifest.samples] == ["good.png"], "the good picture is still used"
     assert name in reason and name in report.text(manifest)
     return reason
 
 
 def test_real_pictures_are_kept_with_caption_size_and_bucket(tmp_path):
     manifest = scan(tools.write_pictures(tmp_path / "pictures"), resolution=256, trigger_word="")
-    assert [(c.path.stem, c.captions[0]) for c in manifest.clips] == [
+    assert [(c.path.stem, c.captions[0]) for c in manifest.samples] == [
         (name.split(".")[0], caption) for name, caption in sorted(tools.PICTURES.items())]
-    sizes = {c.path.stem: (c.width, c.height, str(c.bucket)) for c in manifest.clips}
+    sizes = {c.path.stem: (c.width, c.height, str(c.bucket)) for c in manifest.samples}
     assert sizes["astronaut"] == (512, 512, "256x256")
     assert sizes["coffee"] == (600, 400, "320x208")
     assert not manifest.rejected and not manifest.notes
@@ -54,14 +54,14 @@ def test_real_pictures_are_kept_with_caption_size_and_bucket(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "PNG", "JPG"])
 def test_every_promised_format_is_read(folder, suffix):
     Image.effect_noise((128, 96), 50).convert("RGB").save(folder / f"other.{suffix}")
-    assert len(scan(folder).clips) == 2
+    assert len(scan(folder).samples) == 2
 
 
 def test_exif_orientation_turns_the_picture(folder):
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (200, 100)).save(folder / "turned.jpg", exif=exif)
-    clip = scan(folder).clips[1]
+    clip = scan(folder).samples[1]
     assert (clip.width, clip.height) == (100, 200)
 
 
@@ -117,7 +117,7 @@ def test_a_folder_without_captions_says_what_to_write(tmp_path):
 def test_without_caption_the_trigger_word_serves_and_a_note_says_so(folder):
     (folder / "good.txt").unlink()
     manifest = scan(folder)
-    assert manifest.clips[0].captions[0] == "zwx"
+    assert manifest.samples[0].captions[0] == "zwx"
     assert "good.png: has no caption" in report.text(manifest)
 
 
@@ -129,7 +129,7 @@ def test_one_picture_without_caption_is_left_out(folder):
 def test_a_caption_without_the_trigger_word_gets_it_and_a_note(folder):
     (folder / "good.txt").write_text("a man in a park", encoding="utf-8")
     manifest = scan(folder)
-    assert manifest.clips[0].captions[0] == "zwx, a man in a park"
+    assert manifest.samples[0].captions[0] == "zwx, a man in a park"
     assert 'good.png: its caption lacks the trigger word; "zwx" was put in front' in report.text(manifest)
 
 
@@ -154,7 +154,7 @@ def test_a_picture_smaller_than_its_bucket_is_left_out_unless_upscale_is_on(fold
     Image.effect_noise((40, 40), 50).save(folder / "small.png")
     reason = reason_of(scan(folder), "small.png")
     assert "40x40, smaller than its bucket 64x64" in reason and "upscale" in reason
-    assert len(scan(folder, upscale=True).clips) == 2
+    assert len(scan(folder, upscale=True).samples) == 2
 
 
 def test_a_decompression_bomb_is_refused_with_a_sentence(folder):
@@ -187,14 +187,14 @@ def test_an_unreadable_file_is_left_out(folder, monkeypatch):
 ])
 def test_captions_of_other_editors_are_read(folder, encoding, caption):
     (folder / "good.txt").write_bytes(caption.encode(encoding))
-    assert scan(folder).clips[0].captions[0] == caption
+    assert scan(folder).samples[0].captions[0] == caption
 
 
 def test_names_with_spaces_quotes_and_chinese_work(folder):
     for name in ("with space", "it's \"quoted\"", "猫 🐈"):
         Image.effect_noise((128, 96), 50).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"zwx {name}", encoding="utf-8")
-    assert len(scan(folder).clips) == 4
+    assert len(scan(folder).samples) == 4
 
 
 def test_leftovers_are_mentioned(folder):

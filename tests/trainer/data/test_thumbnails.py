@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from wantune.tests.support import clips
-from wantune.tests.support.folders import clip_of, draw, noise, scan
+from wantune.tests.support.folders import draw, noise, sample_of, scan
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import pictures
 from wantune.trainer.data.thumbnails import MAX_FRAMES, MAX_SIDE, Shelf, key_of, make
@@ -33,7 +33,7 @@ def smooth(path, size):
 @pytest.mark.parametrize("resolution", [64, 512])
 def test_a_thumbnail_is_the_crop_that_is_trained_on(tmp_path, size, resolution):
     smooth(tmp_path / "a.png", size)
-    clip = clip_of(scan(tmp_path, resolution=resolution, upscale=True), "a.png")
+    clip = sample_of(scan(tmp_path, resolution=resolution, upscale=True), "a.png")
     shown = opened(make(clip, 0, False))
     assert max(shown.size) <= MAX_SIDE
     trained = pictures.fit(pictures.open_picture(clip.path.read_bytes(), clip.name), clip.bucket.width,
@@ -44,7 +44,7 @@ def test_a_thumbnail_is_the_crop_that_is_trained_on(tmp_path, size, resolution):
 
 def test_a_still_of_a_clip_is_the_first_frame_of_its_window_and_the_moving_one_shows_all(tmp_path):
     clips.at_rate(tmp_path / "a.mp4", 16, 60)
-    clip = clip_of(scan(tmp_path, frame_buckets=(1, 33), extraction="middle"), "a.mp4")
+    clip = sample_of(scan(tmp_path, frame_buckets=(1, 33), extraction="middle"), "a.mp4")
     (start,) = clip.starts
     assert start and clips.number_of(np.asarray(opened(make(clip, start, False)).convert("RGB"))) == start
     moving = opened(make(clip, start, True))
@@ -58,7 +58,7 @@ def test_a_still_of_a_clip_is_the_first_frame_of_its_window_and_the_moving_one_s
 
 def test_of_a_long_window_some_frames_are_left_out_and_its_time_is_kept(tmp_path):
     clips.at_rate(tmp_path / "a.mp4", 16, 90)
-    moving = opened(make(clip_of(scan(tmp_path, frame_buckets=(1, 81)), "a.mp4"), 0, True))
+    moving = opened(make(sample_of(scan(tmp_path, frame_buckets=(1, 81)), "a.mp4"), 0, True))
     assert moving.n_frames == 27 <= MAX_FRAMES
     moving.load()
     assert moving.info["duration"] * moving.n_frames == pytest.approx(81 / 16 * 1000, rel=0.02)
@@ -70,13 +70,13 @@ def test_what_a_mask_leaves_out_is_dark(tmp_path):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
     mask.save(tmp_path / "masks" / "a.png")
-    shown = np.asarray(opened(make(clip_of(scan(tmp_path), "a.png"), 0, False)).convert("L")).astype(int)
+    shown = np.asarray(opened(make(sample_of(scan(tmp_path), "a.png"), 0, False)).convert("L")).astype(int)
     assert shown[:, 4:28].min() > 230 and 50 < shown[:, 36:60].mean() < 110
 
 
 def test_damage_and_change_are_sentences(tmp_path):
     draw(tmp_path / "a.png")
-    clip = clip_of(scan(tmp_path), "a.png")
+    clip = sample_of(scan(tmp_path), "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
     with pytest.raises(UserError, match="a.png is damaged|a.png changed"):
         make(clip, 0, False)
@@ -90,7 +90,7 @@ def test_damage_and_change_are_sentences(tmp_path):
 
 def test_a_key_changes_with_what_is_seen(tmp_path):
     draw(tmp_path / "a.png")
-    clip = clip_of(scan(tmp_path), "a.png")
+    clip = sample_of(scan(tmp_path), "a.png")
     others = [replace(clip, digest="0"), replace(clip, background="#000000"),
               replace(clip, bucket=replace(clip.bucket, width=128))]
     keys = {key_of(clip, 0, False), key_of(clip, 0, True), key_of(clip, 1, False),

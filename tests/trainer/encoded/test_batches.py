@@ -11,13 +11,13 @@ from wantune.trainer.base.errors import UserError
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded import batches
 from wantune.trainer.encoded.batches import Batch, BucketSampler, LookAhead
-from wantune.trainer.encoded.cache import CachedClip
+from wantune.trainer.encoded.cache import CachedSample
 
 WIDE, TALL = Bucket(1, 256, 512), Bucket(1, 512, 256)
 
 
-def clip(name: str, bucket: Bucket, repeats: int) -> CachedClip:
-    return CachedClip(name, bucket, repeats, (Path(name),), (Path(name),))
+def clip(name: str, bucket: Bucket, repeats: int) -> CachedSample:
+    return CachedSample(name, bucket, repeats, (Path(name),), (Path(name),))
 
 
 CLIPS = [clip("a", WIDE, 3), clip("b", WIDE, 2), clip("c", TALL, 4)]
@@ -56,9 +56,9 @@ def test_the_position_is_epoch_and_cursor():
     assert (sampler.epoch, sampler.cursor) == (1, 2)
 
 
-def many(count: int, **settings) -> list[CachedClip]:
+def many(count: int, **settings) -> list[CachedSample]:
     paths = (Path("a"), Path("b"))
-    return [CachedClip(str(i), WIDE if i % 3 else TALL, 1 + i % 4, (Path(f"{i}"),), paths, **settings)
+    return [CachedSample(str(i), WIDE if i % 3 else TALL, 1 + i % 4, (Path(f"{i}"),), paths, **settings)
             for i in range(count)]
 
 

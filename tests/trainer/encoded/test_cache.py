@@ -10,6 +10,7 @@ from PIL import Image
 from wantune.tests.support import tools
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import scan
+from wantune.trainer.encoded import fill as filling
 from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.settings.data import DatasetConfig
@@ -53,7 +54,7 @@ def folder(tmp_path):
 def fill(folder, codec, text):
     """The progress events and the result."""
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
-    return tools.drained(fill(manifest, Store(folder.parent / "cache"), codec, text))
+    return tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), codec, text))
 
 
 def test_each_content_is_encoded_once(folder):
@@ -62,7 +63,7 @@ def test_each_content_is_encoded_once(folder):
     assert (codec.calls, text.calls) == (3, 2)
     assert [(event.kind, event.done, event.total) for event in events] == [
         ("captions", 1, 2), ("captions", 2, 2), ("latents", 1, 3), ("latents", 2, 3), ("latents", 3, 3)]
-    assert len(cached.clips) == 3 and cached.captions == ("one two", "one two", "three")
+    assert len(cached.samples) == 3 and cached.captions == ("one two", "one two", "three")
     fill(folder, codec, text)
     assert (codec.calls, text.calls) == (3, 2)
 
@@ -95,7 +96,7 @@ def test_another_resolution_redoes_the_latents(folder):
     codec, text = CountingCodec(), CountingText()
     fill(folder, codec, text)
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=32, num_repeats=1))
-    list(fill(manifest, Store(folder.parent / "cache"), codec, text))
+    list(filling.fill(manifest, Store(folder.parent / "cache"), codec, text))
     assert (codec.calls, text.calls) == (6, 2)
 
 
@@ -103,7 +104,7 @@ def test_another_resolution_redoes_the_latents(folder):
 def test_a_truncated_file_is_made_again(folder, keep):
     codec, text = CountingCodec(), CountingText()
     cached = fill(folder, codec, text)[1]
-    path = cached.clips[0].latent_paths[0]
+    path = cached.samples[0].latent_paths[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:keep])
     fill(folder, codec, text)
@@ -112,7 +113,7 @@ def test_a_truncated_file_is_made_again(folder, keep):
 
 def test_a_foreign_file_is_made_again(folder):
     codec, text = CountingCodec(), CountingText()
-    path = fill(folder, codec, text)[1].clips[0].text_paths[0]
+    path = fill(folder, codec, text)[1].samples[0].text_paths[0]
     path.write_bytes(b"not safetensors at all" * 10)
     fill(folder, codec, text)
     assert text.calls == 3
@@ -121,7 +122,7 @@ def test_a_foreign_file_is_made_again(folder):
 def test_stopping_in_the_middle_keeps_what_is_done(folder):
     codec, text = CountingCodec(), CountingText()
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
-    progress = fill(manifest, Store(folder.parent / "cache"), codec, text)
+    progress = filling.fill(manifest, Store(folder.parent / "cache"), codec, text)
     for _ in range(3):
         next(progress)
     progress.close()
@@ -133,8 +134,8 @@ def test_stopping_in_the_middle_keeps_what_is_done(folder):
 
 def test_a_batch_is_as_long_as_its_longest_text(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
-    short = replace(cached.clips[0], text_paths=cached.clips[2].text_paths)
-    batch = read_batch([cached.clips[0].visit(0), short.visit(0)])
+    short = replace(cached.samples[0], text_paths=cached.samples[2].text_paths)
+    batch = read_batch([cached.samples[0].visit(0), short.visit(0)])
     text = batch.text_BLD
     assert batch.latent_BCFHW.shape == (2, 16, 1, 8, 8) and text.shape == (2, 2, 8) and text.dtype == torch.float32
     assert (text[0] == 1).all() and (text[1, 0] == 1).all() and (text[1, 1] == 0).all()
@@ -149,22 +150,22 @@ def test_a_value_that_is_not_finite_is_refused_and_names_the_file(folder):
 def test_a_picture_that_went_away_is_left_out_and_named(folder):
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
     os.remove(folder / "1.png")
-    cached = tools.drained(fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
-    assert [clip.name for clip in cached.clips] == ["0.png", "2.png"] and cached.captions == ("one two", "three")
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
+    assert [clip.name for clip in cached.samples] == ["0.png", "2.png"] and cached.captions == ("one two", "three")
     assert "1.png is gone" in cached.left_out[0].reason
 
 
 def test_a_picture_that_changed_after_the_scan_never_passes_for_what_was_scanned(folder):
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
     Image.new("RGB", (96, 64), (1, 2, 3)).save(folder / "1.png")
-    cached = tools.drained(fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
-    assert [clip.name for clip in cached.clips] == ["0.png", "2.png"]
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
+    assert [clip.name for clip in cached.samples] == ["0.png", "2.png"]
     assert "1.png changed since it was scanned; queue again" in cached.left_out[0].reason
     assert cached.digest != fill(folder, CountingCodec(), CountingText())[1].digest
 
 
 def test_a_cache_file_that_went_away_is_named(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
-    os.remove(cached.clips[0].latent_paths[0])
+    os.remove(cached.samples[0].latent_paths[0])
     with pytest.raises(UserError, match="gone or damaged .* queue again"):
-        read_batch([cached.clips[0].visit(0)])
+        read_batch([cached.samples[0].visit(0)])

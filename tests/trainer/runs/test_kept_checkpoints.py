@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from wantune.trainer.data.buckets import Bucket
-from wantune.trainer.encoded.cache import CachedClip, CachedDataset
+from wantune.trainer.encoded.cache import CachedDataset, CachedSample
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.model.adapters import Adapter
 from wantune.trainer.runs.folder import STATE, RunFolder
-from wantune.trainer.settings.training import KeepConfig, LoraConfig, TrainConfig
+from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training.loop import Trainer, finished
 
 
@@ -43,13 +43,15 @@ def dataset(tmp_path):
     for number in range(5):
         path = store.path("latents", str(number))
         store.write(path, torch.randn(16, 1, 2, 2, generator=random))
-        clips.append(CachedClip(f"{number}.png", Bucket(1, 16, 16), 1, (path,), (text,)))
+        clips.append(CachedSample(f"{number}.png", Bucket(1, 16, 16), 1, (path,), (text,)))
     return CachedDataset(tuple(clips), (), "digest", "zwx", ("",) * 5)
 
 
 def config(every_steps: int = 5, **settings) -> TrainConfig:
-    keep = KeepConfig(every_steps=every_steps, every_epochs=0, every_minutes=0, keep_last=3, evaluate_epochs=0)
-    return TrainConfig(**{"epochs": 8, "learning_rate": 1e-2, "lora": LoraConfig(rank=2), "keep": keep, **settings})
+    validation = ValidationConfig(every_steps=every_steps, every_epochs=0, every_minutes=0, keep_last=3,
+                                  evaluate_epochs=0)
+    return TrainConfig(**{"epochs": 8, "learning_rate": 1e-2, "lora": LoraConfig(rank=2), "validation": validation,
+                          **settings})
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wantune.trainer.data.buckets import Bucket
-from wantune.trainer.encoded.cache import CachedClip
+from wantune.trainer.encoded.cache import CachedSample
 from wantune.trainer.encoded.store import Store, read_tensor
 from wantune.trainer.runs.state import put_together, take_apart
 from wantune.trainer.training import evaluate, objective
@@ -64,7 +64,7 @@ def clips(tmp_path):
         return path
 
     def clip(number, frames=1, texts=1, mask=False):
-        return CachedClip(
+        return CachedSample(
             name=f"{number}.png", bucket=BUCKET, repeats=number + 1,
             latent_paths=tuple(write("latents", f"{number}{window}", 16, frames, 8, 12) for window in range(2)),
             text_paths=tuple(write("texts", f"{number}{text}", 3 + text, 8) for text in range(texts)),
@@ -74,7 +74,7 @@ def clips(tmp_path):
     return [clip(0), clip(1, mask=True), clip(2, texts=3), clip(3, frames=3)]
 
 
-def by_hand(clip: CachedClip, level: float, a: float) -> float:
+def by_hand(clip: CachedSample, level: float, a: float) -> float:
     """The first window with the first caption, its own noise, and the mean of squares where the mask shows."""
     latent, text = read_tensor(clip.latent_paths[0]), read_tensor(clip.text_paths[0])
     noise = torch.randn((1, *latent.shape), generator=objective.generator(clip.latent_paths[0].stem))[0]
@@ -148,11 +148,11 @@ def test_each_file_has_noise_of_its_own_by_its_content(clips, tmp_path):
     moved = Store(tmp_path / "elsewhere")
     path = moved.path("latents", first.latent_paths[0].stem)
     moved.write(path, read_tensor(first.latent_paths[0]))
-    renamed = CachedClip("renamed", BUCKET, 1, (path,), first.text_paths)
+    renamed = CachedSample("renamed", BUCKET, 1, (path,), first.text_paths)
     assert held_out_loss(Model(), [renamed]) == held_out_loss(Model(), [first])
     path = moved.path("latents", second.latent_paths[0].stem)
     moved.write(path, read_tensor(first.latent_paths[0]))
-    other = CachedClip(first.name, BUCKET, 1, (path,), first.text_paths)
+    other = CachedSample(first.name, BUCKET, 1, (path,), first.text_paths)
     losses = held_out_loss(Model(), [first])
     assert all(loss != losses[level] for level, loss in held_out_loss(Model(), [other]).items())
 

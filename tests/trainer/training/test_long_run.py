@@ -11,7 +11,7 @@ from wantune.trainer.data import scan
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.settings.data import DatasetConfig
-from wantune.trainer.settings.training import KeepConfig, LoraConfig, TrainConfig
+from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.long]
 
@@ -51,7 +51,8 @@ def test_the_articles_run(tmp_path, monkeypatch):
     watch.events = Forgetful()
     settings = TrainConfig(epochs=10**6, max_steps=STEPS, learning_rate=1e-4, lora=LoraConfig(rank=4),
                            gradient_checkpointing=False,
-                           keep=KeepConfig(every_steps=500, evaluate_steps=1000, every_epochs=0, evaluate_epochs=0))
+                           validation=ValidationConfig(every_steps=500, evaluate_steps=1000, every_epochs=0,
+                                                       evaluate_epochs=0))
     _, losses, run = train(model, cached, "article", settings, watch)
     growth = (memory[-1] - memory[WARM // 100]) / 2**20
     first, last = (statistics.median(part) for part in (seconds[WARM:WARM + 2000], seconds[-2000:]))

@@ -13,7 +13,13 @@ from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.runs import folder as run_folder
 from wantune.trainer.settings.data import DatasetConfig
-from wantune.trainer.settings.training import KeepConfig, LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from wantune.trainer.settings.training import (
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -52,10 +58,12 @@ def train(monkeypatch, model, cached, tmp_path):
     return run
 
 
-def config(keep: KeepConfig | None = None, optimizer: OptimizerConfig | None = None, **settings) -> TrainConfig:
-    keep = keep or KeepConfig(every_epochs=0, evaluate_epochs=0, every_minutes=0)
+def config(
+    validation: ValidationConfig | None = None, optimizer: OptimizerConfig | None = None, **settings
+) -> TrainConfig:
+    validation = validation or ValidationConfig(every_epochs=0, evaluate_epochs=0, every_minutes=0)
     return TrainConfig(**{
-        "epochs": 3, "batch_size": 2, "learning_rate": 1e-3, "lora": LoraConfig(rank=4), "keep": keep,
+        "epochs": 3, "batch_size": 2, "learning_rate": 1e-3, "lora": LoraConfig(rank=4), "validation": validation,
         "optimizer": optimizer or OptimizerConfig(), "gradient_checkpointing": False, **settings})
 
 
@@ -133,7 +141,7 @@ def test_a_lora_is_continued(train):
 
 
 def test_going_on_from_an_older_checkpoint_gives_the_same(train):
-    settings = config(KeepConfig(every_steps=1, keep_last=100, every_epochs=0, evaluate_epochs=0), epochs=4)
+    settings = config(ValidationConfig(every_steps=1, keep_last=100, every_epochs=0, evaluate_epochs=0), epochs=4)
     whole, losses, folder = train(settings)
     for step in (len(losses), len(losses) - 1, 4, 2):
         (path,) = [path for path in _steps(folder) if path.name == f"step_{step:06d}"]
@@ -166,9 +174,10 @@ def test_the_average_is_what_is_used_unless_it_is_only_kept(train):
 def test_measuring_and_saving_often_changes_nothing(train):
     for optimizer in (OptimizerConfig(), OptimizerConfig(ema_decay=0.9), OptimizerConfig(name="schedule_free")):
         quiet = train(config(optimizer=optimizer, epochs=1), place=f"quiet {optimizer.name} {optimizer.ema_decay}")
-        keep = KeepConfig(every_steps=1, evaluate_steps=1, keep_last=1)
+        validation = ValidationConfig(every_steps=1, evaluate_steps=1, keep_last=1)
         watch = tools.Watch()
-        busy = train(config(keep, optimizer, epochs=1), watch, place=f"busy {optimizer.name} {optimizer.ema_decay}")
+        busy = train(config(validation, optimizer, epochs=1), watch,
+                     place=f"busy {optimizer.name} {optimizer.ema_decay}")
         assert same(quiet[0], busy[0]) and quiet[1] == busy[1]
         kinds = [type(event).__name__ for event in watch.events]
         assert kinds.count("Evaluated") == len(busy[1]) + 1 and kinds.count("Saved") >= len(busy[1])
@@ -184,8 +193,8 @@ def test_a_finished_run_is_loaded_and_not_trained(train, monkeypatch):
     assert same(again, lora) and found == losses and same_folder == folder and not watch.events
     assert "trained before: " in watch.said[0]
     assert train(config(), name="another name")[2] == folder, "a name changes nothing"
-    keep = KeepConfig(every_steps=2, evaluate_steps=1, keep_last=7)
-    assert same(train(config(keep, gradient_checkpointing=True))[0], lora), "nor do cadences and memory"
+    validation = ValidationConfig(every_steps=2, evaluate_steps=1, keep_last=7)
+    assert same(train(config(validation, gradient_checkpointing=True))[0], lora), "nor do cadences and memory"
 
 
 @pytest.mark.parametrize("change", [
@@ -199,14 +208,14 @@ def test_what_changes_the_result_is_another_run(train, change):
 
 
 def test_more_epochs_continue_a_finished_run_and_fewer_are_found_again(train):
-    keep = KeepConfig(every_epochs=1, keep_last=100, evaluate_epochs=0)
-    whole, losses, _ = train(config(keep, epochs=4), place="whole")
-    first = train(config(keep, epochs=2))
+    validation = ValidationConfig(every_epochs=1, keep_last=100, evaluate_epochs=0)
+    whole, losses, _ = train(config(validation, epochs=4), place="whole")
+    first = train(config(validation, epochs=2))
     watch = tools.Watch()
-    longer = train(config(keep, epochs=4), watch)
+    longer = train(config(validation, epochs=4), watch)
     assert watch.events[0].step == len(first[1]) and longer[1] == losses and same(longer[0], whole)
     watch = tools.Watch()
-    shorter = train(config(keep, epochs=2), watch)
+    shorter = train(config(validation, epochs=2), watch)
     assert not watch.events and same(shorter[0], first[0]) and shorter[1] == first[1]
 
 
@@ -238,7 +247,7 @@ def test_stop_ends_after_the_present_step_and_queueing_again_goes_on(train):
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(train):
-    settings = config(KeepConfig(every_steps=1, keep_last=100, every_epochs=0, evaluate_epochs=0))
+    settings = config(ValidationConfig(every_steps=1, keep_last=100, every_epochs=0, evaluate_epochs=0))
     whole, losses, folder = train(settings)
     *_, third, second, newest = _steps(folder)
     (newest / "adapter.safetensors").write_bytes((newest / "adapter.safetensors").read_bytes()[:-10])
@@ -254,7 +263,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(train):
 def test_a_full_disk_ends_the_run_with_a_sentence_and_the_former_checkpoint_is_whole(train, monkeypatch):
 
     whole, losses, _ = train(config(), place="whole")
-    settings = config(KeepConfig(every_steps=2, every_epochs=0, evaluate_epochs=0))
+    settings = config(ValidationConfig(every_steps=2, every_epochs=0, evaluate_epochs=0))
     save, count = run_folder.save_file, []
 
     def full(tensors, path):
@@ -340,18 +349,18 @@ def test_cancel_at_any_place_leaves_the_model_and_the_last_finished_step(train, 
     def interrupt(*_args):
         raise comfy.model_management.InterruptProcessingException
 
-    keep = KeepConfig(every_steps=1, evaluate_steps=1, keep_last=100)
-    whole, losses, _ = train(config(keep, epochs=1), place="whole")
+    validation = ValidationConfig(every_steps=1, evaluate_steps=1, keep_last=100)
+    whole, losses, _ = train(config(validation, epochs=1), place="whole")
     snapshot = tools.Snapshot(model)
     monkeypatch.setattr(owner, name, interrupted)
     watch = tools.Watch()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(config(keep, epochs=1), watch)
+        train(config(validation, epochs=1), watch)
     monkeypatch.setattr(owner, name, original)
     snapshot.assert_untouched()
     finished = max(event.step for event in watch.events if type(event).__name__ == "StepDone")
     again = tools.Watch()
-    parts, found, folder = train(config(keep, epochs=1), again)
+    parts, found, folder = train(config(validation, epochs=1), again)
     assert again.events[0].step == finished and found == losses and same(parts, whole)
     lines = [json.loads(line) for line in open(f"{folder}/log.jsonl", encoding="utf-8")]
     measured = [line["step"] for line in lines if line["event"] == "Evaluated"]
@@ -359,9 +368,9 @@ def test_cancel_at_any_place_leaves_the_model_and_the_last_finished_step(train, 
 
 
 def test_early_stop_ends_a_run_that_gets_no_better_for_good(train):
-    keep = KeepConfig(evaluate_steps=1, early_stop=2, every_epochs=0)
+    validation = ValidationConfig(evaluate_steps=1, early_stop=2, every_epochs=0)
     watch = tools.Watch()
-    _, losses, folder = train(config(keep, epochs=40, learning_rate=0.3), watch)
+    _, losses, folder = train(config(validation, epochs=40, learning_rate=0.3), watch)
     assert watch.events[-1].reason == "early stop" and len(losses) < 40
     measured = [event for event in watch.events if type(event).__name__ == "Evaluated"]
     best = min(measured[1:], key=lambda event: event.loss)
@@ -370,11 +379,11 @@ def test_early_stop_ends_a_run_that_gets_no_better_for_good(train):
     with open(f"{folder}/best.json", encoding="utf-8") as file:
         assert json.load(file) == {"step": best.step, "loss": best.loss, "folder": f"step_{best.step:06d}"}
     watch = tools.Watch()
-    train(config(keep, epochs=40, learning_rate=0.3), watch)
+    train(config(validation, epochs=40, learning_rate=0.3), watch)
     assert not watch.events, "it is over"
 
 
 def test_old_checkpoints_are_deleted(train):
-    keep = KeepConfig(every_steps=1, keep_last=2, every_epochs=0, evaluate_epochs=0)
-    _, losses, folder = train(config(keep, epochs=4))
+    validation = ValidationConfig(every_steps=1, keep_last=2, every_epochs=0, evaluate_epochs=0)
+    _, losses, folder = train(config(validation, epochs=4))
     assert [path.name for path in _steps(folder)] == [f"step_{step:06d}" for step in (len(losses) - 1, len(losses))]
