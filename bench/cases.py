@@ -17,6 +17,7 @@ from ..tests.support import tools
 from ..trainer.data.buckets import Bucket
 from ..trainer.encoded import cache, store
 from ..trainer.model.adapters import Adapter
+from ..trainer.model.wan21 import WAN21_T2V
 from ..trainer.runs.events import Event
 from ..trainer.runs.folder import RunFolder
 from ..trainer.settings.training import LoraConfig, TrainConfig
@@ -47,7 +48,7 @@ class Case:
     @property
     def num_tokens(self) -> int:
         """Of one latent."""
-        return self.dataset.samples[0].bucket.num_tokens
+        return self.dataset.family.num_tokens(self.dataset.samples[0].bucket)
 
     def config(self, checkpointing: bool, steps: int) -> TrainConfig:
         """The node's own settings, but for the number of steps."""
@@ -83,7 +84,7 @@ def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
     folder = RunFolder(case.folder, "steps", "0" * 8, {})
     folder.restart()
-    trainer = Trainer(config, denoiser, adapter, case.dataset, folder)
+    trainer = Trainer(config, denoiser, adapter, case.dataset, folder, folder.resume(0))
     with denoiser.attached(adapter, linears, checkpointing, 0), closing(trainer.run()) as events:
         run = Run(model, denoiser, adapter, events, Live(None))
         run.step()  # Started
@@ -100,11 +101,12 @@ def _random_dataset(folder: Path, size_FHW: tuple[int, int, int]) -> cache.Cache
             bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * rows, width=8 * columns),
             repeats=1,
             latent_paths=(folder / f"latent_{index}.safetensors",),
-            text_paths=(folder / f"text_{index}.safetensors",),
+            captions=({"text": folder / f"text_{index}.safetensors"},),
         )
         store.write_tensor(sample.latent_paths[0], torch.randn(16, *size_FHW, generator=generator))
-        store.write_tensor(sample.text_paths[0], torch.randn(TEXT_TOKENS, 4096, generator=generator))
+        store.write_tensor(sample.captions[0]["text"], torch.randn(TEXT_TOKENS, 4096, generator=generator))
         samples.append(sample)
     return cache.CachedDataset(
-        samples=tuple(samples), held_out=(), digest="random", trigger_word="", captions=("",) * ITEMS
+        family=WAN21_T2V, samples=tuple(samples), held_out=(), digest="random", trigger_word="",
+        captions=("",) * ITEMS
     )

@@ -133,9 +133,9 @@ def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple)
     store = Store(folder)
     latent, text = torch.randn(latent_shape), torch.randn(text_shape).bfloat16()
     with store.filling():
-        for cached in cache.locate(pretended(count).samples, store, PLAYED, PLAYED):
+        for cached in cache.locate(pretended(count).samples, store, PLAYED, {"text": PLAYED}):
             store.write(cached.latent_paths[0], latent)
-            store.write(cached.text_paths[0], text)
+            store.write(cached.captions[0]["text"], text)
     return folder
 
 
@@ -143,10 +143,12 @@ def pretended(count: int):
     """A manifest of pictures that are not there."""
     from wantune.trainer.base import files
     from wantune.trainer.data import buckets, manifest
+    from wantune.trainer.model import families
     from wantune.trainer.settings import data as config
 
     shapes = ((512, 512), (416, 640), (640, 416))
-    samples = [manifest.Sample(path=Path(f"{index}.jpg"), name=f"{index}.jpg", width=1024, height=1024, trigger_word="",
+    samples = [manifest.Sample(path=Path(f"{index}.jpg"), name=f"{index}.jpg", family=families.DEFAULT,
+                               width=1024, height=1024, trigger_word="",
                            captions=(f"{' '.join(WORDS)}, picture {index}",), digest=f"{index:064}", repeats=1,
                            stamp=files.Stamp(0, 0, 0), bucket=buckets.Bucket(1, *shapes[index % 3]))
              for index in range(count)]
@@ -186,13 +188,14 @@ def opening(folder: Path, items: int) -> dict:
 def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
     """The order of batches alone, with the ten repeats of the node; then batches with what is read for them."""
     from wantune.trainer.encoded.batches import BucketSampler, LookAhead
+    from wantune.trainer.model import families
 
     def both() -> tuple[float, float]:
         samples = opened(folder, items).samples
         sampler = BucketSampler([replace(sample, repeats=10) for sample in samples], 1, 0)
         steps = epochs * sampler.steps_per_epoch
         _, seconds = timed(lambda: [sampler.next() and None for _ in range(steps)])
-        ahead = LookAhead(BucketSampler(samples, 1, 0))
+        ahead = LookAhead(BucketSampler(samples, 1, 0), families.DEFAULT.conditions)
         _, read_seconds = timed(lambda: [ahead.next() and None for _ in range(epochs * items)])
         ahead.close()
         return steps / seconds, epochs * items / read_seconds
@@ -226,7 +229,7 @@ def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
         start = time.perf_counter()
         both = [Inside(encoder) for encoder in encoders()]
         named = time.perf_counter() - start
-        tools.drained(filling.fill(manifest, Store(folder / f".cache-{turn}"), *both))
+        tools.drained(filling.fill(manifest, Store(folder / f".cache-{turn}"), both[0], {"text": both[1]}))
         spent.append((time.perf_counter() - start, *(encoder.seconds for encoder in both), named))
     spent = spent[turns > 1:]
     ratios = [round(total / (latents + texts), 3) for total, latents, texts, _ in spent]
@@ -279,7 +282,7 @@ def opened(folder: Path, items: int):
     from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
 
-    return tools.drained(filling.fill(pretended(items), Store(folder), played(), played()))[1]
+    return tools.drained(filling.fill(pretended(items), Store(folder), played(), {"text": played()}))[1]
 
 
 def timed(work: Callable) -> tuple:

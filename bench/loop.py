@@ -46,7 +46,8 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
     denoiser = ComfyDenoiser(tools.load_dit(case.path))
     linears = denoiser.linears()
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-    trainer = Trainer(config, denoiser, adapter, case.dataset, RunFolder(folder, "loop", "0" * 8, {}))
+    run = RunFolder(folder, "loop", "0" * 8, {})
+    trainer = Trainer(config, denoiser, adapter, case.dataset, run, run.resume(0))
     in_model, saving = [], []
     backward = trainer._backward
 

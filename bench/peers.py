@@ -14,10 +14,10 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..nodes.backend.denoiser import TRAINED
 from ..trainer.encoded import cache
 from ..trainer.encoded.batches import read_batch
 from ..trainer.model import text_padding
+from ..trainer.model.wan21 import WAN21_T2V
 
 BARE_T = 0.5
 
@@ -36,7 +36,7 @@ class Bare:
     ) -> None:
         model = comfy.sd.load_diffusion_model(str(path))
         self.network = model.model.diffusion_model.requires_grad_(False).to(model.load_device)
-        names = [f"blocks.{i}.{name}" for i in range(len(self.network.blocks)) for name in TRAINED]
+        names = [f"blocks.{i}.{name}" for i in range(len(self.network.blocks)) for name in WAN21_T2V.trained]
         peft.inject_adapter_in_model(
             peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names, bias="none"), self.network
         )
@@ -49,18 +49,18 @@ class Bare:
     def _prepare(
         self, sample: cache.CachedSample, device: torch.device, dtype: torch.dtype, folded: bool
     ) -> None:
-        batch = read_batch([sample.visit(0)])
-        latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
+        batch = read_batch([sample.visit(0)], WAN21_T2V.conditions)
+        latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.conditions["text"]
         noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
         self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
         self._target_BCFHW = (noise_BCFHW - latent_BCFHW).to(device)
         self._t_B = torch.full((1,), 1000 * BARE_T, device=device)
         self._bias = None
         if folded:
-            text_BLD, bias_BK = text_padding.fold(text_BLD, dtype)
+            text_BLD, bias_BK = text_padding.fold(text_BLD, dtype, WAN21_T2V.text_length)
             self._bias = bias_BK[:, None, None].to(device)
         else:
-            text_BLD = text_padding.pad(text_BLD)
+            text_BLD = text_padding.pad(text_BLD, WAN21_T2V.text_length)
         self._text_BLD = text_BLD.to(device, dtype)
 
     def step(self) -> None:
@@ -108,7 +108,7 @@ def train_with_core(
     """
     from comfy_extras.nodes_train import TrainLoraNode
 
-    batches = [read_batch([sample.visit(0)]) for sample in dataset.samples]
+    batches = [read_batch([sample.visit(0)], WAN21_T2V.conditions) for sample in dataset.samples]
     chosen = {
         "model": model,
         "batch_size": 1,
@@ -123,7 +123,8 @@ def train_with_core(
     for socket in TrainLoraNode.define_schema().inputs:
         inputs[socket.id] = [chosen.get(socket.id, getattr(socket, "default", None))]
     inputs["latents"] = [{"samples": batch.latent_BCFHW} for batch in batches]
-    inputs["positive"] = [[[text_padding.pad(batch.text_BLD), {}]] for batch in batches]
+    texts = [text_padding.pad(batch.conditions["text"], WAN21_T2V.text_length) for batch in batches]
+    inputs["positive"] = [[[text_BLD, {}]] for text_BLD in texts]
     with torch.inference_mode():  # as ComfyUI runs its nodes
         result = TrainLoraNode.execute(**inputs).result
     return next(value for value in result if isinstance(value, dict) and "loss" not in value)

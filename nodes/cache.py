@@ -46,7 +46,7 @@ class CacheLatents(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, vae, clip) -> io.NodeOutput:
         store = Store(paths.cache_folder())
-        progress = fill(dataset, store, WanCodec(vae), CaptionEncoder(clip))
+        progress = fill(dataset, store, WanCodec(vae, dataset.family), {"text": CaptionEncoder(clip)})
         cached = ProgressLine(cls.hidden, "encoding").follow(progress)
         for line in (*(rejection.reason for rejection in cached.left_out), *cached.notes):
             logger.warning("%s", line)

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..trainer.base.errors import UserError
 from ..trainer.data import folder, manifest, report, scan
 from ..trainer.data.notes import Notes
+from ..trainer.model import families
 from ..trainer.settings.data import (
     CAPTION_FALLBACKS,
     EXTRACTION_MODES,
@@ -173,12 +174,11 @@ def _reported(found: manifest.Manifest) -> io.NodeOutput:
 
 
 def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inputs) -> DatasetConfig:
-    return DatasetConfig(
-        folder=str(paths.dataset_folder(folder)),
-        frame_buckets=parse_frame_buckets(frame_buckets),
-        **inputs,
-        **(settings or {}),
-    )
+    buckets = parse_frame_buckets(frame_buckets)
+    for frames in buckets:
+        families.DEFAULT.check_frames(frames)
+    return DatasetConfig(folder=str(paths.dataset_folder(folder)), family=families.DEFAULT.name, frame_buckets=buckets,
+                         **inputs, **(settings or {}))
 
 
 def _settings(more_resolutions: str = "", **inputs) -> dict:

@@ -108,6 +108,10 @@ class Previewer:
         sampling.set_parameters(shift=config.shift)
         self._sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", config.steps)
 
+    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
+        """As the settings say."""
+        return self.config.is_due(step, total_steps, steps_per_epoch)
+
     def make(self, step: int, name: str) -> Previewed:
         """Write `samples/<name>_<prompt>.mp4`, and its frames beside each other as `.jpg`."""
         paths = []
@@ -128,9 +132,9 @@ class Previewer:
 
         def denoised(x_BCFHW: torch.Tensor, sigma_B: torch.Tensor, **_arguments) -> torch.Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            velocity = self._denoiser.velocity(x_BCFHW, sigma_B, positive_BLD)
+            velocity = self._denoiser.velocity(x_BCFHW, sigma_B, {"text": positive_BLD})
             if config.cfg != 1:
-                without = self._denoiser.velocity(x_BCFHW, sigma_B, negative_BLD)
+                without = self._denoiser.velocity(x_BCFHW, sigma_B, {"text": negative_BLD})
                 velocity = without + config.cfg * (velocity - without)
             return x_BCFHW - sigma_B.view(-1, 1, 1, 1, 1) * velocity
 

@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 
 from ..trainer.base.errors import UserError
 from ..trainer.runs import checkpoints as run_lora
-from ..trainer.runs.folder import INDEX, place_of
 from ..trainer.runs.history import is_run
+from ..trainer.runs.state import INDEX, place_of
 from .backend import paths
 from .page.live import show_text
 

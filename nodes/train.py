@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 
-import numpy as np
 import torch
 from comfy_api.latest import io
-from PIL import Image
 
-from ..trainer.base.errors import UserError, content_hash
-from ..trainer.encoded.batches import read_batch
+from ..trainer.base.errors import UserError
 from ..trainer.encoded.cache import CachedDataset
-from ..trainer.lora import file as lora_file
-from ..trainer.lora import keys as lora_keys
-from ..trainer.model.adapters import Adapter
-from ..trainer.runs import checkpoints as run_lora
-from ..trainer.runs.events import Event, Started, StepDone
-from ..trainer.runs.folder import Checkpoint, RunFolder, check_name
+from ..trainer.lora.file import LoraStateDict
+from ..trainer.runs.folder import check_name
 from ..trainer.settings.presets import CUSTOM, PRESETS
 from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
-from ..trainer.training.loop import Trainer, finished
+from ..trainer.training.run import Run
 from . import sockets
 from .backend import paths
 from .backend.denoiser import ComfyDenoiser
@@ -133,83 +125,22 @@ def _config(
 def train(
     model, dataset: CachedDataset, run_name: str, config: TrainConfig, live: Live, restart: bool = False,
     previews: PreviewConfig | None = None, continued: Mapping[str, torch.Tensor] | None = None,
-) -> tuple[lora_file.LoraStateDict, list[float], str]:
+) -> tuple[LoraStateDict, list[float], str]:
     """The LoRA, the loss of each step, and the run's folder; a run that is done is not trained again.
 
     Args:
         continued: a LoRA of any trainer to begin with; rank and alpha are then its own.
     """
     denoiser = ComfyDenoiser(model)
-    _check_data(denoiser, dataset)
-    start = {}
-    if continued is not None:
-        lora, start = lora_file.continued(lora_keys.normalize(continued), config.lora, denoiser.linear_sizes())
-        config = replace(config, lora=lora)
-    base_digest = denoiser.id
-    key = content_hash(dataset.digest, base_digest, config.identity())
-    folder = RunFolder(paths.runs_folder(), run_name, key, config.to_dict())
-    if restart:
-        folder.restart()
-    base_model = lora_keys.describe_model(denoiser.linear_sizes())
-    live.describe(folder, base_model)
-    metadata = lora_file.metadata(config, dataset, run_name, base_model, base_digest, 0)
-    folder.keep_metadata(metadata)
-    done = finished(config, dataset, folder)
-    if done is None:
-        done, losses = _train(denoiser, dataset, config, folder, live, previews, start)
-    else:
-        losses = folder.losses(done.step)
-        live.say(f"trained before: {done.step} steps, loaded from {folder.path.name}")
-    return run_lora.of_adapter(done.adapter, config.lora, metadata, done.step), losses, str(folder.path)
-
-
-def _train(
-    denoiser: ComfyDenoiser, dataset: CachedDataset, config: TrainConfig, folder: RunFolder, live: Live,
-    previews: PreviewConfig | None, start: dict[str, torch.Tensor],
-) -> tuple[Checkpoint, list[float]]:
-    """What was learned, and the loss of each step."""
-    with torch.inference_mode(False):  # ComfyUI runs nodes in inference mode, where nothing can be learned
-        linears = denoiser.linears()
-        adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-        adapter.start_from(start)  # before the trainer, which copies the parameters into its average
-        trainer = Trainer(config, denoiser, adapter, dataset, folder)
-        tokens = max(sample.bucket.num_tokens for sample in dataset.samples)
-        memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
-        previewer = Previewer(previews, denoiser, folder.path) if previews else None
-        attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
-        with attached, live.running(), closing(trainer.run()) as events:
-            for event in events:
-                live.publish(event)
-                if previewer is not None:
-                    _preview(trainer, previewer, event, live)
-                trainer.stop = live.is_stop_asked()
-        return Checkpoint(trainer.step, trainer.adapter_state(), {}), trainer.losses
-
-
-def _preview(trainer: Trainer, previewer: Previewer, event: Event, live: Live) -> None:
-    """Sample what is learned so far when its time has come, and once the model without it."""
-    if isinstance(event, Started) and not event.step:
-        with trainer.adapter.switched_off():
-            made = previewer.make(0, "base")
-    elif isinstance(event, StepDone) and previewer.config.is_due(
-            event.step, trainer.total_steps, trainer.steps_per_epoch):
-        with trainer.averages.in_place():
-            made = previewer.make(event.step, f"step_{event.step:06d}")
-    else:
-        return
-    trainer.folder.log(made)
-    for number, name in enumerate(made.files):
-        with Image.open((trainer.folder.path / name).with_suffix(".jpg")) as strip:
-            trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
-    live.publish(made)
-
-
-def _check_data(denoiser: ComfyDenoiser, dataset: CachedDataset) -> None:
-    batch = read_batch([dataset.samples[0].visit(0)])
-    num_channels, text_width = batch.latent_BCFHW.shape[1], batch.text_BLD.shape[2]
-    if num_channels != denoiser.num_channels:
-        raise UserError(f"The cached latents have {num_channels} channels, the model takes "
-                        f"{denoiser.num_channels}; cache with the VAE that belongs to the model.")
-    if text_width != denoiser.text_width:
-        raise UserError(f"The cached captions are {text_width} wide, the model takes {denoiser.text_width}; "
-                        "cache with the UMT5 text encoder (Load CLIP: umt5_xxl, type wan).")
+    run = Run(denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart)
+    live.describe(run.folder, run.base_model)
+    if run.is_finished:
+        live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
+        return run.lora, run.losses, str(run.folder.path)
+    previewer = Previewer(previews, denoiser, run.folder.path) if previews else None
+    # ComfyUI runs nodes in inference mode, where nothing can be learned
+    with torch.inference_mode(False), live.running(), closing(run.events(previewer)) as events:
+        for event in events:
+            live.publish(event)
+            run.stop = live.is_stop_asked()
+    return run.lora, run.losses, str(run.folder.path)

@@ -7,29 +7,21 @@ are frozen for that time and get their `requires_grad` back. Nothing else of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
-import comfy.ldm.wan.model
 import comfy.model_management
-import comfyui_version
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import PatcherInjection
 from torch.utils.checkpoint import checkpoint
 
-from ...trainer.base.errors import UserError
 from ...trainer.model import text_padding
 from ...trainer.model.adapters import Adapter
 from . import frozen
+from .family import family_of
 from .fingerprint import fingerprint
-
-TIMESTEP_SCALE = 1000.0
-"""Wan is told its noise level t in 0..1 as 1000 t (comfy/model_sampling.py, ModelSamplingDiscreteFlow)."""
-
-TRAINED = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o",
-           "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
-"""The ten Linears of each block that get an adapter."""
 
 LAST = "ffn.2"
 """The Linear that a block ends with: its output is scaled by the modulation and added, and read by nothing else."""
@@ -41,31 +33,20 @@ ALL = 1e30
 
 
 class ComfyDenoiser:
-    """The loaded Wan2.1 text-to-video model.
+    """The loaded model, as trainer/model/backend.py asks for it.
 
     Raises:
-        UserError: another kind of model, or a version of ComfyUI in which Wan cannot be differentiated.
+        UserError: as `family_of` does.
     """
 
     def __init__(self, model) -> None:
-        _check_version(comfyui_version.__version__)
-        _check_model(model)
+        self.family = family_of(model)
         # a clone shares the weights; it exists to carry our injection
         self._patcher = model.clone()
         self._patcher.is_injected = False  # clone copies the flag of the original, whose injections ours is not
         self._network = model.model.diffusion_model
         self.device = model.load_device
         self.compute_dtype = _compute_dtype(model)
-
-    @property
-    def text_width(self) -> int:
-        """Width of the text embeddings the model takes."""
-        return self._network.text_embedding[0].in_features
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the latents the model takes."""
-        return self._patcher.model.latent_format.latent_channels
 
     @property
     def id(self) -> str:
@@ -76,10 +57,15 @@ class ComfyDenoiser:
         """(out_features, in_features) of every Linear of the model by its name."""
         return linear_sizes(self._patcher)
 
+    @property
+    def _blocks(self) -> torch.nn.ModuleList:
+        return getattr(self._network, self.family.blocks)
+
     def linears(self) -> dict[str, frozen.FrozenLinear]:
         """The Linears that can get an adapter, by name; the adapter's settings choose among them."""
         modules = dict(self._network.named_modules())
-        names = [f"blocks.{i}.{name}" for i in range(len(self._network.blocks)) for name in TRAINED]
+        names = [f"{self.family.blocks}.{number}.{name}" for number in range(len(self._blocks))
+                 for name in self.family.trained]
         return {name: frozen.FrozenLinear(modules[name]) for name in names}
 
     @contextmanager
@@ -132,7 +118,7 @@ class ComfyDenoiser:
         """(stand-in, function) for every layer whose input may carry a gradient."""
         stand_ins = []
         for name, module in self._network.named_modules():
-            if not name.startswith(("blocks.", "head.")):
+            if not name.startswith((f"{self.family.blocks}.", "head.")):
                 continue
             if name in linears:
                 linears[name].ends_block = gradient_checkpointing and name.endswith(LAST)
@@ -144,9 +130,9 @@ class ComfyDenoiser:
                 norm = frozen.FrozenNorm(module)
                 stand_ins.append((norm, norm))
         if gradient_checkpointing:
-            for i, block in enumerate(self._network.blocks):
+            for number, block in enumerate(self._blocks):
                 stand_in = frozen.FrozenModule(block)
-                last = linears[f"blocks.{i}.{LAST}"]
+                last = linears[f"{self.family.blocks}.{number}.{LAST}"]
                 stand_ins.append((stand_in, _checkpointed(stand_in, last, bool(adapter.config.dropout))))
         return stand_ins
 
@@ -171,32 +157,36 @@ class ComfyDenoiser:
             if known:
                 management.in_training = before
 
-    def velocity(self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, text_BLD: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """Predicted noise - x0, fp32; x and text are cast to the model's dtype as ComfyUI does in sampling."""
-        frames, height, width = x_BCFHW.shape[2:]
-        num_tokens = frames * -(-height // 2) * -(-width // 2)
-        text_BKD, bias_BK = text_padding.fold(text_BLD, self.compute_dtype, other_than=num_tokens)
+        # the network fills up what a patch does not divide
+        num_tokens = math.prod(-(-side // patch) for side, patch in
+                               zip(x_BCFHW.shape[2:], self.family.patch_FHW, strict=True))
+        text_BKD, bias_BK = text_padding.fold(
+            conditions["text"], self.compute_dtype, self.family.text_length, other_than=num_tokens)
         velocity_BCFHW = self._network(
             x_BCFHW.to(self.device, self.compute_dtype),
-            t_B.to(self.device, torch.float32) * TIMESTEP_SCALE,
+            t_B.to(self.device, torch.float32) * self.family.time_scale,
             context=text_BKD.to(self.device, self.compute_dtype),
             # a fresh dict: the model writes into it
             transformer_options={"optimized_attention_override": _Attention(bias_BK.to(self.device))},
         )
         return velocity_BCFHW.float()
 
-    def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, checkpointing: bool) -> int:
+    def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:
         """Bytes that training needs beside the weights: activations, and four fp32 copies of the adapter.
 
         The constants are values a token, as bench/memory.py counts them in bf16, which keeps a little more than
         fp32; with checkpointing one block is kept at a time, and the inputs of all.
         """
-        dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._network.blocks)
+        dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._blocks)
         kept = 19 * dim + 2.2 * ffn_dim + adapter.values_per_token
         working = 2 * dim + 2 * ffn_dim
-        values = working + (kept + blocks * dim if checkpointing else blocks * kept)
+        values = working + (kept + blocks * dim if gradient_checkpointing else blocks * kept)
         # and, however few the tokens: the cast of the one managed weight that is at work, and what LoHa builds
-        weights = dim * ffn_dim + adapter.values_per_block * (1 if checkpointing else blocks)
+        weights = dim * ffn_dim + adapter.values_per_block * (1 if gradient_checkpointing else blocks)
         activations = (num_tokens * batch_size * values + weights) * torch.finfo(self.compute_dtype).bits // 8
         return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
 
@@ -247,24 +237,3 @@ def _compute_dtype(model) -> torch.dtype:
     """The dtype of activations, as BaseModel._apply_model chooses it, `set_model_compute_dtype` included."""
     patched = model.object_patches.get("manual_cast_dtype", model.model.manual_cast_dtype)
     return patched if patched is not None else model.model.get_dtype()
-
-
-def _check_version(version: str) -> None:
-    numbers = tuple(int(part) for part in version.split(".")[:2])
-    if (0, 7) <= numbers < (0, 13):
-        raise UserError(f"ComfyUI {version} computes Wan with a kernel that cannot be trained through; "
-                        "update ComfyUI to 0.13.0 or newer.")
-
-
-def _check_model(model) -> None:
-    network = model.model.diffusion_model
-    kind = type(network)
-    if not isinstance(network, comfy.ldm.wan.model.WanModel):
-        raise UserError(f"The model is a {type(model.model).__name__}, not Wan; load a Wan2.1 text-to-video model.")
-    if kind is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
-        raise UserError(f"The model is a {kind.__name__} ({network.model_type}); this version trains Wan2.1 "
-                        "text-to-video models only.")
-    channels = network.patch_embedding.weight.shape[1]
-    if channels != model.model.latent_format.latent_channels or channels != 16:
-        raise UserError(f"The model takes {channels} channels, Wan2.1 text-to-video has 16; load a Wan2.1 "
-                        "text-to-video model.")

@@ -1,24 +1,25 @@
-"""ComfyUI's VAE and CLIP as the trainer's LatentCodec and TextEncoder."""
+"""ComfyUI's VAE and CLIP as the trainer's LatentCodec and ConditionEncoder."""
 
 from __future__ import annotations
 
-import comfy.latent_formats
 import comfy.ldm.wan.vae
 import numpy as np
 import torch
 
 from ...trainer.base.errors import UserError, content_hash
+from ...trainer.model.family import ModelFamily
+from ...trainer.model.wan21 import WAN21_T2V
 from .fingerprint import fingerprint
 
 
 class WanCodec:
-    """The graph's VAE, with the normalisation that Wan2.1 was trained on.
+    """The graph's VAE, with the normalisation that the family was trained on.
 
     Raises:
         UserError: another VAE than Wan2.1's.
     """
 
-    def __init__(self, vae) -> None:
+    def __init__(self, vae, family: ModelFamily = WAN21_T2V) -> None:
         network = getattr(vae, "first_stage_model", None)
         if not isinstance(network, comfy.ldm.wan.vae.WanVAE) or vae.latent_channels != 16:
             raise UserError(
@@ -26,14 +27,14 @@ class WanCodec:
                 "channels; load Wan2.1's (wan_2.1_vae.safetensors, WanVAE with 16)."
             )
         self._vae = vae
-        self._format = comfy.latent_formats.Wan21()
+        self._family = family
         self.id = content_hash("Wan21", fingerprint(vae.patcher), str(vae.vae_dtype))
 
     def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
         """uint8 pixels to what VAE Encode gives, normalised: latent_CFHW, fp32 on the CPU."""
         image_FHW3 = torch.from_numpy(pixels_FHW3.astype(np.float32) / 255.0)
         with torch.inference_mode():
-            latent_1CFHW = self._format.process_in(self._vae.encode(image_FHW3).float())
+            latent_1CFHW = self._family.normalize(self._vae.encode(image_FHW3).float())
         return latent_1CFHW[0].cpu()
 
 

@@ -132,7 +132,8 @@ def test_a_full_cache_opens_without_encoding_or_reading_a_tensor(data, cached, m
 
 
 def test_the_sampler_keeps_no_more_after_many_epochs(data):
-    clips = [replace(clip, repeats=10) for clip in cache.locate(data.pretended(ITEMS).samples, Store(Path()), "", "")]
+    located = cache.locate(data.pretended(ITEMS).samples, Store(Path()), "", {"text": ""})
+    clips = [replace(clip, repeats=10) for clip in located]
     sampler = BucketSampler(clips, 50, seed=0)
 
     def kept_after(epochs: int) -> int:

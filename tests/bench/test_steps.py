@@ -48,12 +48,12 @@ def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     case = Case(tmp_path, dit, size_FHW)
     clip = case.dataset.samples[0]
     losses = [Bare(case.path, clip, 4, False, folded).loss().item() for folded in (False, True)]
-    batch = read_batch([clip.visit(0)])
-    latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.text_BLD
+    batch = read_batch([clip.visit(0)], case.dataset.family.conditions)
+    latent_BCFHW, conditions = batch.latent_BCFHW, batch.conditions
     noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
     with running(case, tools.load_dit(case.path), False, 1) as run, run.denoiser.training():
         t_B = torch.tensor([BARE_T])
-        ours = objective.denoising_loss(run.denoiser, latent_BCFHW, text_BLD, t_B, noise_BCFHW)
+        ours = objective.denoising_loss(run.denoiser, latent_BCFHW, conditions, t_B, noise_BCFHW)
     assert losses == pytest.approx([ours.item()] * 2, rel=1e-5)
 
 

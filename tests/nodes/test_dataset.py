@@ -120,12 +120,12 @@ def test_the_loss_of_a_step_is_the_masked_one(nodes, folder):
     latent = read_tensor(dataset.samples[0].latent_paths[0])[None]
     t_B = objective.sample_timesteps(settings.objective, 1, generator)
     noise = objective.sample_noise(latent, generator)
-    text = read_batch([dataset.samples[0].visit(0)]).text_BLD
+    text = read_batch([dataset.samples[0].visit(0)], dataset.family.conditions).conditions["text"]
     model = tools.load_dit(tools.WORLD / "dit.safetensors")
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         x = objective.interpolate(latent, noise, t_B)
-        velocity = model.model.diffusion_model(x, t_B * 1000, context=pad(text), transformer_options={}).float()
+        velocity = model.model.diffusion_model(x, t_B * 1000, context=pad(text, 512), transformer_options={}).float()
     error = (velocity - (noise - latent)).square()
     assert loss == pytest.approx(error[..., :4].mean().item(), rel=1e-5), "the left half alone counts"
     assert loss != pytest.approx(error.mean().item(), rel=1e-4)

@@ -26,7 +26,7 @@ def world(tmp_path_factory, comfy):
     folder = tools.write_pictures(tmp_path_factory.mktemp("data"))
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1, trigger_word="zwx"))
     store = Store(tmp_path_factory.mktemp("cache"))
-    cached = tools.drained(fill(manifest, store, WanCodec(vae), CaptionEncoder(clip)))[1]
+    cached = tools.drained(fill(manifest, store, WanCodec(vae), {"text": CaptionEncoder(clip)}))[1]
     return cached, tools.load_dit(tools.WORLD / "dit.safetensors"), vae, clip
 
 

@@ -46,7 +46,7 @@ def cached(tmp_path_factory, comfy):
     manifest = scan.scan(config)
     clip = CaptionEncoder(tools.load_clip())
     place = Store(tmp_path_factory.mktemp("cache"))
-    return tools.drained(fill(manifest, place, WanCodec(tools.load_vae()), clip))[1]
+    return tools.drained(fill(manifest, place, WanCodec(tools.load_vae()), {"text": clip}))[1]
 
 
 @pytest.fixture(scope="module")
@@ -77,21 +77,21 @@ def constant_loss(model, dataset_) -> float:
     class Bare:
         device, compute_dtype = torch.device("cpu"), torch.float32
 
-        def velocity(self, x_BCFHW, t_B, text_BLD):
+        def velocity(self, x_BCFHW, t_B, conditions):
             network = model.model.diffusion_model
-            return network(x_BCFHW, t_B * 1000, context=text_BLD, transformer_options={}).float()
+            return network(x_BCFHW, t_B * 1000, context=conditions["text"], transformer_options={}).float()
 
     total = 0.0
     generator = torch.Generator().manual_seed(123)
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         for clip in dataset_.samples:
-            batch = read_batch([clip.visit(0)])
-            latent, text = batch.latent_BCFHW, batch.text_BLD
+            batch = read_batch([clip.visit(0)], cached.family.conditions)
+            latent, text = batch.latent_BCFHW, batch.conditions["text"]
             t_B = torch.arange(1, 10) / 10
-            latent, text = latent.repeat(9, 1, 1, 1, 1), pad(text).repeat(9, 1, 1)
+            latent, text = latent.repeat(9, 1, 1, 1, 1), pad(text, 512).repeat(9, 1, 1)
             noise = objective.sample_noise(latent, generator)
-            total += objective.denoising_loss(Bare(), latent, text, t_B, noise).mean().item()
+            total += objective.denoising_loss(Bare(), latent, {"text": text}, t_B, noise).mean().item()
     return total / len(dataset_.samples)
 
 
@@ -132,11 +132,11 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     generator = torch.Generator().manual_seed(1)
     for parameter in adapter.parameters:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
-    batch = read_batch([cached.samples[0].visit(0)])
-    latent, text = batch.latent_BCFHW, pad(batch.text_BLD)
+    batch = read_batch([cached.samples[0].visit(0)], cached.family.conditions)
+    latent, text = batch.latent_BCFHW, pad(batch.conditions["text"], 512)
     x, t_B = torch.randn(latent.shape, generator=generator), torch.tensor([0.6])
     with torch.no_grad(), denoiser.attached(adapter, linears, True, 0):
-        live = denoiser.velocity(x, t_B, text)
+        live = denoiser.velocity(x, t_B, {"text": text})
     lora_file.save(tmp_path / "a.safetensors", lora_file.from_adapter(adapter.state_dict(), 20), {})
     applied, fit = apply(model, lora_file.load(tmp_path / "a.safetensors"), 1.0)
     with torch.inference_mode():
@@ -261,17 +261,18 @@ def test_captions_are_what_clip_text_encode_gives(cached):
     with torch.inference_mode():
         tokens = clip.tokenize(cached.captions[1])
         expected = clip.encode_from_tokens_scheduled(tokens)[0][0]
-    text = read_batch([cached.samples[1].visit(0)]).text_BLD
+    text = read_batch([cached.samples[1].visit(0)], cached.family.conditions).conditions["text"]
     assert expected.shape == (1, 512, 4096)
-    assert torch.equal(pad(text), expected.float())
-    assert store.read_tensor(cached.samples[1].text_paths[0]).shape[0] < 64, "stored without the padding"
+    assert torch.equal(pad(text, 512), expected.float())
+    assert store.read_tensor(cached.samples[1].captions[0]["text"]).shape[0] < 64, "stored without the padding"
 
 
 def test_a_wrong_text_encoder_is_refused(train, model, cached, tmp_path):
     from dataclasses import replace
 
     store.write_tensor(tmp_path / "narrow.safetensors", torch.zeros(5, 768))
-    wrong = replace(cached, samples=(replace(cached.samples[0], text_paths=(tmp_path / "narrow.safetensors",)),))
+    narrow = {"text": tmp_path / "narrow.safetensors"}
+    wrong = replace(cached, samples=(replace(cached.samples[0], captions=(narrow,)),))
     with pytest.raises(UserError, match="captions are 768 wide, the model takes 4096; cache with the UMT5"):
         train(model, wrong, "a", config(), Watch())
 

@@ -87,7 +87,7 @@ class AdaptedModel:
         from wantune.trainer.training import objective
 
         return objective.denoising_loss(
-            self.denoiser, batch.latent_BCFHW, batch.text_BLD, batch.t_B, batch.noise_BCFHW
+            self.denoiser, batch.latent_BCFHW, {"text": batch.text_BLD}, batch.t_B, batch.noise_BCFHW
         )
 
     def gradients(self, loss_B: torch.Tensor) -> dict[str, torch.Tensor]:

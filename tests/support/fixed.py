@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded import cache, store
+from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.training import (
     LoraConfig,
     ObjectiveConfig,
@@ -62,11 +63,11 @@ def dataset(folder: Path) -> cache.CachedDataset:
         store.write_tensor(empty, tensor((2, 4096), "empty"))
         store.write_tensor(mask, tensor(size_FHW[1:], f"mask {number}").abs().clamp(0, 1))
         samples.append(cache.CachedSample(
-            name=f"{number}.png", repeats=2, latent_paths=(latent,), text_paths=(text,),
+            name=f"{number}.png", repeats=2, latent_paths=(latent,), captions=({"text": text},),
             bucket=Bucket(frames=4 * (size_FHW[0] - 1) + 1, height=8 * size_FHW[1], width=8 * size_FHW[2]),
-            mask_path=mask if number < 3 else None, empty_text_path=empty, caption_dropout=0.3))
-    return cache.CachedDataset(samples=tuple(samples), held_out=(), digest="exact", trigger_word="zwx",
-                               captions=("a caption",) * 6)
+            mask_path=mask if number < 3 else None, empty_caption={"text": empty}, caption_dropout=0.3))
+    return cache.CachedDataset(family=WAN21_T2V, samples=tuple(samples), held_out=(), digest="exact",
+                               trigger_word="zwx", captions=("a caption",) * 6)
 
 
 def plain() -> TrainConfig:

@@ -32,7 +32,7 @@ def main(comfyui: Path) -> None:
     from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
     from wantune.tests.support import tools
 
-    world.update(encoders=(WanCodec(tools.load_vae()), CaptionEncoder(tools.load_clip())),
+    world.update(encoders=(WanCodec(tools.load_vae()), {"text": CaptionEncoder(tools.load_clip())}),
                  model=tools.load_dit(tools.WORLD / "dit.safetensors"))
     print("ready", flush=True)
     for line in sys.stdin:

@@ -33,7 +33,7 @@ def main() -> None:
     import_trainer()
     import torch
 
-    from wantune.trainer.runs import folder as run_folder  # noqa: F401  so that the children have it
+    from wantune.trainer.runs import state as run_state  # noqa: F401  so that the children have it
 
     torch.set_num_threads(1)  # threads do not survive a fork
     print("ready", flush=True)

@@ -54,7 +54,7 @@ def world(folder: Path) -> World:
     pictures = tools.write_pictures(folder / "pictures")
     config = DatasetConfig(folder=str(pictures), resolution=64, num_repeats=1, trigger_word="zwx", validation_items=1)
     store = Store(folder / "cache")
-    cached = tools.drained(fill(scan.scan(config), store, WanCodec(vae), CaptionEncoder(clip)))[1]
+    cached = tools.drained(fill(scan.scan(config), store, WanCodec(vae), {"text": CaptionEncoder(clip)}))[1]
     return World(folder / "output", tools.load_dit(tools.WORLD / "dit.safetensors"), vae, clip, cached)
 
 

@@ -1,12 +1,10 @@
-"""Training sizes: aspect-ratio buckets that keep the area, sides multiples of 16."""
+"""Training sizes: aspect-ratio buckets that keep the area, with sides that the model family takes."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cache
-
-from ..settings.data import SIDE_MULTIPLE
 
 MAX_ASPECT = 4.0
 """The longest bucket is four times as long as it is wide; longer pictures are cropped."""
@@ -20,41 +18,39 @@ class Bucket:
     height: int
     width: int
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the transformer sees: one for each 1 x 2 x 2 patch of the latent."""
-        return ((self.frames - 1) // 4 + 1) * (self.height // 16) * (self.width // 16)
-
     def __str__(self) -> str:
         return f"{self.width}x{self.height}" + (f"x{self.frames}" if self.frames > 1 else "")
 
 
 @cache
-def sizes(resolution: int) -> tuple[tuple[int, int], ...]:
-    """All (width, height) of about resolution^2 pixels, from 1:4 to 4:1."""
+def sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
+    """All (width, height) of about resolution^2 pixels, from 1:4 to 4:1, whose sides are multiples of `multiple`."""
     area = resolution * resolution
     found = set()
-    side = SIDE_MULTIPLE
-    while side <= resolution * math.sqrt(MAX_ASPECT):
-        other = max(SIDE_MULTIPLE, round(area / side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+    side = multiple
+    while side <= max(multiple, resolution * math.sqrt(MAX_ASPECT)):
+        other = max(multiple, round(area / side / multiple) * multiple)
         if max(side, other) / min(side, other) <= MAX_ASPECT:
             found.update(((side, other), (other, side)))
-        side += SIDE_MULTIPLE
+        side += multiple
     return tuple(sorted(found))
 
 
 @cache
-def choose(width: int, height: int, resolution: int, frames: int = 1) -> Bucket:
+def choose(width: int, height: int, resolution: int, multiple: int, frames: int = 1) -> Bucket:
     """The bucket of so many frames whose aspect ratio is nearest to that of a width x height picture.
 
     Of two equally near the one nearer to resolution^2 pixels is taken.
+
+    Args:
+        multiple: `ModelFamily.side_multiple`.
     """
     aspect, area = math.log(width / height), resolution * resolution
 
     def distance(size: tuple[int, int]) -> tuple[float, int]:
         return round(abs(math.log(size[0] / size[1]) - aspect), 9), abs(size[0] * size[1] - area)
 
-    best_width, best_height = min(sizes(resolution), key=distance)
+    best_width, best_height = min(sizes(resolution, multiple), key=distance)
     return Bucket(frames=frames, height=best_height, width=best_width)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ..base.errors import UserError
-from ..model.text_padding import TEXT_LENGTH
+from ..model.family import ModelFamily
 from ..settings.data import DatasetConfig
 from .folder import CAPTION_FILES, Entry, key_of, stem_of
 from .notes import Notes
@@ -102,7 +102,9 @@ class CaptionFiles:
         return max(found, key=lambda each: each[0], default=(0, "", []))
 
 
-def finished(written: list[str], entry: Entry, config: DatasetConfig, notes: Notes) -> tuple[str, ...]:
+def finished(
+    written: list[str], entry: Entry, config: DatasetConfig, family: ModelFamily, notes: Notes
+) -> tuple[str, ...]:
     """The captions as they are encoded, trigger word and orders of tags included.
 
     Raises:
@@ -112,9 +114,9 @@ def finished(written: list[str], entry: Entry, config: DatasetConfig, notes: Not
     texts = written or _fallback(entry, config, notes)
     captions = [_with_trigger(text, trigger, entry, config, notes) for text in texts]
     for caption in captions:
-        if estimate_tokens(caption) > TEXT_LENGTH:
-            notes.add(entry.name, f"its caption has more than {TEXT_LENGTH} tokens, which Wan was not trained on; "
-                      "shorten it.")
+        if estimate_tokens(caption) > family.text_length:
+            notes.add(entry.name, f"its caption has more than {family.text_length} tokens, which {family.series} was "
+                      "not trained on; shorten it.")
     captions = list(dict.fromkeys(captions))
     if config.shuffle_tags:
         captions = _in_turn([_tag_orders(caption, trigger) for caption in captions])

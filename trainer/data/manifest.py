@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..base.errors import UserError, content_hash
 from ..base.files import Stamp
+from ..model.family import ModelFamily
 from ..settings.data import DatasetConfig
 from .buckets import Bucket
 from .masks import Mask
@@ -21,6 +22,7 @@ class Sample:
     path: Path
     name: str
     """The path from its dataset folder on."""
+    family: ModelFamily
     captions: tuple[str, ...]
     """As they are encoded, trigger word included; several are taken in turn."""
     trigger_word: str
@@ -37,7 +39,7 @@ class Sample:
     source: Source | None = None
     """What the video holds; None for a picture."""
     starts: tuple[int, ...] = (0,)
-    """First frames of its windows, counted at 16 fps; more than one are taken in turn."""
+    """First frames of its windows, counted at the family's rate; more than one are taken in turn."""
     background: str = ""
     """What is laid under it, as #rrggbb; "" where nothing is transparent."""
     mask: Mask | None = None
@@ -72,6 +74,11 @@ class Manifest:
     """Kept out of training, to be measured on."""
     rejected: tuple[Rejection, ...]
     notes: tuple[str, ...]
+
+    @property
+    def family(self) -> ModelFamily:
+        """The models it is meant for, the same for all samples."""
+        return self.samples[0].family
 
     @property
     def digest(self) -> str:
@@ -110,8 +117,12 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
     """Several datasets as one, each with its own repeats, resolution and trigger word.
 
     Raises:
-        UserError: what one of them holds out is all that another has.
+        UserError: what one of them holds out is all that another has, or they are meant for different models.
     """
+    meant_for = {manifest.family.name for manifest in manifests}
+    if len(meant_for) > 1:
+        raise UserError(f"The joined datasets are meant for {' and '.join(sorted(meant_for))}; choose one of them for "
+                        "all.")
     digests = {sample.digest for manifest in manifests for sample in manifest.held_out}
     everything = [sample for manifest in manifests for sample in (*manifest.samples, *manifest.held_out)]
     samples, held_out = split(everything, digests)

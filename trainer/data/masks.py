@@ -11,10 +11,6 @@ from PIL import Image, ImageOps
 
 from ..base.errors import UserError
 from . import pictures
-from .buckets import Bucket
-
-LATENT_STRIDE = 8
-"""Pixels of a latent's pixel, in height and width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +25,11 @@ class Mask:
     """The alpha channel of the picture itself."""
 
 
-def read(mask: Mask, bucket: Bucket) -> torch.Tensor:
+def read(mask: Mask, grid_HW: tuple[int, int]) -> torch.Tensor:
     """mask_HW, fp32 in 0..1, cropped as the picture is and averaged over the pixels of each latent pixel.
+
+    Args:
+        grid_HW: rows and columns of the latent.
 
     Raises:
         UserError: damaged, or black wherever the picture is trained on.
@@ -38,8 +37,8 @@ def read(mask: Mask, bucket: Bucket) -> torch.Tensor:
     """
     data = mask.path.read_bytes()
     grey = pictures.open_alpha(data, mask.name) if mask.is_alpha else _open(data, mask.name)
-    size = bucket.width // LATENT_STRIDE, bucket.height // LATENT_STRIDE
-    mask_HW = torch.from_numpy(pictures.fit(grey, *size, Image.Resampling.BOX).astype(np.float32) / 255)
+    height, width = grid_HW
+    mask_HW = torch.from_numpy(pictures.fit(grey, width, height, Image.Resampling.BOX).astype(np.float32) / 255)
     if not mask_HW.any():
         raise UserError(f"{mask.name} is black wherever the picture is trained on; paint white what is to be learned.")
     return mask_HW

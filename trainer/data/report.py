@@ -8,12 +8,6 @@ from collections.abc import Callable, Iterable
 from .captions import estimate_tokens, has_trigger
 from .manifest import Manifest, Rejection, Sample
 
-VALUES_PER_TOKEN = 16 * 2 * 2
-"""Of a latent: 16 channels of a patch of 1 x 2 x 2."""
-
-TEXT_WIDTH = 4096
-"""Of UMT5-XXL, whose embeddings are kept in 16 bits."""
-
 MIB = 2**20
 
 
@@ -52,7 +46,8 @@ def to_json(manifest: Manifest, more: Callable[[Sample], dict] = lambda _sample:
         "files_held_out": len({sample.path for sample in manifest.held_out}),
         "samples": num_samples, "steps_per_epoch": num_samples, "expected_cache_bytes": expected_bytes(manifest),
         "buckets": [{"width": bucket.width, "height": bucket.height, "frames": bucket.frames, "samples": number,
-                     "tokens_per_step": bucket.num_tokens} for bucket, number in sorted(_per_bucket(manifest).items())],
+                     "tokens_per_step": manifest.family.num_tokens(bucket)}
+                    for bucket, number in sorted(_per_bucket(manifest).items())],
     }
     return {"folders": [config.folder for config in manifest.configs], "trigger_word": manifest.trigger_word,
             "files": files, "totals": totals, "notes": list(manifest.notes)}
@@ -65,13 +60,15 @@ def left_out(rejected: Iterable[Rejection]) -> list[dict]:
 
 
 def expected_bytes(manifest: Manifest) -> int:
-    """About how much disk the cache takes: latents in fp32 exactly, captions by the estimate of their tokens."""
+    """About how much disk the cache takes: latents in fp32 exactly, captions in 16 bits by the
+    estimate of their tokens."""
     samples = [*manifest.samples, *manifest.held_out]
     latents = {(sample.digest, sample.bucket, start, sample.background)
                for sample in samples for start in sample.starts}
     texts = {caption for sample in samples for caption in sample.captions}
-    return (sum(bucket.num_tokens * VALUES_PER_TOKEN * 4 for _, bucket, _, _ in latents)
-            + sum(estimate_tokens(caption) * TEXT_WIDTH * 2 for caption in texts))
+    family = manifest.family
+    return (sum(family.num_tokens(bucket) * family.values_per_token * 4 for _, bucket, _, _ in latents)
+            + sum(estimate_tokens(caption) * family.text_width * 2 for caption in texts))
 
 
 def _files(manifest: Manifest) -> dict[object, list[Sample]]:
@@ -97,7 +94,7 @@ def _totals(manifest: Manifest) -> Iterable[str]:
     for bucket in sorted(num_samples):
         parts = f" in {windows[bucket]} windows" if windows[bucket] > files[bucket] else ""
         yield (f"bucket {bucket}: {_count(files[bucket], 'file')}{parts}, {num_samples[bucket]} samples an epoch, "
-               f"{bucket.num_tokens} tokens a step")
+               f"{manifest.family.num_tokens(bucket)} tokens a step")
     total = num_samples.total()
     held_out = len({sample.path for sample in manifest.held_out})
     yield f"{total} samples an epoch ({total} steps at batch size 1), {_count(held_out, 'file')} held out"
@@ -111,7 +108,7 @@ def _line(sample: Sample) -> str:
     else:
         windows = " or ".join(f"{first}-{last}" for first, last in _windows(sample))
         cut = (f"{size}, {sample.source.num_frames} frames at {sample.source.fps:g} fps -> {sample.bucket}, "
-               f"frames {windows} of {sample.source.frames_at_16} at 16 fps")
+               f"frames {windows} of {sample.source.frames_at(sample.family.fps)} at {sample.family.fps} fps")
     mask = f", mask {'alpha' if sample.mask.is_alpha else sample.mask.name}" if sample.mask else ""
     captions = " or ".join(f'"{caption}"' for caption in dict.fromkeys(sample.captions))
     trigger = {True: ", trigger word in it", False: ", without the trigger word", None: ""}[_trigger_present(sample)]
@@ -146,7 +143,7 @@ def _trigger_present(sample: Sample) -> bool | None:
 
 
 def _windows(sample: Sample) -> list[tuple[int, int]]:
-    """(first, last) frames at 16 fps."""
+    """(first, last) frames at the family's rate."""
     return [(start, start + sample.bucket.frames - 1) for start in sample.starts]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from ..base.errors import UserError, content_hash
 from ..base.remembered import Remembered
+from ..model import families
+from ..model.family import ModelFamily
 from ..settings.data import DatasetConfig
 from . import buckets, captions, facts, folder, masks, pictures, windows
 from .buckets import Bucket
@@ -65,9 +67,12 @@ def scanning(
         may_read: as `folder.walk` takes it.
 
     Raises:
-        UserError: the folder is missing or empty.
+        UserError: the folder is missing or empty, or the model family takes no clips of these lengths.
         NothingUsable: no file in it can be used.
     """
+    family = families.named(config.family)
+    for frames in config.frame_buckets:
+        family.check_frames(frames)
     root, notes = Path(config.folder), Notes()
     folder.check(root, may_read)
     entries = list(folder.walk(root, notes, may_read))
@@ -80,8 +85,8 @@ def scanning(
         try:
             found = texts.read(entry)  # first, so that no caption of a file that is left out passes for unused
             mask = _mask(entry, facts_of, painted.get(entry.name), config)
-            written = captions.finished(found, entry, config, notes)
-            samples += _samples(entry, facts_of[entry.name], mask, written, config, notes)
+            written = captions.finished(found, entry, config, family, notes)
+            samples += _samples(entry, facts_of[entry.name], mask, written, config, family, notes)
         except UserError as error:
             rejected.append(Rejection(entry.path, entry.name, str(error)))
     rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
@@ -161,32 +166,38 @@ def _mask(entry: Entry, facts_of: dict[str, Facts], painted: Entry | None, confi
 
 
 def _samples(
-    entry: Entry, held: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig, notes: Notes
+    entry: Entry, held: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig,
+    family: ModelFamily, notes: Notes,
 ) -> list[Sample]:
     """What is trained on of one file at each resolution it is large enough for: a picture, or windows of a video."""
     cuts = [windows.Cut(1, (0,))]
     if held.source is not None:
-        cuts = windows.cut(config.extraction, held.source.frames_at_16, config.frame_buckets, held.digest)
+        num_frames = held.source.frames_at(family.fps)
+        cuts = windows.cut(config.extraction, num_frames, config.frame_buckets, held.digest)
         if not cuts:
-            raise UserError(_too_short(entry.name, held.source.frames_at_16, config.frame_buckets))
+            raise UserError(_too_short(entry.name, num_frames, config.frame_buckets, family))
     if held.pages > 1:
         notes.add(entry.name, f"holds {held.pages} pages; the first is used.")
     is_layered = held.is_transparent or (held.source is not None and held.source.is_animation)
     size = held.width, held.height
     return [
-        Sample(path=entry.path, name=entry.name, captions=written, trigger_word=config.trigger_word.strip(),
-             width=held.width, height=held.height, digest=held.digest, stamp=held.stamp, bucket=bucket,
-             repeats=entry.repeats or config.num_repeats, source=held.source, starts=cut.starts,
-             background=config.background if is_layered else "", mask=mask, caption_dropout=config.caption_dropout)
-        for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, notes)
+        Sample(path=entry.path, name=entry.name, family=family, captions=written,
+               trigger_word=config.trigger_word.strip(), width=held.width, height=held.height, digest=held.digest,
+               stamp=held.stamp, bucket=bucket, repeats=entry.repeats or config.num_repeats, source=held.source,
+               starts=cut.starts, background=config.background if is_layered else "", mask=mask,
+               caption_dropout=config.caption_dropout)
+        for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, family, notes)
     ]
 
 
-def _buckets(name: str, size: tuple[int, int], frames: int, config: DatasetConfig, notes: Notes) -> list[Bucket]:
-    found = {buckets.choose(*size, resolution, frames): resolution for resolution in reversed(config.resolutions)}
+def _buckets(
+    name: str, size: tuple[int, int], frames: int, config: DatasetConfig, family: ModelFamily, notes: Notes
+) -> list[Bucket]:
+    found = {buckets.choose(*size, resolution, family.side_multiple, frames): resolution
+             for resolution in reversed(config.resolutions)}
     large = [bucket for bucket in found if config.upscale or not buckets.needs_upscale(*size, bucket)]
     if not large:
-        least = min(found, key=lambda bucket: bucket.num_tokens)
+        least = min(found, key=family.num_tokens)
         raise UserError(f"{name} is {size[0]}x{size[1]}, smaller than its bucket {least}; use a larger "
                         f"{'clip' if frames > 1 else 'picture'}, lower the resolution, or switch upscale on.")
     for bucket, resolution in found.items():
@@ -197,14 +208,16 @@ def _buckets(name: str, size: tuple[int, int], frames: int, config: DatasetConfi
     return sorted(large)
 
 
-def _too_short(name: str, num_frames: int, frame_buckets: tuple[int, ...]) -> str:
+def _too_short(name: str, num_frames: int, frame_buckets: tuple[int, ...], family: ModelFamily) -> str:
     remedy = "use a longer clip"
-    if num_frames >= 4:  # the last frame may be held for one more
-        remedy = f"add {num_frames // 4 * 4 + 1} to frame_buckets, or {remedy}"
+    longest = family.longest_up_to(num_frames + 1)  # the last frame may be held for one more
+    if longest > 1:
+        remedy = f"add {longest} to frame_buckets, or {remedy}"
     shortest = min((frames for frames in frame_buckets if frames > 1), default=None)
     if shortest is None:
-        return f"{name} is a clip ({num_frames} frames at 16 fps) and frame_buckets has pictures alone; {remedy}."
-    return (f"{name} has {num_frames} frames at 16 fps, the shortest clip bucket takes {shortest}; {remedy}. "
+        return (f"{name} is a clip ({num_frames} frames at {family.fps} fps) and frame_buckets has pictures alone; "
+                f"{remedy}.")
+    return (f"{name} has {num_frames} frames at {family.fps} fps, the shortest clip bucket takes {shortest}; {remedy}. "
             "Clips are not used as stills: save a frame as a picture for that.")
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from ..base.errors import UserError, content_hash
 from ..base.files import Stamp, replacing
-from . import pictures, video, windows
+from . import pictures, video
 from .manifest import Sample
 from .masks import Mask
 
-VERSION = 1
+VERSION = 2
 """Thumbnails of another version are made anew."""
 
 MAX_SIDE = 192
@@ -39,7 +39,8 @@ def key_of(sample: Sample, start: int, is_moving: bool) -> str:
     """Changes with all that changes what is seen."""
     mask = (sample.mask.digest, sample.mask.is_alpha) if sample.mask else None
     return content_hash(
-        "thumbnail", VERSION, sample.digest, str(sample.bucket), sample.background, mask, start, is_moving)
+        "thumbnail", VERSION, sample.digest, str(sample.bucket), sample.background, mask, start,
+        sample.family.fps, is_moving)
 
 
 def make(sample: Sample, start: int, is_moving: bool) -> bytes:
@@ -59,10 +60,10 @@ def make(sample: Sample, start: int, is_moving: bool) -> bytes:
     except OSError as error:
         raise UserError(f"{sample.name} is gone or cannot be read ({error.strerror or error}).") from None
     if not frames:
-        raise UserError(f"{sample.name} has no frame at {start / windows.FPS:g} s; export or download it again.")
+        raise UserError(f"{sample.name} has no frame at {start / sample.family.fps:g} s; export or download it again.")
     out = io.BytesIO()
     if is_moving:
-        frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=1000 * step // windows.FPS,
+        frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=1000 * step // sample.family.fps,
                        loop=0, quality=QUALITY, method=0)
     else:
         frames[0].save(out, "WEBP", quality=QUALITY, method=2)
@@ -73,7 +74,7 @@ def _frames(sample: Sample, start: int, count: int) -> Iterator[Image.Image]:
     background = sample.background or "white"
     if sample.source is None:
         return iter([pictures.open_picture(sample.path.read_bytes(), sample.name, background)])
-    return video.frames(sample.path, sample.name, sample.source, start, count, background)
+    return video.frames(sample.path, sample.name, sample.source, start, count, sample.family.fps, background)
 
 
 def _small(image: Image.Image, sample: Sample, mask: Image.Image | None) -> Image.Image:

@@ -82,14 +82,14 @@ def probe(path: Path, name: str) -> Source:
 
 
 def read(
-    path: Path, name: str, source: Source, bucket: Bucket, start: int, background: str = "white"
+    path: Path, name: str, source: Source, bucket: Bucket, start: int, fps: int, background: str = "white"
 ) -> np.ndarray:
     """The pixels a clip is trained on: pixels_FHW3 uint8, (bucket.frames, bucket.height, bucket.width, 3).
 
     Args:
         name: what messages call the file.
         source: what probe said of it.
-        start: the first frame, counted at 16 fps.
+        start: the first frame, counted at `fps` frames a second.
         background: the colour under a transparent animation.
 
     Raises:
@@ -98,24 +98,24 @@ def read(
     """
     pixels_FHW3 = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
     count = 0
-    for image in frames(path, name, source, start, bucket.frames, background):
+    for image in frames(path, name, source, start, bucket.frames, fps, background):
         pixels_FHW3[count] = pictures.fit(image, bucket.width, bucket.height)
         count += 1
     if count < bucket.frames:
-        raise UserError(f"{name} ends after {count} of {bucket.frames} frames (frame {start} on, at 16 fps); "
+        raise UserError(f"{name} ends after {count} of {bucket.frames} frames (frame {start} on, at {fps} fps); "
                         "export or download it again.")
     return pixels_FHW3
 
 
 def frames(
-    path: Path, name: str, source: Source, start: int, count: int, background: str = "white"
+    path: Path, name: str, source: Source, start: int, count: int, fps: int, background: str = "white"
 ) -> Iterator[Image.Image]:
-    """`count` frames at 16 fps from frame `start` on, as shown, in full size, one after the other."""
+    """`count` frames, `fps` a second, from frame `start` on, as shown, in full size, one after the other."""
     if source.is_animation:
-        yield from windows.shown(animations.timed(path, name, background), source, start, count)
+        yield from windows.shown(animations.timed(path, name, background), source, start, count, fps)
         return
-    timed = _timed(path, name, source, Fraction(start, windows.FPS))
-    for frame in windows.shown(timed, source, start, count):
+    timed = _timed(path, name, source, Fraction(start, fps))
+    for frame in windows.shown(timed, source, start, count, fps):
         yield _upright(frame)
 
 

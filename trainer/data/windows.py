@@ -1,7 +1,7 @@
 """Which frames of a clip are trained on: pure arithmetic on times, in exact fractions of a second.
 
-Wan2.1 makes 16 frames a second, so clips are read at that rate: frame k of a window is what a player shows
-(start + k) / 16 seconds after the first frame. Frames are found by their timestamps and never by counting them.
+Clips are read at the rate `fps` at which the model family makes frames: frame k of a window is what a player shows
+(start + k) / fps seconds after the first frame. Frames are found by their timestamps and never by counting them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeVar
-
-FPS = 16
 
 RANDOM_WINDOWS = 8
 """Windows that mode "random" draws from a clip: each is one latent in the cache."""
@@ -45,10 +43,9 @@ class Source:
         """Frames a second on average."""
         return float(round(self.num_frames / self.seconds, 3)) if self.seconds else 0.0
 
-    @property
-    def frames_at_16(self) -> int:
-        """Frames of the clip at 16 fps; an end that is late by a rounded timestamp makes none more."""
-        return max(1, math.ceil((self.seconds - self.rounding) * FPS))
+    def frames_at(self, fps: int) -> int:
+        """Frames of the clip at so many a second; an end that is late by a rounded timestamp makes none more."""
+        return max(1, math.ceil((self.seconds - self.rounding) * fps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +54,11 @@ class Cut:
 
     frames: int
     starts: tuple[int, ...]
-    """In frames at 16 fps."""
+    """In frames at the family's rate."""
 
 
 def cut(mode: str, num_frames: int, frame_buckets: Sequence[int], digest: str) -> list[Cut]:
-    """The samples a clip of num_frames (at 16 fps) gives; none if it is shorter than each frame bucket.
+    """The samples a clip of num_frames gives; none if it is shorter than each frame bucket.
 
     Always the longest bucket that fits. The last frame may be held for one frame, so that a clip is not lost
     because it is one frame short of a bucket.
@@ -101,24 +98,26 @@ def _chunks(num_frames: int, frame_buckets: Sequence[int]) -> list[Cut]:
     return cuts
 
 
-def shown(timed: Iterable[tuple[Fraction, Frame]], source: Source, start: int, count: int) -> Iterator[Frame]:
-    """The frames shown at start/16, (start+1)/16 ... seconds: each the last whose time has come.
+def shown(
+    timed: Iterable[tuple[Fraction, Frame]], source: Source, start: int, count: int, fps: int
+) -> Iterator[Frame]:
+    """The frames shown at start/fps, (start+1)/fps ... seconds: each the last whose time has come.
 
-    Ends early where the frames do: the last is held for its own time and one frame at 16 fps more.
+    Ends early where the frames do: the last is held for its own time and one frame more.
 
     Args:
-        timed: (seconds after the first frame, frame), ascending, from a frame at or before start/16 seconds.
+        timed: (seconds after the first frame, frame), ascending, from a frame at or before start/fps seconds.
     """
     wanted, end = start, start + count
     current, since = None, Fraction(0)
     for seconds, frame in timed:
-        while wanted < end and current is not None and Fraction(wanted, FPS) + source.rounding / 2 < seconds:
+        while wanted < end and current is not None and Fraction(wanted, fps) + source.rounding / 2 < seconds:
             yield current
             wanted += 1
         if wanted == end:
             return
         current, since = frame, seconds
-    held_until = since + source.last_seconds + Fraction(1, FPS) + source.rounding
-    while wanted < end and current is not None and Fraction(wanted, FPS) <= held_until:
+    held_until = since + source.last_seconds + Fraction(1, fps) + source.rounding
+    while wanted < end and current is not None and Fraction(wanted, fps) <= held_until:
         yield current
         wanted += 1

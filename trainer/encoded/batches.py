@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..model.conditions import ConditionKind
 from .cache import CachedSample, Visit
 from .store import read_tensor
 
@@ -41,19 +43,23 @@ class Batch:
     names: tuple[str, ...]
     latent_BCFHW: torch.Tensor
     """fp32."""
-    text_BLD: torch.Tensor
-    """fp32, zeros after the shorter texts."""
+    conditions: dict[str, torch.Tensor]
+    """(B, ...) each, fp32, by kind; a text_BLD has zeros after the shorter texts."""
     mask_B11HW: torch.Tensor | None
     """fp32 in 0..1; None where no sample has a mask."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         mask_B11HW = self.mask_B11HW.to(device) if self.mask_B11HW is not None else None
-        return Batch(self.names, self.latent_BCFHW.to(device), self.text_BLD.to(device), mask_B11HW)
+        conditions = {name: tensor.to(device) for name, tensor in self.conditions.items()}
+        return Batch(self.names, self.latent_BCFHW.to(device), conditions, mask_B11HW)
 
 
-def read_batch(visits: Sequence[Visit]) -> Batch:
+def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch:
     """Read the files of samples of one bucket.
+
+    Args:
+        kinds: the conditions of the model family, which say how several become one.
 
     Raises:
         UserError: a cache file has gone or is damaged.
@@ -64,13 +70,22 @@ def read_batch(visits: Sequence[Visit]) -> Batch:
     if any(mask_HW is not None for mask_HW in masks_HW):
         everything = torch.ones(latent_BCFHW.shape[-2:])
         mask_B11HW = torch.stack([everything if mask_HW is None else mask_HW for mask_HW in masks_HW])[:, None, None]
-    texts = [read_tensor(visit.text_path).float() for visit in visits]
+    conditions = {kind.name: kind.collate([read_tensor(visit.condition_paths[kind.name]) for visit in visits])
+                  for kind in kinds}
     return Batch(
         names=tuple(visit.name for visit in visits),
         latent_BCFHW=latent_BCFHW,
-        text_BLD=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
+        conditions=conditions,
         mask_B11HW=mask_B11HW,
     )
+
+
+def batches_per_epoch(samples: Sequence[CachedSample], batch_size: int) -> int:
+    """How many batches an epoch has: in each bucket the last may be shorter."""
+    visits: Counter = Counter()
+    for sample in samples:
+        visits[sample.bucket] += sample.repeats
+    return sum(math.ceil(count / batch_size) for count in visits.values())
 
 
 class BucketSampler:
@@ -86,7 +101,7 @@ class BucketSampler:
         self._epochs: dict[int, _Epoch] = {}
         self.epoch = 0
         self.cursor = 0
-        self.steps_per_epoch = len(self._epoch(0).batches)
+        self.steps_per_epoch = batches_per_epoch(samples, batch_size)
         """The same in every epoch."""
 
     def next(self) -> list[Visit]:
@@ -142,8 +157,9 @@ class BucketSampler:
 class LookAhead:
     """Batches of a sampler, read by a thread while the step before them is computed."""
 
-    def __init__(self, sampler: BucketSampler) -> None:
+    def __init__(self, sampler: BucketSampler, kinds: Sequence[ConditionKind]) -> None:
         self._sampler = sampler
+        self._kinds = kinds
         self._reader = ThreadPoolExecutor(1, "wantune-batches")
         self._reading: dict[Position, Future] = {}
 
@@ -152,7 +168,7 @@ class LookAhead:
         upcoming = self._sampler.upcoming()
         wanted = dict(next(upcoming) for _ in range(AHEAD + 1))
         # a position that was set from outside makes the rest worthless
-        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, visits)
+        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, visits, self._kinds)
                          for position, visits in wanted.items()}
         position = next(iter(wanted))
         self._sampler.next()

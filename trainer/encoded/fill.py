@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from ..base.errors import UserError, content_hash
 from ..base.files import Stamp
 from ..data import masks, pictures, video
 from ..data.manifest import Manifest, Rejection, Sample
-from ..model.backend import LatentCodec, TextEncoder
-from ..model.text_padding import TEXT_LENGTH
+from ..model.backend import ConditionEncoder, LatentCodec
+from ..model.conditions import TEXT, WINDOW, ConditionKind
 from .cache import CachedDataset, CachedSample, locate
 from .store import Store
 
@@ -28,6 +28,10 @@ READERS = min(8, os.cpu_count() or 1)
 
 MAX_AHEAD = 50_000
 """Tokens decoded before their turn, whose pixels wait in memory: about 140 MiB. One item always is."""
+
+
+Located = Sequence[tuple[Sample, CachedSample]]
+"""Each sample with where its files belong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,71 +113,98 @@ def _ahead(jobs: Sequence[Job], reader: ThreadPoolExecutor) -> Iterator[tuple[Jo
     yield from waiting
 
 
-def fill(manifest: Manifest, store: Store, codec: LatentCodec, text: TextEncoder) -> Iterator[Progress]:
-    """Encode what is missing: all texts first, then all latents, so that one encoder works at a time.
+def fill(
+    manifest: Manifest, store: Store, codec: LatentCodec, encoders: Mapping[str, ConditionEncoder]
+) -> Iterator[Progress]:
+    """Encode what is missing, one encoder after the other: the conditions kind by kind, then the latents.
 
     The generator returns the CachedDataset. A file that changed since it was scanned, or proves damaged, is left
     out of it with a reason.
 
+    Args:
+        encoders: one for each kind of condition of the manifest's family, by its name.
+
     Raises:
         UserError: an encoder gave something that is not finite, the disk is full, or nothing is left to train on.
     """
-    samples = [*manifest.samples, *manifest.held_out]
-    located = locate(samples, store, codec.id, text.id)
+    family, samples = manifest.family, [*manifest.samples, *manifest.held_out]
+    ids = {kind.name: encoders[kind.name].id for kind in family.conditions}
+    located = list(zip(samples, locate(samples, store, codec.id, ids), strict=True))
     faults: dict[Path, Rejection] = {}
     with store.filling():
-        for jobs in (_text_jobs(samples, located, text), _latent_jobs(samples, located, codec),
-                     _mask_jobs(samples, located)):
-            faults |= yield from run(jobs, store)
-        longest = [caption for path, caption in _texts(samples, located).items() if store.use(path) > TEXT_LENGTH]
-    whole = [(sample, cached) for sample, cached in zip(samples, located, strict=True)
-             if not faults.keys() & cached.paths]
+        for kind in family.conditions:
+            faults |= yield from run(_condition_jobs(kind, located, encoders[kind.name]), store)
+        faults |= yield from run(_latent_jobs(located, codec), store)
+        faults |= yield from run(_mask_jobs(located), store)
+        longest = [caption for path, caption in _texts(located).items() if store.use(path) > family.text_length]
+    whole = [(sample, cached) for sample, cached in located if not faults.keys() & cached.paths]
     digests = {sample.digest for sample in manifest.held_out}
     trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
     if not trained:
         raise UserError("No file is left to train on: " + " ".join(fault.reason for fault in list(faults.values())[:5]))
     return CachedDataset(
+        family=family,
         samples=tuple(cached for _, cached in trained),
         held_out=tuple(cached for sample, cached in whole if sample.digest in digests),
-        digest=content_hash(manifest.digest, sorted(path.name for path in faults), codec.id, text.id),
+        digest=content_hash(manifest.digest, sorted(path.name for path in faults), codec.id, *ids.values()),
         trigger_word=manifest.trigger_word,
         captions=tuple(sample.captions[0] for sample, _ in trained),
         left_out=tuple({rejection.reason: rejection for rejection in faults.values()}.values()),
-        notes=tuple(f'The caption "{caption[:60]}..." has more than {TEXT_LENGTH} tokens, which Wan was not trained '
-                    "on; shorten it." for caption in longest),
+        notes=tuple(f'The caption "{caption[:60]}..." has more than {family.text_length} tokens, which {family.series} '
+                    "was not trained on; shorten it." for caption in longest),
     )
 
 
-def _texts(samples: Sequence[Sample], located: Sequence[CachedSample]) -> dict[Path, str]:
-    texts = {}
-    for sample, cached in zip(samples, located, strict=True):
-        texts.update(zip(cached.text_paths, sample.captions, strict=True))
-        if cached.empty_text_path is not None:
-            texts[cached.empty_text_path] = ""
-    return texts
+def _captions(located: Located, kind: str) -> dict[Path, str]:
+    """The caption that each of the kind's files is made from."""
+    captions = {}
+    for sample, cached in located:
+        captions.update((by_kind[kind], caption) for by_kind, caption in
+                        zip(cached.captions, sample.captions, strict=True) if kind in by_kind)
+        if kind in cached.empty_caption:
+            captions[cached.empty_caption[kind]] = ""
+    return captions
 
 
-def _text_jobs(samples: Sequence[Sample], located: Sequence[CachedSample], text: TextEncoder) -> list[Job]:
+def _texts(located: Located) -> dict[Path, str]:
+    return _captions(located, TEXT.name)
+
+
+def _condition_jobs(kind: ConditionKind, located: Located, encoder: ConditionEncoder) -> list[Job]:
+    if kind.source == WINDOW:
+        return _window_jobs(kind.folder, located, lambda cached, number: cached.windows[number][kind.name], encoder,
+                            f"the encoder of {kind.name}")
+
     def encode(caption: str) -> torch.Tensor:
-        return _compact(_finite(text.encode(caption), f'the text encoder gave for "{caption}"'))
+        return _compact(_finite(encoder.encode(caption), f'the {kind.name} encoder gave for "{caption}"'))
 
     return [Job("captions", caption, path, 1, lambda caption=caption: caption, encode)
-            for path, caption in _texts(samples, located).items()]
+            for path, caption in _captions(located, kind.name).items()]
 
 
-def _latent_jobs(samples: Sequence[Sample], located: Sequence[CachedSample], codec: LatentCodec) -> list[Job]:
+def _latent_jobs(located: Located, codec: LatentCodec) -> list[Job]:
+    return _window_jobs("latents", located, lambda cached, number: cached.latent_paths[number], codec, "the VAE")
+
+
+def _window_jobs(
+    kind: str, located: Located, path_of: Callable[[CachedSample, int], Path],
+    encoder: LatentCodec | ConditionEncoder, title: str,
+) -> list[Job]:
+    """What is made from pixels, a job for each file once."""
     jobs = {}
-    for sample, cached in zip(samples, located, strict=True):
-        for path, start in zip(cached.latent_paths, sample.starts, strict=True):
+    for sample, cached in located:
+        for number, start in enumerate(sample.starts):
+            path = path_of(cached, number)
             jobs[path] = Job(
-                "latents", sample.name, path, sample.bucket.num_tokens,
+                kind, sample.name, path, sample.family.num_tokens(sample.bucket),
                 lambda sample=sample, start=start: _pixels(sample, start),
-                lambda pixels, name=sample.name: _finite(codec.encode(pixels), f"the VAE gave for {name}"), sample.path)
+                lambda pixels, name=sample.name: _finite(encoder.encode(pixels), f"{title} gave for {name}"),
+                sample.path)
     return list(jobs.values())
 
 
-def _mask_jobs(samples: Sequence[Sample], located: Sequence[CachedSample]) -> list[Job]:
-    masked = {cached.mask_path: sample for sample, cached in zip(samples, located, strict=True) if sample.mask}
+def _mask_jobs(located: Located) -> list[Job]:
+    masked = {cached.mask_path: sample for sample, cached in located if sample.mask}
     return [Job("masks", sample.name, path, 1, lambda sample=sample: _mask(sample), None, sample.path)
             for path, sample in masked.items()]
 
@@ -196,7 +227,8 @@ def _picture(sample: Sample) -> np.ndarray:
 
 def _window(sample: Sample, start: int) -> np.ndarray:
     try:
-        pixels = video.read(sample.path, sample.name, sample.source, sample.bucket, start, sample.background or "white")
+        pixels = video.read(sample.path, sample.name, sample.source, sample.bucket, start, sample.family.fps,
+                            sample.background or "white")
         if Stamp.of(sample.path) == sample.stamp:
             return pixels
     except UserError:
@@ -209,7 +241,7 @@ def _mask(sample: Sample) -> torch.Tensor:
     try:
         if hashlib.sha256(sample.mask.path.read_bytes()).hexdigest() != sample.mask.digest:
             raise UserError(_changed(sample.mask.name))
-        return masks.read(sample.mask, sample.bucket)
+        return masks.read(sample.mask, sample.family.latent_size(sample.bucket)[1:])
     except OSError as error:
         raise UserError(_gone(sample.mask.name, error)) from None
 

@@ -1,6 +1,7 @@
 """The cache's files: one tensor each, named by content, with a checksum that is believed and nothing else.
 
-    latents/<key>.safetensors   texts/<key>.safetensors   masks/<key>.safetensors
+    latents/<key>.safetensors   texts/<key>.safetensors   masks/<key>.safetensors   and one folder for each further
+                                kind of condition
     index.json                  which files were found whole, by size and times, and when they were last used
     id                          changes when files that someone may rely on are taken away
 """
@@ -24,8 +25,6 @@ from safetensors.torch import save_file
 from ..base.errors import UserError
 from ..base.files import Stamp, replacing
 from ..base.remembered import Remembered
-
-KINDS = ("latents", "texts", "masks")
 
 SECONDS_A_DAY = 86400
 
@@ -133,10 +132,9 @@ class Store:
         return Size(len(deleted), sum(deleted)), self.size()
 
     def _files(self) -> Iterator:
-        for kind in KINDS:
-            for path in (self.folder / kind).glob("*.safetensors"):
-                with suppress(OSError):
-                    yield path, path.stat()
+        for path in self.folder.glob("*/*.safetensors"):
+            with suppress(OSError):
+                yield path, path.stat()
 
     def _last_used(self, path: Path, status) -> float:
         known = self._index.get(self._name(path), Stamp.of(path))

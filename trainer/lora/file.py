@@ -58,7 +58,7 @@ def metadata(
     frequency = {f"{len(dataset.samples)}_{dataset.trigger_word or name}": Counter(dataset.captions)}
     return {
         "ss_output_name": name,
-        "ss_base_model_version": "wan2.1",
+        "ss_base_model_version": dataset.family.architecture,
         "ss_sd_model_name": base_model,
         **_network(config.lora),
         "ss_learning_rate": str(config.learning_rate),
@@ -69,8 +69,8 @@ def metadata(
         "ss_optimizer": config.optimizer.name,
         "ss_tag_frequency": json.dumps(frequency),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "wan2.1/lora",
-        "modelspec.implementation": "https://github.com/Wan-Video/Wan2.1",
+        "modelspec.architecture": f"{dataset.family.architecture}/lora",
+        "modelspec.implementation": dataset.family.implementation,
         "modelspec.title": name,
         "modelspec.trigger_phrase": dataset.trigger_word,
         "modelspec.prediction_type": "flow",

@@ -25,7 +25,9 @@ from ..settings.training import LoraConfig
 DEFAULT = "default"
 """PEFT's name of the one adapter there is."""
 
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BLOCK = re.compile(r"\w+\.(\d+)\.")
+"""The number in <blocks>.<number>.<name>, whatever the family calls its blocks."""
+
 _ATTENTION = re.compile(r"\.(self|cross)_attn\.")
 
 

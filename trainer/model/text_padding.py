@@ -13,9 +13,6 @@ from functools import cache
 
 import torch
 
-TEXT_LENGTH = 512
-"""Tokens."""
-
 MAX_ROWS = 4
 """Rows that stand for the padding. One is enough in fp32; in bf16 its log n is off by up to 1.6 %, each further
 row stands for what the one before left over, and four are exact to a millionth."""
@@ -25,20 +22,21 @@ ROW_MULTIPLE = 8
 """Attention kernels on CUDA copy a bias whose rows are not so aligned."""
 
 
-def pad(text_BLD: torch.Tensor, length: int = TEXT_LENGTH) -> torch.Tensor:
-    """The rows as Wan sees them in sampling: zeros up to 512; a longer text stays as it is."""
+def pad(text_BLD: torch.Tensor, length: int) -> torch.Tensor:
+    """The rows as the model sees them in sampling: zeros up to `length`; a longer text stays as it is."""
     missing = max(0, length - text_BLD.shape[1])
     return torch.nn.functional.pad(text_BLD, (0, 0, 0, missing))
 
 
 def fold(
-    text_BLD: torch.Tensor, dtype: torch.dtype, length: int = TEXT_LENGTH, other_than: int = 0
+    text_BLD: torch.Tensor, dtype: torch.dtype, length: int, other_than: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and attention bias that do what `pad(text_BLD)` does without a bias.
 
     Args:
         text_BLD: embeddings, zero after each text's own end; already padded or not.
         dtype: of the bias, the dtype attention computes in.
+        length: tokens to which the model pads (`ModelFamily.text_length`).
         other_than: a number of rows that must not come out, so that the text can be told from the video.
 
     Returns:

@@ -16,7 +16,8 @@ from ..base.errors import UserError
 from ..lora import file as lora_file
 from ..settings.data import SEPARATORS
 from ..settings.training import LoraConfig
-from .folder import ADAPTER, DAMAGE, METADATA, checked, place_of, step_of
+from .folder import METADATA
+from .state import ADAPTER, DAMAGE, checked, place_of, step_of
 
 ALL, BEST, NEWEST = "all", "best", "newest"
 

@@ -7,38 +7,26 @@ import os
 import re
 import shutil
 import uuid
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ..base.errors import UserError
-from ..base.files import replacing
+from ..base.files import replacing, write_json
 from .events import Event, to_json
-from .state import put_together, take_apart
+from .state import Checkpoint, place_of, read_checkpoint, step_of, write_checkpoint
 
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
-_STEP = re.compile(r"step_(\d+)")
 
 MAX_NAME = 120
 """Bytes; a file name may have 255 on most systems, and a key follows."""
 
-ADAPTER, STATE, INDEX = "adapter.safetensors", "state.safetensors", "state.json"
-
 METADATA = "lora.json"
 """What the run's LoRA files say of themselves."""
-
-
-def step_of(path: Path) -> int | None:
-    """The step whose checkpoint this folder is; None if it is another folder."""
-    match = _STEP.fullmatch(path.name)
-    return int(match[1]) if match else None
 
 
 def check_name(name: str) -> str:
@@ -59,14 +47,20 @@ def check_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A run as it was after a step."""
+class Found:
+    """What a run goes on from."""
 
-    step: int
-    adapter: dict[str, torch.Tensor]
-    """What is used: the moving average where there is one."""
-    state: dict[str, Any]
-    """All that training goes on from."""
+    checkpoint: Checkpoint | None
+    """The newest whole one that is not beyond the end."""
+    passed_over: tuple[str, ...]
+    """Why newer ones could not be used, each in a sentence."""
+    lines: list[dict]
+    """Of the log."""
+
+    @property
+    def losses(self) -> list[float]:
+        """The finite losses up to the checkpoint."""
+        return losses(self.lines, self.checkpoint.step if self.checkpoint else 0)
 
 
 class RunFolder:
@@ -85,7 +79,7 @@ class RunFolder:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink(missing_ok=True)
-            _write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
+            write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
         self._log = self.path / "log.jsonl"
 
     def restart(self) -> None:
@@ -113,19 +107,19 @@ class RunFolder:
     def describe(self, origin: Mapping, workflow: Mapping) -> None:
         """Keep where this run came from, for those who look at it later: origin.json, workflow.json."""
         with _in_a_sentence(self.path):
-            _write_json(self.path / "origin.json", origin)
+            write_json(self.path / "origin.json", origin)
             if any(workflow.values()):
-                _write_json(self.path / "workflow.json", workflow)
+                write_json(self.path / "workflow.json", workflow)
 
     def keep_metadata(self, metadata: Mapping[str, str]) -> None:
         """Write what the run's LoRA files say of themselves, so that any checkpoint can become one."""
         with _in_a_sentence(self.path):
-            _write_json(self.path / METADATA, metadata)
+            write_json(self.path / METADATA, metadata)
 
-    def losses(self, most: int) -> list[float]:
-        """The finite losses of the first steps, so many at most."""
-        return [line["loss"] for line in self.logged()
-                if line["event"] == "StepDone" and line["step"] <= most and line["loss"] is not None]
+    def resume(self, most: int) -> Found:
+        """What there is of a run of so many steps: its checkpoint and its log, each read once."""
+        checkpoint, faults = self.newest(most)
+        return Found(checkpoint, tuple(faults), self.logged())
 
     def steps(self) -> list[int]:
         """Steps that there is a checkpoint of, whole or not, ascending."""
@@ -138,28 +132,7 @@ class RunFolder:
         Raises:
             UserError: the disk is full or cannot be written to; earlier checkpoints are as they were.
         """
-        final = self._place(step)
-        building = self.path / f"{final.name}.{uuid.uuid4().hex}.tmp"
-        data, tensors = take_apart(state)
-        try:
-            building.mkdir()
-            save_file(dict(adapter), building / ADAPTER)
-            save_file(tensors, building / STATE)
-            for name in (ADAPTER, STATE):
-                with (building / name).open("rb+") as file:
-                    os.fsync(file.fileno())  # a rename may reach the disk before the content does
-            files = {name: _seal(building / name) for name in (ADAPTER, STATE)}
-            index = {"step": step, "files": files, "state": data}
-            _write_json(building / INDEX, {"crc32": _crc(index), **index})
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(building, final)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"The checkpoint of step {step} cannot be written ({error}); free some space on the disk "
-                            f"of {self.path} and queue again, the run goes on from its last checkpoint.") from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        return final
+        return write_checkpoint(self.path, Checkpoint(step, dict(adapter), state))
 
     def newest(self, most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint of at most so many steps, and why newer ones are passed over."""
@@ -177,18 +150,12 @@ class RunFolder:
         Raises:
             UserError: a file of it is missing, truncated or foreign.
         """
-        place = self._place(step)
-        try:
-            index = checked(place, step, (ADAPTER, STATE))
-            state = put_together(index["state"], load_file(place / STATE))
-            return Checkpoint(index["step"], load_file(place / ADAPTER), state)
-        except DAMAGE as error:
-            raise UserError(f"The checkpoint {place.name} cannot be used ({error}); it is passed over.") from None
+        return read_checkpoint(self.path, step)
 
     def mark_best(self, step: int, loss: float) -> None:
         """Write which checkpoint is the best on the held-out files, into best.json."""
         with _in_a_sentence(self.path):
-            _write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
+            write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
 
     def tidy(self, step: int, keep_last: int, best_step: int) -> None:
         """Delete what is older than the last checkpoints up to a step, but for the best.
@@ -209,24 +176,10 @@ class RunFolder:
         return self.path / place_of(step)
 
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
-"""What reading a damaged checkpoint raises."""
-
-
-def checked(place: Path, step: int, names: tuple[str, ...]) -> dict:
-    """The index of a checkpoint's folder, of which these files are whole; raises one of DAMAGE."""
-    index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-    if index.pop("crc32") != _crc(index) or index["step"] != step:
-        raise ValueError(f"{INDEX} is damaged")
-    for name in names:
-        if _seal(place / name) != index["files"][name]:
-            raise ValueError(f"{name} is damaged")
-    return index
-
-
-def place_of(step: int) -> str:
-    """The name of a checkpoint's folder."""
-    return f"step_{step:06d}"
+def losses(lines: Iterable[dict], most: int) -> list[float]:
+    """The finite losses of the first steps that a log tells of, so many at most."""
+    return [line["loss"] for line in lines
+            if line["event"] == "StepDone" and line["step"] <= most and line["loss"] is not None]
 
 
 def delete_run(path: Path) -> None:
@@ -268,15 +221,6 @@ def _key_of(path: Path) -> str | None:
     return None
 
 
-def _seal(path: Path) -> list[int]:
-    """Size and crc32."""
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc, size = zlib.crc32(block, crc), size + len(block)
-    return [size, crc]
-
-
 @contextmanager
 def _in_a_sentence(path: Path) -> Iterator[None]:
     try:
@@ -284,12 +228,3 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"The run's folder {path} cannot be written to ({error}); free some space on its disk, or "
                         "check its permissions, and queue again.") from None
-
-
-def _crc(content: Mapping) -> int:
-    return zlib.crc32(json.dumps(content).encode())
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .folder import INDEX, step_of
+from .state import INDEX, step_of
 
 EMA_DECAY = 0.98
 """Of the smoothed loss: about the last 50 steps count."""

@@ -12,10 +12,7 @@ from ..base.errors import UserError
 SEPARATORS = re.compile("[,;\uff0c\uff1b]")
 """Between the parts of a list, also as Chinese keyboards write them."""
 
-SIDE_MULTIPLE = 16
-"""Pixels. A side of a bucket is a multiple of it: the VAE halves three times, the model patches by two."""
-
-MAX_RESOLUTION = 4096
+MIN_RESOLUTION, MAX_RESOLUTION = 16, 4096
 """Pixels."""
 
 EXTRACTION_MODES = ("start", "middle", "uniform", "chunks", "random")
@@ -30,23 +27,21 @@ MASK_SOURCES = ("folder", "alpha", "none")
 
 
 def parse_frame_buckets(text: str) -> tuple[int, ...]:
-    """Read "1, 33" as (1, 33): frame counts 4n+1, ascending; 1 (a picture) is always among them.
+    """Read "1, 33" as (1, 33), ascending; 1 (a picture) is always among them.
+
+    Which numbers a model family takes is `ModelFamily.check_frames`'s to say.
 
     Raises:
-        UserError: an entry that is not a whole number of the form 4n+1.
+        UserError: an entry that is not a whole number.
     """
     buckets = {1}
     for part in SEPARATORS.split(text):
         if not part.strip():
             continue
         try:
-            frames = int(part)
+            buckets.add(int(part))
         except ValueError:
             raise UserError(f"frame_buckets has {part.strip()!r}; write whole numbers such as 1, 33.") from None
-        if frames < 1 or frames % 4 != 1:
-            nearest = max(1, round((frames - 1) / 4) * 4 + 1)
-            raise UserError(f"frame_buckets has {frames}; Wan takes 4n+1 frames, the nearest is {nearest}.")
-        buckets.add(frames)
     return tuple(sorted(buckets))
 
 
@@ -69,6 +64,8 @@ class DatasetConfig:
 
     folder: str
     """Absolute path of the folder with the pictures, the clips and their captions."""
+    family: str = "Wan2.1 T2V"
+    """The models it is meant for (model/families.py): decides sizes, frames a second and what is encoded."""
     trigger_word: str = ""
     """Put in front of each caption that does not hold it; "" for none."""
     resolution: int = 512
@@ -100,8 +97,8 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         for resolution in (self.resolution, *self.more_resolutions):
-            if resolution < SIDE_MULTIPLE or resolution > MAX_RESOLUTION:
-                raise UserError(f"resolution is {resolution}; choose {SIDE_MULTIPLE} to {MAX_RESOLUTION}, "
+            if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+                raise UserError(f"resolution is {resolution}; choose {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
                                 "for example 512.")
         if self.num_repeats < 1:
             raise UserError(f"num_repeats is {self.num_repeats}; choose 1 or more.")

@@ -27,13 +27,13 @@ def held_out_loss(denoiser: Denoiser, samples: Sequence[CachedSample]) -> dict[f
     """
     sums = dict.fromkeys(LEVELS, 0.0)
     for sample in samples:
-        batch = read_batch([sample.visit(0)]).to(denoiser.device)
+        batch = read_batch([sample.visit(0)], denoiser.family.conditions).to(denoiser.device)
         noise_BCFHW = objective.sample_noise(batch.latent_BCFHW, objective.generator(sample.latent_paths[0].stem))
         for level in LEVELS:
             t_B = torch.tensor([level], device=denoiser.device)
             with denoiser.training(), torch.no_grad():
                 loss_B = objective.denoising_loss(
-                    denoiser, batch.latent_BCFHW, batch.text_BLD, t_B, noise_BCFHW, batch.mask_B11HW)
+                    denoiser, batch.latent_BCFHW, batch.conditions, t_B, noise_BCFHW, batch.mask_B11HW)
             sums[level] += loss_B.item()
     return {level: total / len(samples) for level, total in sums.items()}
 

@@ -23,7 +23,8 @@ from ..encoded.cache import CachedDataset
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs.events import Event, Finished, Saved, Started, StepDone
-from ..runs.folder import Checkpoint, RunFolder
+from ..runs.folder import Found, RunFolder
+from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
 from . import evaluate, objective, optim
@@ -36,20 +37,26 @@ _OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class Trainer:
-    """One run. `step` counts optimizer steps done; `losses` holds the finite loss of each."""
+    """One run. `step` counts optimizer steps done; `losses` holds the finite loss of each.
+
+    Args:
+        found: what `folder.resume` gave: the run goes on from there.
+    """
 
     def __init__(
-        self, config: TrainConfig, denoiser: Denoiser, adapter: Adapter, dataset: CachedDataset, folder: RunFolder
+        self, config: TrainConfig, denoiser: Denoiser, adapter: Adapter, dataset: CachedDataset, folder: RunFolder,
+        found: Found,
     ) -> None:
         self.config = config
         self.denoiser = denoiser
         self.adapter = adapter
         self.dataset = dataset
         self.folder = folder
+        self._found: Found | None = found
         self.sampler = BucketSampler(dataset.samples, config.batch_size, config.seed)
-        self.batches = LookAhead(self.sampler)
+        self.batches = LookAhead(self.sampler, dataset.family.conditions)
         self.steps_per_epoch = math.ceil(self.sampler.steps_per_epoch / config.optimizer.accumulation)
-        self.total_steps = total_steps(config, self.steps_per_epoch)
+        self.total_steps = total_steps(config, self.sampler.steps_per_epoch)
         self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
         self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
@@ -153,11 +160,11 @@ class Trainer:
         config, device = self.config.objective, self.denoiser.device
         batch = batch.to(device)
         latent_BCFHW = batch.latent_BCFHW
-        t_B = objective.timesteps_of(config, u_B, num_tokens=latent_BCFHW[0, 0].numel() // 4)
+        t_B = objective.timesteps_of(config, u_B, latent_BCFHW[0].numel() // self.dataset.family.values_per_token)
         noise_BCFHW = objective.sample_noise(latent_BCFHW, generator, config.noise_offset)
         with self.denoiser.training():
             loss_B = objective.denoising_loss(
-                self.denoiser, latent_BCFHW, batch.text_BLD, t_B.to(device), noise_BCFHW, batch.mask_B11HW, config
+                self.denoiser, latent_BCFHW, batch.conditions, t_B.to(device), noise_BCFHW, batch.mask_B11HW, config
             )
             loss = (loss_B * objective.weight(config, t_B).to(device)).sum() / num_samples
             self.scaler.scale(loss).backward()
@@ -200,7 +207,7 @@ class Trainer:
     def _reason(self) -> str:
         if self.step >= self.total_steps:
             return "done"
-        return "early stop" if _is_over(self.config, self.judge.since_best) else ""
+        return "early stop" if is_over(self.config, self.judge.since_best) else ""
 
     def _once_in_a_while(self) -> Iterator[Event]:
         """What the cadences ask for after a step."""
@@ -243,20 +250,20 @@ class Trainer:
         return Saved(self.step, time.perf_counter() - start)
 
     def _restore(self) -> Started:
-        """Go on from the newest whole checkpoint that is not beyond the end of this run."""
-        checkpoint, faults = self.folder.newest(self.total_steps)
-        if checkpoint is not None:
-            self._load(checkpoint)
-        for line in self.folder.logged():
+        """Go on from what was found in the run's folder."""
+        found, self._found = self._found, None  # the checkpoint's tensors are not needed twice
+        if found.checkpoint is not None:
+            self._load(found.checkpoint)
+        for line in found.lines:
             self._logged[line["event"]] = max(self._logged.get(line["event"], -1), line["step"])
-        self.losses = self.folder.losses(self.step)
+        self.losses = found.losses
         return Started(
             step=self.step,
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
             num_modules=self.adapter.num_modules,
             num_parameters=sum(parameter.numel() for parameter in self.adapter.parameters),
-            passed_over=tuple(faults),
+            passed_over=found.passed_over,
         )
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -279,21 +286,12 @@ class Trainer:
         return event
 
 
-def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of a whole run."""
-    steps = config.epochs * steps_per_epoch
+def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+    """Optimizer steps of a whole run; an epoch's last step may have fewer batches."""
+    steps = config.epochs * math.ceil(batches_per_epoch / config.optimizer.accumulation)
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def finished(config: TrainConfig, dataset: CachedDataset, folder: RunFolder) -> Checkpoint | None:
-    """The end of this run if it was reached before: what was learned, without a model or a step."""
-    batches = BucketSampler(dataset.samples, config.batch_size, config.seed).steps_per_epoch
-    total = total_steps(config, math.ceil(batches / config.optimizer.accumulation))
-    checkpoint, _ = folder.newest(total)
-    if checkpoint and (checkpoint.step == total or _is_over(config, checkpoint.state["judge"]["since_best"])):
-        return checkpoint
-    return None
-
-
-def _is_over(config: TrainConfig, since_best: int) -> bool:
+def is_over(config: TrainConfig, since_best: int) -> bool:
+    """Whether so many measurements without a better one end the run."""
     return bool(config.validation.early_stop) and since_best >= config.validation.early_stop

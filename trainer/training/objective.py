@@ -7,6 +7,7 @@ arXiv:2403.03206, section 3.1), which the Wan report (arXiv:2503.20314) uses too
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -121,7 +122,7 @@ def weight(config: ObjectiveConfig, t_B: torch.Tensor) -> torch.Tensor:
 def denoising_loss(
     denoiser: Denoiser,
     latent_BCFHW: torch.Tensor,
-    text_BLD: torch.Tensor,
+    conditions: Mapping[str, torch.Tensor],
     t_B: torch.Tensor,
     noise_BCFHW: torch.Tensor,
     mask_B11HW: torch.Tensor | None = None,
@@ -134,13 +135,13 @@ def denoising_loss(
 
     Args:
         latent_BCFHW: normalised latents, fp32, on the denoiser's device.
-        text_BLD: text embeddings, zeros after the end of each.
+        conditions: what the model is told beside, by kind (model/conditions.py).
         t_B: noise levels in 0..1, fp32.
         noise_BCFHW: standard normal, fp32.
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
     """
     x_BCFHW = interpolate(latent_BCFHW, noise_BCFHW, t_B)
-    velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, text_BLD)
+    velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, conditions)
     target_BCFHW = noise_BCFHW - latent_BCFHW
     if config.loss == "huber":
         error_BCFHW = 2 * torch.nn.functional.huber_loss(

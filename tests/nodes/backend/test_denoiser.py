@@ -40,7 +40,7 @@ class Held:
 
     def step(self) -> torch.Tensor:
         with self.denoiser.training():
-            loss = self.denoiser.velocity(self.x, torch.tensor([0.2, 0.7]), self.text).square().mean()
+            loss = self.denoiser.velocity(self.x, torch.tensor([0.2, 0.7]), {"text": self.text}).square().mean()
             loss.backward()
         return loss.detach()
 
@@ -111,7 +111,7 @@ def test_another_sample_in_between_neither_sees_the_adapter_nor_removes_it_for_g
 def test_the_untrained_adapter_changes_nothing(model):
     held = Held(model)
     with held.attached(), torch.no_grad():
-        with_adapter = held.denoiser.velocity(held.x, torch.tensor([0.2, 0.7]), held.text)
+        with_adapter = held.denoiser.velocity(held.x, torch.tensor([0.2, 0.7]), {"text": held.text})
     with torch.inference_mode():
         import comfy.model_management
 

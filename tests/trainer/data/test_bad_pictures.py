@@ -14,8 +14,6 @@ from wantune.tests.support import clips, tools
 from wantune.tests.support.folders import draw, names, noise, notes_on, reasons, sample_of, scan
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import pictures
-from wantune.trainer.encoded import cache
-from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 
 FORMATS = ["jpg", "png", "webp", "bmp", "tiff", "gif", "avif"]
@@ -157,8 +155,8 @@ def test_an_animated_webp_or_avif_is_a_clip(root, suffix):
     manifest = scan(root, frame_buckets=(1, 17))
     clip = sample_of(manifest, f"a.{suffix}")
     assert clip.bucket.frames == 17 and clip.source.num_frames == 20 and clip.source.fps == 10
-    assert cache._pixels(clip, 0).shape == (17, 64, 64, 3)
-    assert [clips.number_of(frame) for frame in cache._pixels(clip, 0)] == [k * 10 // 16 for k in range(17)]
+    assert filling._pixels(clip, 0).shape == (17, 64, 64, 3)
+    assert [clips.number_of(frame) for frame in filling._pixels(clip, 0)] == [k * 10 // 16 for k in range(17)]
     assert f"a.{suffix} is a clip" in reasons(scan(root))[f"a.{suffix}"]
 
 
@@ -256,7 +254,7 @@ def test_whatever_happens_to_bytes_a_file_is_used_or_left_out_with_a_sentence(ro
         used = {clip.name: clip for clip in manifest.samples}
         assert len(used) + len(left_out) == 61 and not used.keys() & left_out.keys()
         assert len(left_out) > 5, "the test does damage"
-        cached = tools.drained(fill(manifest, Store(root / "cache"), Codec(), Text()))[1]
+        cached = tools.drained(filling.fill(manifest, Store(root / "cache"), Codec(), {"text": Text()}))[1]
     assert {clip.name for clip in cached.samples} | {each.name for each in cached.left_out} == set(used)
     assert all(each.name in each.reason for each in cached.left_out)
     assert all("; " in reason for reason in (*left_out.values(), *(each.reason for each in cached.left_out)))

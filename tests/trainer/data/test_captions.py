@@ -229,12 +229,13 @@ def test_where_no_file_has_a_caption_the_remedy_is_one_that_helps(root):
 @pytest.mark.parametrize(("windows", "texts"), list(product(range(1, 7), range(1, 7))))
 def test_every_window_meets_every_caption_and_all_have_equal_shares(windows, texts):
     clip = CachedSample("a", Bucket(1, 64, 64), 1, tuple(Path(f"w{i}") for i in range(windows)),
-                      tuple(Path(f"t{i}") for i in range(texts)))
+                      tuple({"text": Path(f"t{i}")} for i in range(texts)))
     visits = [clip.visit(number) for number in range(2 * windows * texts)]
-    assert set(Counter((visit.latent_path, visit.text_path) for visit in visits).values()) == {2}
+    assert set(Counter((visit.latent_path, visit.condition_paths["text"]) for visit in visits).values()) == {2}
     for first in range(0, len(visits) - texts + 1, texts):
         if windows == 1:
-            assert {visit.text_path for visit in visits[first:first + texts]} == set(clip.text_paths)
+            seen = {visit.condition_paths["text"] for visit in visits[first:first + texts]}
+            assert seen == {by_kind["text"] for by_kind in clip.captions}
 
 
 @pytest.mark.parametrize("tags", ["zwx, red, green, blue, black, white", "zwx, red, green, blue", "zwx, red, green",

@@ -14,6 +14,7 @@ from wantune.trainer.encoded import fill as filling
 from wantune.trainer.encoded import store
 from wantune.trainer.encoded.batches import BucketSampler, read_batch
 from wantune.trainer.encoded.store import Store
+from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.data import EXTRACTION_MODES, DatasetConfig
 
 
@@ -57,7 +58,8 @@ def scan(folder, **settings):
 
 
 def fill(folder, codec, **settings):
-    return tools.drained(filling.fill(scan(folder, **settings), Store(folder.parent / "cache"), codec, Text()))[1]
+    store = Store(folder.parent / "cache")
+    return tools.drained(filling.fill(scan(folder, **settings), store, codec, {"text": Text()}))[1]
 
 
 @pytest.mark.parametrize(("mode", "starts"), [
@@ -112,7 +114,7 @@ def test_random_windows_take_turns_whenever_the_clip_is_seen(folder):
     def epochs(count):
         sampler = BucketSampler(cached.samples, 1, seed=0)
         batches = [sampler.next() for _ in range(count * sampler.steps_per_epoch)]
-        latents = [read_batch(batch).latent_BCFHW for batch in batches]
+        latents = [read_batch(batch, WAN21_T2V.conditions).latent_BCFHW for batch in batches]
         return [int(latent[0, 0, 0, 0, 0]) for latent in latents if latent.shape[2] > 1]
 
     assert Counter(epochs(4)) == Counter(clip.starts), "two repeats in four epochs: each of the eight windows once"
@@ -144,7 +146,7 @@ def test_odd_names_are_read(folder, name, monkeypatch):
 def test_a_clip_that_went_away_is_left_out_and_named(folder):
     manifest = scan(folder)
     (folder / "clip.mp4").unlink()
-    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), {"text": Text()}))[1]
     assert [clip.name for clip in cached.samples] == ["picture.png", "still.gif"]
     assert "clip.mp4 is gone" in cached.left_out[0].reason and "queue again" in cached.left_out[0].reason
 
@@ -152,7 +154,7 @@ def test_a_clip_that_went_away_is_left_out_and_named(folder):
 def test_a_clip_that_changed_after_the_scan_is_left_out_and_named(folder):
     manifest = scan(folder, extraction="chunks")
     clips.at_rate(folder / "clip.mp4", 16, 70)
-    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), Text()))[1]
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), NumberCodec(), {"text": Text()}))[1]
     assert [clip.name for clip in cached.samples] == ["picture.png", "still.gif"]
     assert [each.reason for each in cached.left_out] == [
         "clip.mp4 changed since it was scanned; queue again to use it as it is now."]

@@ -15,6 +15,7 @@ from wantune.trainer.encoded import cache
 from wantune.trainer.encoded import fill as filling
 from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.store import Store
+from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.training import objective
 
@@ -41,13 +42,13 @@ class Text:
 
 
 def fill(manifest, folder):
-    return tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), AreaCodec(), Text()))[1]
+    return tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), AreaCodec(), {"text": Text()}))[1]
 
 
 def read(manifest, folder, name):
     """(brightness_HW, mask_HW or None) of one file as it is trained on."""
     (cached,) = (clip for clip in fill(manifest, folder).samples if clip.name == name)
-    batch = read_batch([cached.visit(0)])
+    batch = read_batch([cached.visit(0)], WAN21_T2V.conditions)
     mask = batch.mask_B11HW
     return batch.latent_BCFHW[0, 0, 0], None if mask is None else mask[0, 0, 0]
 
@@ -207,7 +208,7 @@ def test_the_color_is_part_of_the_keys_of_transparent_pictures_alone(root):
 
     def keys(color):
         clips = scan(root, alpha_color=color).samples
-        return {each.name: each.latent_paths for each in cache.locate(clips, Store(root), "vae", "umt5")}
+        return {each.name: each.latent_paths for each in cache.locate(clips, Store(root), "vae", {"text": "umt5"})}
 
     white, black = keys("white"), keys("black")
     assert {name for name in white if white[name] != black[name]} == {"c.png"}
@@ -228,7 +229,7 @@ class Denoiser:
     def __init__(self, velocity_BCFHW) -> None:
         self.given = velocity_BCFHW
 
-    def velocity(self, x_BCFHW, t_B, text_BLD):
+    def velocity(self, x_BCFHW, t_B, conditions):
         return self.given
 
     def training(self):
@@ -237,7 +238,7 @@ class Denoiser:
 
 def loss(velocity, latent, noise, mask=None):
     text, t = torch.zeros(len(latent), 1, 8), torch.full((len(latent),), 0.5)
-    return objective.denoising_loss(Denoiser(velocity), latent, text, t, noise, mask)
+    return objective.denoising_loss(Denoiser(velocity), latent, {"text": text}, t, noise, mask)
 
 
 @pytest.fixture
@@ -281,7 +282,7 @@ def test_samples_with_and_without_masks_share_a_batch(root, tensors):
     paint(root / "masks" / "a.png")
     cached = fill(scan(root), root)
     bare = replace(cached.samples[0], mask_path=None)
-    batch = read_batch([cached.samples[0].visit(0), bare.visit(0)])
+    batch = read_batch([cached.samples[0].visit(0), bare.visit(0)], WAN21_T2V.conditions)
     height, width = batch.latent_BCFHW.shape[-2:]
     assert batch.mask_B11HW.shape == (2, 1, 1, height, width) and (batch.mask_B11HW[1] == 1).all()
     assert 0.05 < batch.mask_B11HW[0].mean() < 0.8
@@ -297,7 +298,7 @@ def test_a_mask_lies_on_every_frame_of_a_clip(root):
     manifest = scan(root, frame_buckets=(1, 17))
     assert sample_of(manifest, "clip.mp4").mask.name == "masks/clip.png"
     cached = [clip for clip in fill(manifest, root).samples if clip.name == "clip.mp4"]
-    batch = read_batch([cached[0].visit(0)])
+    batch = read_batch([cached[0].visit(0)], WAN21_T2V.conditions)
     assert batch.latent_BCFHW.shape == (1, 16, 5, 8, 8) and batch.mask_B11HW.shape == (1, 1, 1, 8, 8)
     latent = batch.latent_BCFHW
     velocity = torch.where(batch.mask_B11HW == 0, 1e6, torch.zeros_like(latent)) + 1 - latent

@@ -186,7 +186,7 @@ def test_the_expected_cache_size_is_the_size_of_the_cache(root):
     (root / "the same.txt").write_text("zwx number 1")
     manifest = scan(root, **SETTINGS)
     store = Store(root.parent / "cache")
-    tools.drained(fill(manifest, store, Codec(), Text()))
+    tools.drained(fill(manifest, store, Codec(), {"text": Text()}))
     paths = [path for kind in ("latents", "texts") for path in (store.folder / kind).iterdir()]
     payload = [read_tensor(path) for path in paths]
     expected = report.expected_bytes(manifest)
@@ -196,7 +196,8 @@ def test_the_expected_cache_size_is_the_size_of_the_cache(root):
 
 def test_a_picture_too_small_for_one_resolution_is_used_at_the_others(root):
     manifest = scan(root, **SETTINGS | {"more_resolutions": (32, 128)})
-    assert {clip.bucket.num_tokens for clip in (*manifest.samples, *manifest.held_out) if clip.name == "small.png"} == {
+    everything = (*manifest.samples, *manifest.held_out)
+    assert {clip.family.num_tokens(clip.bucket) for clip in everything if clip.name == "small.png"} == {
         tokens(80, 48, 1), tokens(32, 32, 1)}
     assert "small.png: too small for resolution 128; it is trained on at the smaller ones." in manifest.notes
 

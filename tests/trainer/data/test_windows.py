@@ -19,7 +19,7 @@ def source(seconds, last_seconds=Fraction(1, 30), rounding=MS) -> Source:
     (Fraction(2064, 1000), 34), (Fraction(1, 30), 1), (0, 1), (Fraction(4004, 1000), 65),
 ])
 def test_frames_at_16_fps_by_time(seconds, expected):
-    assert source(seconds).frames_at_16 == expected
+    assert source(seconds).frames_at(16) == expected
 
 
 @pytest.mark.parametrize(("num_frames", "expected"), [
@@ -72,7 +72,7 @@ def test_random_windows_are_a_function_of_the_content():
 def frames_of(stamps, end, start, count, rounding=MS):
     timed = [(Fraction(stamp), number) for number, stamp in enumerate(stamps)]
     held = Fraction(end) - Fraction(stamps[-1])
-    return list(shown(timed, source(end, held, rounding), start, count))
+    return list(shown(timed, source(end, held, rounding), start, count, 16))
 
 
 def test_a_frame_is_shown_until_the_next_ones_time_has_come():
@@ -100,5 +100,5 @@ def test_frames_after_the_window_are_not_asked_for():
             yield Fraction(number, 30), number
             number += 1
 
-    assert list(shown(endless(), source(1000), 0, 5)) == [0, 1, 3, 5, 7]
+    assert list(shown(endless(), source(1000), 0, 5, 16)) == [0, 1, 3, 5, 7]
     assert len(asked) < 10

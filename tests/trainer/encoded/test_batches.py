@@ -17,7 +17,7 @@ WIDE, TALL = Bucket(1, 256, 512), Bucket(1, 512, 256)
 
 
 def clip(name: str, bucket: Bucket, repeats: int) -> CachedSample:
-    return CachedSample(name, bucket, repeats, (Path(name),), (Path(name),))
+    return CachedSample(name, bucket, repeats, (Path(name),), ({"text": Path(name)},))
 
 
 CLIPS = [clip("a", WIDE, 3), clip("b", WIDE, 2), clip("c", TALL, 4)]
@@ -57,8 +57,8 @@ def test_the_position_is_epoch_and_cursor():
 
 
 def many(count: int, **settings) -> list[CachedSample]:
-    paths = (Path("a"), Path("b"))
-    return [CachedSample(str(i), WIDE if i % 3 else TALL, 1 + i % 4, (Path(f"{i}"),), paths, **settings)
+    captions = ({"text": Path("a")}, {"text": Path("b")})
+    return [CachedSample(str(i), WIDE if i % 3 else TALL, 1 + i % 4, (Path(f"{i}"),), captions, **settings)
             for i in range(count)]
 
 
@@ -82,15 +82,15 @@ def test_looking_ahead_moves_nothing():
 
 def test_captions_are_dropped_as_often_as_asked_and_the_order_stays():
     kept = BucketSampler(many(200), 1, seed=3)
-    dropped = BucketSampler(many(200, empty_text_path=Path("empty"), caption_dropout=0.2), 1, seed=3)
+    dropped = BucketSampler(many(200, empty_caption={"text": Path("empty")}, caption_dropout=0.2), 1, seed=3)
     count = 4 * kept.steps_per_epoch
     pairs = [(kept.next()[0], dropped.next()[0]) for _ in range(count)]
     assert all(a.latent_path == b.latent_path for a, b in pairs)
-    empty = sum(b.text_path == Path("empty") for _, b in pairs)
-    assert all(a == b for a, b in pairs if b.text_path != Path("empty"))
+    empty = sum(b.condition_paths["text"] == Path("empty") for _, b in pairs)
+    assert all(a == b for a, b in pairs if b.condition_paths["text"] != Path("empty"))
     assert abs(empty / count - 0.2) < 4 * (0.2 * 0.8 / count) ** 0.5
-    always = BucketSampler(many(9, empty_text_path=Path("empty"), caption_dropout=1.0), 1, seed=3)
-    assert {always.next()[0].text_path for _ in range(30)} == {Path("empty")}
+    always = BucketSampler(many(9, empty_caption={"text": Path("empty")}, caption_dropout=1.0), 1, seed=3)
+    assert {always.next()[0].condition_paths["text"] for _ in range(30)} == {Path("empty")}
 
 
 class Reader:
@@ -99,7 +99,7 @@ class Reader:
     def __init__(self, fails_on: str = "") -> None:
         self.fails_on, self.threads, self.read = fails_on, set(), []
 
-    def __call__(self, samples):
+    def __call__(self, samples, kinds):
         self.threads.add(threading.current_thread().name)
         self.read.append(samples)
         if any(sample.name == self.fails_on for sample in samples):
@@ -110,7 +110,7 @@ class Reader:
 def test_batches_are_read_ahead_in_a_thread_in_the_samplers_order(monkeypatch):
     monkeypatch.setattr(batches, "read_batch", reader := Reader())
     sampler, alone = BucketSampler(many(7), 2, seed=2), BucketSampler(many(7), 2, seed=2)
-    look_ahead = LookAhead(sampler)
+    look_ahead = LookAhead(sampler, ())
     for _ in range(3 * sampler.steps_per_epoch):
         assert look_ahead.next().names == tuple(sample.name for sample in alone.next())
         assert (sampler.epoch, sampler.cursor) == (alone.epoch, alone.cursor)
@@ -122,7 +122,7 @@ def test_batches_are_read_ahead_in_a_thread_in_the_samplers_order(monkeypatch):
 def test_a_position_set_from_outside_is_followed(monkeypatch):
     monkeypatch.setattr(batches, "read_batch", Reader())
     sampler, alone = BucketSampler(many(7), 1, seed=2), BucketSampler(many(7), 1, seed=2)
-    look_ahead = LookAhead(sampler)
+    look_ahead = LookAhead(sampler, ())
     for _ in range(3):
         look_ahead.next()
     sampler.epoch, sampler.cursor = alone.epoch, alone.cursor = 2, 4
@@ -134,7 +134,7 @@ def test_a_position_set_from_outside_is_followed(monkeypatch):
 def test_a_file_that_cannot_be_read_is_an_error_at_its_own_step(monkeypatch):
     monkeypatch.setattr(batches, "read_batch", Reader(fails_on="3"))
     sampler, alone = BucketSampler(many(7), 1, seed=2), BucketSampler(many(7), 1, seed=2)
-    look_ahead = LookAhead(sampler)
+    look_ahead = LookAhead(sampler, ())
     while (name := alone.next()[0].name) != "3":
         assert look_ahead.next().names == (name,)
     with pytest.raises(UserError, match="gone"):

@@ -54,7 +54,7 @@ def folder(tmp_path):
 def fill(folder, codec, text):
     """The progress events and the result."""
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
-    return tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), codec, text))
+    return tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), codec, {"text": text}))
 
 
 def test_each_content_is_encoded_once(folder):
@@ -96,7 +96,7 @@ def test_another_resolution_redoes_the_latents(folder):
     codec, text = CountingCodec(), CountingText()
     fill(folder, codec, text)
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=32, num_repeats=1))
-    list(filling.fill(manifest, Store(folder.parent / "cache"), codec, text))
+    list(filling.fill(manifest, Store(folder.parent / "cache"), codec, {"text": text}))
     assert (codec.calls, text.calls) == (6, 2)
 
 
@@ -113,7 +113,7 @@ def test_a_truncated_file_is_made_again(folder, keep):
 
 def test_a_foreign_file_is_made_again(folder):
     codec, text = CountingCodec(), CountingText()
-    path = fill(folder, codec, text)[1].samples[0].text_paths[0]
+    path = fill(folder, codec, text)[1].samples[0].captions[0]["text"]
     path.write_bytes(b"not safetensors at all" * 10)
     fill(folder, codec, text)
     assert text.calls == 3
@@ -122,7 +122,7 @@ def test_a_foreign_file_is_made_again(folder):
 def test_stopping_in_the_middle_keeps_what_is_done(folder):
     codec, text = CountingCodec(), CountingText()
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
-    progress = filling.fill(manifest, Store(folder.parent / "cache"), codec, text)
+    progress = filling.fill(manifest, Store(folder.parent / "cache"), codec, {"text": text})
     for _ in range(3):
         next(progress)
     progress.close()
@@ -134,9 +134,9 @@ def test_stopping_in_the_middle_keeps_what_is_done(folder):
 
 def test_a_batch_is_as_long_as_its_longest_text(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
-    short = replace(cached.samples[0], text_paths=cached.samples[2].text_paths)
-    batch = read_batch([cached.samples[0].visit(0), short.visit(0)])
-    text = batch.text_BLD
+    short = replace(cached.samples[0], captions=cached.samples[2].captions)
+    batch = read_batch([cached.samples[0].visit(0), short.visit(0)], cached.family.conditions)
+    text = batch.conditions["text"]
     assert batch.latent_BCFHW.shape == (2, 16, 1, 8, 8) and text.shape == (2, 2, 8) and text.dtype == torch.float32
     assert (text[0] == 1).all() and (text[1, 0] == 1).all() and (text[1, 1] == 0).all()
     assert batch.mask_B11HW is None
@@ -150,7 +150,8 @@ def test_a_value_that_is_not_finite_is_refused_and_names_the_file(folder):
 def test_a_picture_that_went_away_is_left_out_and_named(folder):
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
     os.remove(folder / "1.png")
-    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
+    encoders = CountingCodec(), {"text": CountingText()}
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), *encoders))[1]
     assert [clip.name for clip in cached.samples] == ["0.png", "2.png"] and cached.captions == ("one two", "three")
     assert "1.png is gone" in cached.left_out[0].reason
 
@@ -158,7 +159,8 @@ def test_a_picture_that_went_away_is_left_out_and_named(folder):
 def test_a_picture_that_changed_after_the_scan_never_passes_for_what_was_scanned(folder):
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
     Image.new("RGB", (96, 64), (1, 2, 3)).save(folder / "1.png")
-    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), CountingCodec(), CountingText()))[1]
+    encoders = CountingCodec(), {"text": CountingText()}
+    cached = tools.drained(filling.fill(manifest, Store(folder.parent / "cache"), *encoders))[1]
     assert [clip.name for clip in cached.samples] == ["0.png", "2.png"]
     assert "1.png changed since it was scanned; queue again" in cached.left_out[0].reason
     assert cached.digest != fill(folder, CountingCodec(), CountingText())[1].digest
@@ -168,4 +170,4 @@ def test_a_cache_file_that_went_away_is_named(folder):
     cached = fill(folder, CountingCodec(), CountingText())[1]
     os.remove(cached.samples[0].latent_paths[0])
     with pytest.raises(UserError, match="gone or damaged .* queue again"):
-        read_batch([cached.samples[0].visit(0)])
+        read_batch([cached.samples[0].visit(0)], cached.family.conditions)

@@ -58,7 +58,7 @@ class Held:
         return self.denoiser.attached(self.adapter, self.linears, self.checkpointing, memory=0)
 
     def velocity(self) -> torch.Tensor:
-        return self.denoiser.velocity(self.x, self.t, self.text)
+        return self.denoiser.velocity(self.x, self.t, {"text": self.text})
 
     def live(self) -> torch.Tensor:
         """With the adapter."""

@@ -29,9 +29,9 @@ def attend(query, text, bias=None):
 @pytest.mark.parametrize("lengths", [(1,), (40,), (40, 7, 300), (511,), (512,), (512, 3), (600, 5)])
 def test_attention_is_that_to_the_padded_text(lengths):
     query = torch.randn(len(lengths), 9, WIDTH)
-    folded, bias = text_padding.fold(texts(*lengths), torch.float32)
+    folded, bias = text_padding.fold(texts(*lengths), torch.float32, 512)
     for index, length in enumerate(lengths):
-        alone = text_padding.pad(texts(*lengths)[index:index + 1, :length])
+        alone = text_padding.pad(texts(*lengths)[index:index + 1, :length], 512)
         expected = attend(query[index:index + 1].double(), alone.double())
         found = attend(query[index:index + 1].double(), folded[index:index + 1].double(), bias[index:index + 1])
         assert (found - expected).norm() / expected.norm() <= 1e-6
@@ -39,8 +39,8 @@ def test_attention_is_that_to_the_padded_text(lengths):
 
 def test_it_does_not_matter_whether_the_text_is_padded_already():
     text = texts(40, 7)
-    for a, b in zip(text_padding.fold(text, torch.float32),
-                    text_padding.fold(text_padding.pad(text), torch.float32), strict=True):
+    for a, b in zip(text_padding.fold(text, torch.float32, 512),
+                    text_padding.fold(text_padding.pad(text, 512), torch.float32, 512), strict=True):
         assert torch.equal(a, b)
 
 
@@ -53,11 +53,11 @@ def test_the_rows_weigh_what_the_padding_weighs(dtype):
 
 
 def test_there_are_few_rows_and_never_as_many_as_the_video_has():
-    folded, bias = text_padding.fold(texts(20), torch.bfloat16)
+    folded, bias = text_padding.fold(texts(20), torch.bfloat16, 512)
     assert folded.shape[1] == bias.shape[1] == 24
-    assert text_padding.fold(texts(20), torch.bfloat16, other_than=24)[0].shape[1] == 32
+    assert text_padding.fold(texts(20), torch.bfloat16, 512, other_than=24)[0].shape[1] == 32
 
 
 def test_rows_of_an_empty_text():
-    folded, bias = text_padding.fold(torch.zeros(1, 3, WIDTH), torch.float32)
+    folded, bias = text_padding.fold(torch.zeros(1, 3, WIDTH), torch.float32, 512)
     assert folded.shape[1] == 8 and bias.exp().sum().item() == pytest.approx(512, rel=1e-6)

@@ -55,7 +55,7 @@ def cached(output):
     data = DatasetConfig(folder=str(BEFORE / "pictures"), resolution=64, num_repeats=2, trigger_word="zwx",
                          validation_items=1, caption_dropout=0.2)
     store = Store(output / "wantune" / "cache")
-    return tools.drained(fill(scan.scan(data), store, Never(fixed.Codec), Never(fixed.Text)))[1]
+    return tools.drained(fill(scan.scan(data), store, Never(fixed.Codec), {"text": Never(fixed.Text)}))[1]
 
 
 def learned(part: str) -> tuple[dict[str, torch.Tensor], list[float]]:

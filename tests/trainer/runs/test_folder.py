@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.runs import folder as run_folder
-from wantune.trainer.runs.folder import ADAPTER, INDEX, STATE, RunFolder
+from wantune.trainer.runs import state as run_state
+from wantune.trainer.runs.folder import RunFolder
+from wantune.trainer.runs.state import ADAPTER, INDEX, STATE
 
 KEY = "0123456789abcdef" * 4
 
@@ -50,7 +51,7 @@ def is_same(first, second) -> bool:
     return repr(first) == repr(second)
 
 
-def is_whole(found: run_folder.Checkpoint | None, step: int) -> bool:
+def is_whole(found: run_state.Checkpoint | None, step: int) -> bool:
     return found is not None and found.step == step and is_same(found.adapter, adapter(step)) and is_same(
         found.state, state(step))
 
@@ -207,7 +208,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(folder):
                                   PermissionError(errno.EACCES, "No space left: read only")], ids=repr)
 def test_a_full_disk_is_a_sentence_and_the_former_checkpoint_stays(folder, monkeypatch, moment, kind):
     save(folder, 10)
-    before, save_file, replace = files(folder), run_folder.save_file, run_folder.os.replace
+    before, save_file, replace = files(folder), run_state.save_file, run_state.os.replace
 
     def fail(*_arguments):
         raise kind
@@ -221,11 +222,11 @@ def test_a_full_disk_is_a_sentence_and_the_former_checkpoint_stays(folder, monke
     def last(source, target):
         return fail() if source.is_dir() else replace(source, target)
 
-    monkeypatch.setattr(run_folder, "save_file", half)
+    monkeypatch.setattr(run_state, "save_file", half)
     if moment == INDEX:
-        monkeypatch.setattr(run_folder, "_write_json", fail)
+        monkeypatch.setattr(run_state, "write_json", fail)
     elif moment in ("fsync", "rename"):
-        monkeypatch.setattr(run_folder.os, *("replace", last) if moment == "rename" else ("fsync", fail))
+        monkeypatch.setattr(run_state.os, *("replace", last) if moment == "rename" else ("fsync", fail))
     with pytest.raises(UserError, match="step 20.*No space left.*free some space.*queue again") as error:
         save(folder, 20)
     assert str(folder.path) in str(error.value)

@@ -9,15 +9,18 @@ from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedDataset, CachedSample
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.model.adapters import Adapter
-from wantune.trainer.runs.folder import STATE, RunFolder
+from wantune.trainer.model.wan21 import WAN21_T2V
+from wantune.trainer.runs.folder import RunFolder
+from wantune.trainer.runs.state import STATE
 from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
-from wantune.trainer.training.loop import Trainer, finished
+from wantune.trainer.training.loop import Trainer, total_steps
 
 
 class Small:
     """A model of one Linear over the channels."""
 
     device = torch.device("cpu")
+    family = WAN21_T2V
     compute_dtype = torch.float32
 
     def __init__(self) -> None:
@@ -26,7 +29,7 @@ class Small:
         self.adapter = Adapter(LoraConfig(rank=2), {"blocks.0.self_attn.q": linear}, self.device, 0)
         self.forward = self.adapter.forward_of("blocks.0.self_attn.q", torch.float32)
 
-    def velocity(self, x_BCFHW, t_B, text_BLD):
+    def velocity(self, x_BCFHW, t_B, conditions):
         return self.forward(x_BCFHW.movedim(1, -1)).movedim(-1, 1)
 
     def training(self):
@@ -43,8 +46,8 @@ def dataset(tmp_path):
     for number in range(5):
         path = store.path("latents", str(number))
         store.write(path, torch.randn(16, 1, 2, 2, generator=random))
-        clips.append(CachedSample(f"{number}.png", Bucket(1, 16, 16), 1, (path,), (text,)))
-    return CachedDataset(tuple(clips), (), "digest", "zwx", ("",) * 5)
+        clips.append(CachedSample(f"{number}.png", Bucket(1, 16, 16), 1, (path,), ({"text": text},)))
+    return CachedDataset(WAN21_T2V, tuple(clips), (), "digest", "zwx", ("",) * 5)
 
 
 def config(every_steps: int = 5, **settings) -> TrainConfig:
@@ -54,12 +57,16 @@ def config(every_steps: int = 5, **settings) -> TrainConfig:
                           **settings})
 
 
+def total(config: TrainConfig) -> int:
+    return total_steps(config, batches_per_epoch=5)
+
+
 @pytest.fixture
 def train(tmp_path, dataset):
     """Trains in the one folder, to the end or up to a step at which it is stopped."""
     def run(config: TrainConfig, stop_at: int = 10**9) -> RunFolder:
         folder, model = RunFolder(tmp_path / "runs", "lora", "0" * 64, config.to_dict()), Small()
-        trainer = Trainer(config, model, model.adapter, dataset, folder)
+        trainer = Trainer(config, model, model.adapter, dataset, folder, folder.resume(total(config)))
         for event in trainer.run():
             trainer.stop = event.step >= stop_at
         return folder
@@ -81,7 +88,7 @@ def test_a_run_that_was_made_shorter_keeps_its_own_end(train, dataset):
     train(config())
     shorter = config(epochs=3)
     folder = train(shorter)
-    assert finished(shorter, dataset, folder) is not None, "queued again it would be trained again"
+    assert folder.resume(total(shorter)).checkpoint.step == total(shorter), "queued again it would be trained again"
 
 
 def test_damaged_checkpoints_push_out_nothing_that_is_saved_after_them(train):

@@ -8,7 +8,7 @@ import torch
 
 from wantune.trainer.base.errors import UserError, content_hash
 from wantune.trainer.runs.events import Evaluated, Finished, Saved, Started, StepDone
-from wantune.trainer.runs.folder import RunFolder, check_name
+from wantune.trainer.runs.folder import RunFolder, check_name, losses
 
 KEY = content_hash("a run")
 
@@ -125,7 +125,7 @@ def test_a_restart_forgets_what_was_trained_and_nothing_else(root):
         each.log(step_done(2))
     (folder.path / "notes.txt").write_text("of the user")
     folder.restart()
-    assert folder.newest() == (None, []) and folder.logged() == [] and folder.losses(9) == []
+    assert folder.newest() == (None, []) and folder.logged() == [] and losses(folder.logged(), 9) == []
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.json", "notes.txt"]
     assert other.steps() == [1, 2] and len(other.logged()) == 1
     folder.restart()
@@ -221,7 +221,7 @@ def test_a_damaged_line_does_not_end_the_run(root, line):
         file.write(line + b"\n")
     folder.log(step_done(2, 0.25))
     try:
-        assert folder.losses(9) == [0.5, 0.25]
+        assert losses(folder.logged(), 9) == [0.5, 0.25]
         assert [line["step"] for line in folder.logged()] == [1, 2]
     except (KeyError, TypeError) as error:
         raise ValueError from error
@@ -229,17 +229,17 @@ def test_a_damaged_line_does_not_end_the_run(root, line):
 
 def test_the_losses_are_the_finite_ones_of_the_first_steps(root):
     folder = RunFolder(root, "lora", KEY, {})
-    assert folder.logged() == [] and folder.losses(9) == []
+    assert folder.logged() == [] and losses(folder.logged(), 9) == []
     for step, loss in enumerate((0.5, math.nan, 0.25, math.inf, 0.125), 1):
         folder.log(step_done(step, loss))
         folder.log(Evaluated(step, 9.0, (), 9.0, False))
-    assert [folder.losses(most) for most in (0, 1, 2, 3, 4, 9)] == [
+    assert [losses(folder.logged(), most) for most in (0, 1, 2, 3, 4, 9)] == [
         [], [0.5], [0.5], [0.5, 0.25], [0.5, 0.25], [0.5, 0.25, 0.125]]
 
 
 def test_a_loss_is_read_as_exactly_what_it_was(root):
     folder = RunFolder(root, "lora", KEY, {})
-    losses = torch.rand(50, generator=torch.Generator().manual_seed(0)).double().mul(1e-3).tolist()
-    for step, loss in enumerate(losses, 1):
+    expected = torch.rand(50, generator=torch.Generator().manual_seed(0)).double().mul(1e-3).tolist()
+    for step, loss in enumerate(expected, 1):
         folder.log(step_done(step, loss))
-    assert folder.losses(50) == losses
+    assert losses(folder.logged(), 50) == expected

@@ -10,6 +10,7 @@ import torch
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedSample
 from wantune.trainer.encoded.store import Store, read_tensor
+from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.runs.state import put_together, take_apart
 from wantune.trainer.training import evaluate, objective
 from wantune.trainer.training.evaluate import LEVELS, Judge, held_out_loss
@@ -21,16 +22,17 @@ class Model:
     """Stands for denoiser, adapter and averages: velocity = a x + b t + the text's mean, the adapter adding to a."""
 
     device = torch.device("cpu")
+    family = WAN21_T2V
     compute_dtype = torch.float32
 
     def __init__(self, a: float = 0.25) -> None:
         self.a, self.average, self.is_on, self.is_average, self.seen = a, None, True, False, []
 
-    def velocity(self, x_BCFHW, t_B, text_BLD):
+    def velocity(self, x_BCFHW, t_B, conditions):
         assert self.is_ready and not torch.is_grad_enabled()
         self.seen.append((round(t_B.item(), 6), len(x_BCFHW), self.is_on, self.is_average))
         a = (self.average if self.is_average else self.a) if self.is_on else 0.0
-        return (0.5 + a) * x_BCFHW + t_B.view(-1, 1, 1, 1, 1) + text_BLD.mean()
+        return (0.5 + a) * x_BCFHW + t_B.view(-1, 1, 1, 1, 1) + conditions["text"].mean()
 
     @contextmanager
     def training(self):
@@ -67,16 +69,16 @@ def clips(tmp_path):
         return CachedSample(
             name=f"{number}.png", bucket=BUCKET, repeats=number + 1,
             latent_paths=tuple(write("latents", f"{number}{window}", 16, frames, 8, 12) for window in range(2)),
-            text_paths=tuple(write("texts", f"{number}{text}", 3 + text, 8) for text in range(texts)),
+            captions=tuple({"text": write("texts", f"{number}{text}", 3 + text, 8)} for text in range(texts)),
             mask_path=write("masks", f"{number}", 8, 12) if mask else None,
-            empty_text_path=write("texts", "empty", 1, 8), caption_dropout=0.9)
+            empty_caption={"text": write("texts", "empty", 1, 8)}, caption_dropout=0.9)
 
     return [clip(0), clip(1, mask=True), clip(2, texts=3), clip(3, frames=3)]
 
 
 def by_hand(clip: CachedSample, level: float, a: float) -> float:
     """The first window with the first caption, its own noise, and the mean of squares where the mask shows."""
-    latent, text = read_tensor(clip.latent_paths[0]), read_tensor(clip.text_paths[0])
+    latent, text = read_tensor(clip.latent_paths[0]), read_tensor(clip.captions[0]["text"])
     noise = torch.randn((1, *latent.shape), generator=objective.generator(clip.latent_paths[0].stem))[0]
     x = (1 - level) * latent + level * noise
     error = ((0.5 + a) * x + level + text.mean() - (noise - latent)).double().square()
@@ -99,12 +101,12 @@ def test_it_is_the_plain_loss_at_each_level_by_hand(clips):
 
 def test_it_is_the_loss_that_training_has(clips):
     for clip in clips:
-        batch = evaluate.read_batch([clip.visit(0)])
+        batch = evaluate.read_batch([clip.visit(0)], WAN21_T2V.conditions)
         noise = objective.sample_noise(batch.latent_BCFHW, objective.generator(clip.latent_paths[0].stem))
         for level, loss in held_out_loss(model := Model(), [clip]).items():
             with model.training(), torch.no_grad():
                 expected = objective.denoising_loss(
-                    model, batch.latent_BCFHW, batch.text_BLD, torch.tensor([level]), noise, batch.mask_B11HW)
+                    model, batch.latent_BCFHW, batch.conditions, torch.tensor([level]), noise, batch.mask_B11HW)
             assert loss == expected.item()
 
 
@@ -148,11 +150,11 @@ def test_each_file_has_noise_of_its_own_by_its_content(clips, tmp_path):
     moved = Store(tmp_path / "elsewhere")
     path = moved.path("latents", first.latent_paths[0].stem)
     moved.write(path, read_tensor(first.latent_paths[0]))
-    renamed = CachedSample("renamed", BUCKET, 1, (path,), first.text_paths)
+    renamed = CachedSample("renamed", BUCKET, 1, (path,), first.captions)
     assert held_out_loss(Model(), [renamed]) == held_out_loss(Model(), [first])
     path = moved.path("latents", second.latent_paths[0].stem)
     moved.write(path, read_tensor(first.latent_paths[0]))
-    other = CachedSample(first.name, BUCKET, 1, (path,), first.text_paths)
+    other = CachedSample(first.name, BUCKET, 1, (path,), first.captions)
     losses = held_out_loss(Model(), [first])
     assert all(loss != losses[level] for level, loss in held_out_loss(Model(), [other]).items())
 

@@ -36,7 +36,7 @@ def test_the_articles_run(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     folder = tools.write_pictures(tmp_path / "data")
     config = DatasetConfig(folder=str(folder), resolution=64, num_repeats=10, trigger_word="zwx", validation_items=1)
-    encoders = WanCodec(tools.load_vae()), CaptionEncoder(tools.load_clip())
+    encoders = WanCodec(tools.load_vae()), {"text": CaptionEncoder(tools.load_clip())}
     cached = tools.drained(fill(scan.scan(config), Store(tmp_path / "cache"), *encoders))[1]
     model = tools.load_dit(tools.random_dit(tmp_path, dim=128, ffn_dim=128, layers=1))
     memory, seconds = [], []

@@ -16,7 +16,7 @@ class LinearDenoiser:
     device = torch.device("cpu")
     compute_dtype = torch.float32
 
-    def velocity(self, x_BCFHW, t_B, text_BLD):
+    def velocity(self, x_BCFHW, t_B, conditions):
         return 0.5 * x_BCFHW + t_B.view(-1, 1, 1, 1, 1)
 
     def training(self):
@@ -43,7 +43,7 @@ def test_the_target_is_the_derivative_of_x_t():
 def test_the_loss_is_the_plain_mean_of_squares_of_each_sample():
     latent, noise = torch.randn(3, 16, 2, 4, 6), torch.randn(3, 16, 2, 4, 6)
     t = torch.tensor([0.1, 0.5, 0.9])
-    loss_B = objective.denoising_loss(LinearDenoiser(), latent, torch.zeros(3, 512, 8), t, noise)
+    loss_B = objective.denoising_loss(LinearDenoiser(), latent, {"text": torch.zeros(3, 512, 8)}, t, noise)
     for i in range(3):
         x = (1 - t[i]) * latent[i] + t[i] * noise[i]
         expected = torch.mean((0.5 * x + t[i] - (noise[i] - latent[i])) ** 2)
@@ -52,11 +52,11 @@ def test_the_loss_is_the_plain_mean_of_squares_of_each_sample():
 
 def test_a_perfect_prediction_has_no_loss():
     class Perfect(LinearDenoiser):
-        def velocity(self, x_BCFHW, t_B, text_BLD):
+        def velocity(self, x_BCFHW, t_B, conditions):
             return noise - latent
 
     latent, noise = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 16, 1, 4, 4)
-    assert objective.denoising_loss(Perfect(), latent, torch.zeros(1, 1, 1), torch.tensor([0.4]), noise) == 0
+    assert objective.denoising_loss(Perfect(), latent, {"text": torch.zeros(1, 1, 1)}, torch.tensor([0.4]), noise) == 0
 
 
 @pytest.mark.parametrize(("low", "high", "share"), [(0, 0.25, 0.136), (0.25, 0.5, 0.364), (0.5, 0.75, 0.364),
@@ -151,12 +151,12 @@ def test_every_weight_is_finite_and_not_negative_at_every_noise_level(name):
 def loss_of(error: torch.Tensor, config: ObjectiveConfig, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Of a prediction that is wrong by `error`."""
     class Wrong(LinearDenoiser):
-        def velocity(self, x_BCFHW, t_B, text_BLD):
+        def velocity(self, x_BCFHW, t_B, conditions):
             return noise - latent + error
 
     latent, noise = torch.randn(error.shape, generator=generator(1)), torch.randn(error.shape, generator=generator(2))
     t_B = torch.full((len(error),), 0.4)
-    return objective.denoising_loss(Wrong(), latent, torch.zeros(len(error), 1, 1), t_B, noise, mask, config)
+    return objective.denoising_loss(Wrong(), latent, {"text": torch.zeros(len(error), 1, 1)}, t_B, noise, mask, config)
 
 
 def errors(scale: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import scan
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
-from wantune.trainer.runs import folder as run_folder
+from wantune.trainer.runs import state as run_state
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import (
     LoraConfig,
@@ -35,7 +35,7 @@ def cached(tmp_path_factory, comfy):
     config = DatasetConfig(folder=str(folder), resolution=64, num_repeats=2, trigger_word="zwx", frame_buckets=(1, 5),
                            validation_items=2, caption_dropout=0.2)
     store = Store(tmp_path_factory.mktemp("cache"))
-    encoders = WanCodec(tools.load_vae()), CaptionEncoder(tools.load_clip())
+    encoders = WanCodec(tools.load_vae()), {"text": CaptionEncoder(tools.load_clip())}
     return tools.drained(fill(scan.scan(config), store, *encoders))[1]
 
 
@@ -264,7 +264,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_former_checkpoint_is_w
 
     whole, losses, _ = train(config(), place="whole")
     settings = config(ValidationConfig(every_steps=2, every_epochs=0, evaluate_epochs=0))
-    save, count = run_folder.save_file, []
+    save, count = run_state.save_file, []
 
     def full(tensors, path):
         count.append(path)
@@ -273,10 +273,10 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_former_checkpoint_is_w
             raise OSError(28, "No space left on device")
         save(tensors, path)
 
-    monkeypatch.setattr(run_folder, "save_file", full)
+    monkeypatch.setattr(run_state, "save_file", full)
     with pytest.raises(UserError, match="checkpoint of step 4 cannot be written.*No space left.*free some space"):
         train(settings)
-    monkeypatch.setattr(run_folder, "save_file", save)
+    monkeypatch.setattr(run_state, "save_file", save)
     watch = tools.Watch()
     again, found, _ = train(settings, watch)
     assert watch.events[0].step == 2 and same(again, whole) and found == losses
@@ -333,7 +333,7 @@ def test_cancel_at_any_place_leaves_the_model_and_the_last_finished_step(train, 
     owner, name = {
         "forward": (objective, "timesteps_of"), "backward": (objective, "weight"),
         "optimizer": (loop.Trainer, "_clip"), "evaluation": (evaluate, "held_out_loss"),
-        "writing": (run_folder, "save_file"), "sealing": (run_folder, "_seal"),
+        "writing": (run_state, "save_file"), "sealing": (run_state, "_seal"),
     }[place]
     original, calls = getattr(owner, name), []
 

@@ -1,0 +1,27 @@
+"""The families that are known, by name. A new one is a file like wan21.py and an entry here."""
+
+from __future__ import annotations
+
+from ..base.errors import UserError
+from .family import ModelFamily
+from .wan21 import WAN21_T2V
+
+DEFAULT = WAN21_T2V
+
+_KNOWN = {family.name: family for family in (WAN21_T2V,)}
+
+
+def register(family: ModelFamily) -> None:
+    """Make a family known that is defined elsewhere; one of the same name is replaced."""
+    _KNOWN[family.name] = family
+
+
+def named(name: str) -> ModelFamily:
+    """The family of this name.
+
+    Raises:
+        UserError: there is none; names those that there are.
+    """
+    if name not in _KNOWN:
+        raise UserError(f"There is no model family {name!r}; choose one of {', '.join(_KNOWN)}.")
+    return _KNOWN[name]
