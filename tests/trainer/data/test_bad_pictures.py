@@ -14,6 +14,7 @@ from wantune.tests.support import clips, tools
 from wantune.tests.support.folders import draw, names, noise, notes_on, reasons, sample_of, scan
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import pictures
+from wantune.trainer.encoded import fill as filling
 from wantune.trainer.encoded.store import Store
 
 FORMATS = ["jpg", "png", "webp", "bmp", "tiff", "gif", "avif"]
