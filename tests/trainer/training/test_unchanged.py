@@ -1,13 +1,13 @@
 """Twenty steps of a fixed run give the bits they gave before: what is moved or cleaned changes nothing of a LoRA.
 
 before/twenty_steps.json was written by the commit before the folders. A digest holds for one kind of processor and one
-version of torch and ComfyUI; elsewhere the losses are held to a tolerance. A change that is meant to change what is
+version of torch; elsewhere the losses are held to a tolerance. A change that is meant to change what is
 learned replaces the file, and says so.
 """
 
 import hashlib
 import json
-import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,12 @@ TOLERANCE = 2e-3
 """Relative, of a loss: twenty steps at a high rate amplify the rounding of other kernels."""
 
 
-def here(comfy) -> str:
-    """What the bits of a sum depend on."""
+def here() -> str:
+    """What the bits of a sum depend on; not on ComfyUI: 0.3.75 and 0.33.0 gave the same."""
+    processor = Path("/proc/cpuinfo")
+    vendor = re.search(r"vendor_id\s*:\s*(\S+)", processor.read_text(encoding="utf-8")) if processor.is_file() else None
     version = torch.__version__.split("+")[0]
-    return f"torch {version}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}, ComfyUI {comfy.version}"
+    return f"torch {version}, {torch.backends.cpu.get_cpu_capability()}, {vendor and vendor[1]}"
 
 
 @pytest.mark.parametrize("name", ["plain", "everything"])
@@ -39,6 +41,6 @@ def test_a_fixed_run_gives_the_bits_it_gave_before(comfy, tmp_path, monkeypatch,
     digest = hashlib.sha256()
     for key in sorted(lora):
         digest.update(key.encode() + lora[key].contiguous().numpy().tobytes())
-    known = EXPECTED["digests"].get(here(comfy))
+    known = EXPECTED["digests"].get(here())
     if known is not None and model.load_device.type == "cpu":
         assert digest.hexdigest() == known[name]
