@@ -9,6 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
+TRAINER_ORDER = ("base", "settings", "model", "data", "encoded", "lora", "runs", "training")
+NODES_ORDER = ("backend", "media", "page")
+"""The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py"}, "peft": {"trainer/model/adapters.py"},
@@ -30,6 +33,79 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Our own files that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        start = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        for place in [start, *(start / alias.name for alias in node.names)]:
+            if place.with_suffix(".py").is_file():
+                found.add(place.with_suffix(".py"))
+            elif place != start and (place / "__init__.py").is_file():
+                found.add(place / "__init__.py")
+    return found
+
+
+def room_of(path: Path) -> str:
+    """The folder of trainer/ or nodes/ that a file stands in; "" for those above all folders."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def check_order(files: list[Path], order: tuple[str, ...], allowed: dict[str, set[str]]) -> None:
+    """Fails at the first import that leads to a later folder."""
+    for path in files:
+        for target in imported_files(path):
+            if target.relative_to(ROOT).parts[0] == files[0].relative_to(ROOT).parts[0]:
+                assert room_of(target) in allowed[room_of(path)], (
+                    f"{name_of(path)} imports {name_of(target)}; the order is {' '.join(order)}")
+
+
+def up_to(order: tuple[str, ...]) -> dict[str, set[str]]:
+    """What each folder may import from: itself and those before it; the files above all folders, from all."""
+    return {room: set(order[:number + 1]) for number, room in enumerate(order)} | {"": {"", *order}}
+
+
+def test_each_folder_of_the_trainer_imports_only_from_those_before_it():
+    assert {path.name for path in (ROOT / "trainer").iterdir() if path.is_dir() and path.name != "__pycache__"} == {
+        *TRAINER_ORDER}
+    check_order(TRAINER, TRAINER_ORDER, up_to(TRAINER_ORDER))
+
+
+def test_each_folder_of_the_nodes_imports_only_from_those_before_it():
+    assert {path.name for path in (ROOT / "nodes").iterdir() if path.is_dir() and path.name != "__pycache__"} == {
+        *NODES_ORDER}
+    check_order(NODES, NODES_ORDER, up_to(NODES_ORDER))
+
+
+def test_an_import_that_leads_back_up_is_found():
+    backwards = TRAINER_ORDER[::-1]
+    with pytest.raises(AssertionError, match="imports trainer/"):
+        check_order(TRAINER, backwards, up_to(backwards))
+
+
+def test_no_files_import_each_other_in_a_circle():
+    targets = {path: imported_files(path) for path in TRAINER + NODES}
+    done: set[Path] = set()
+
+    def visit(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(map(name_of, (*way[way.index(path):], path)))
+        if path not in done:
+            for target in targets.get(path, ()):
+                visit(target, (*way, path))
+            done.add(path)
+
+    for path in targets:
+        visit(path, ())
+
+
+@pytest.mark.parametrize("path", [path for path in TRAINER + NODES if path.name == "__init__.py"], ids=name_of)
+def test_every_room_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("path", TRAINER, ids=name_of)

@@ -1,9 +1,16 @@
 """The WanTune trainer: a library that does not know ComfyUI.
 
-Read it in the order in which one sample flows through it:
+Its folders stand in the order in which one sample flows through them; each imports only from those before it:
 
-`dataset.scan` -> `buckets.choose` -> `pictures.read` (or `video.read`) -> `cache.fill` -> `sampling.BucketSampler` ->
-`loop.Trainer.train_step` -> `objective.denoising_loss` -> `backend.Denoiser.velocity` -> `events.StepDone`,
-with `adapters` (what is trained), `optim` (how it moves), `lora_file` (what is written) and
-`checkpoint` (where a run lives) beside it. `config` says how everything is set.
+- `base`      errors, files, what is remembered of files
+- `settings`  what is trained and how: frozen records, checked once
+- `model`     what a video model is to a trainer, and what is trained of it
+- `data`      from a folder of pictures and clips to samples
+- `encoded`   from samples to latents and conditions on disk, and in which order they come
+- `lora`      LoRA files: key names, metadata, reading any trainer's
+- `runs`      what a run tells, and its folder
+- `training`  the loss, the loop, and a run from a model, a cache and settings to a LoRA
+
+Follow a sample: `data.scan` -> `data.buckets` -> `data.pictures` or `data.video` -> `encoded.fill` -> `encoded.batches`
+-> `training.loop.train_step` -> `training.objective.denoising_loss` -> `Denoiser.velocity` -> `runs.events.StepDone`.
 """
