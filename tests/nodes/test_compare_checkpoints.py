@@ -29,7 +29,7 @@ def world(comfy, tmp_path_factory):
 
 
 def compare(world, prompts=("zwx a red digit",), **inputs):
-    from wantune.nodes.checkpoints import CompareCheckpoints
+    from wantune.nodes.compare_checkpoints import CompareCheckpoints
 
     extra = {f"positive_{number}": world.conditioning(text) for number, text in enumerate(prompts[1:], 2)}
     chosen = {"checkpoints": "all", "strengths": "1.0", "include_base": True, **SIZE, **SAMPLER, **inputs}
@@ -53,16 +53,17 @@ def frames(world, data) -> np.ndarray:
 @pytest.fixture
 def sampled(monkeypatch):
     """What is sampled, in order: (step's adapter name or None, cell, latent)."""
-    from wantune.nodes import checkpoints
 
-    calls, original = [], checkpoints.sample
+    from wantune.nodes import compare_checkpoints
+
+    calls, original = [], compare_checkpoints.sample
 
     def sample(model, cell, sampling, callback):
         latent = original(model, cell, sampling, callback)
         calls.append((cell, latent.clone()))
         return latent
 
-    monkeypatch.setattr(checkpoints, "sample", sample)
+    monkeypatch.setattr(compare_checkpoints, "sample", sample)
     return calls
 
 
@@ -142,11 +143,12 @@ def test_the_model_is_as_it_was(world):
 def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkeypatch):
     import comfy.model_management
 
-    from wantune.nodes import checkpoints
+
+    from wantune.nodes import compare_checkpoints
 
     for place in ("advance", "begin"):
         before, snapshot, count = sorted((world.output / "wantune").iterdir()), tools.Snapshot(world.model), []
-        original = getattr(checkpoints._Progress, place)
+        original = getattr(compare_checkpoints._Progress, place)
 
         def interrupted(self, *args, original=original, count=count):
             count.append(1)
@@ -155,7 +157,7 @@ def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkey
             return original(self, *args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints._Progress, place, interrupted)
+            patch.setattr(compare_checkpoints._Progress, place, interrupted)
             with pytest.raises(comfy.model_management.InterruptProcessingException):
                 compare(world)
         assert len(count) == 3 or place == "advance"
@@ -164,7 +166,8 @@ def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkey
 
 
 def test_the_bar_counts_every_step_and_clip(world, monkeypatch):
-    from wantune.nodes import checkpoints
+
+    from wantune.nodes import compare_checkpoints
 
     seen = []
 
@@ -175,7 +178,7 @@ def test_the_bar_counts_every_step_and_clip(world, monkeypatch):
         def update_absolute(self, value):
             seen.append(value)
 
-    monkeypatch.setattr(checkpoints.comfy.utils, "ProgressBar", Bar)
+    monkeypatch.setattr(compare_checkpoints.comfy.utils, "ProgressBar", Bar)
     compare(world, checkpoints="2, 4")
     assert seen == [3 * (2 + 1), *range(1, 10)]
 
@@ -194,7 +197,7 @@ def test_too_many_clips_are_counted_before_anything_is_sampled(world, sampled):
     ({"frames": 1029}, "from 1 to 1025"),
 ])
 def test_mistakes_are_answered_before_anything_runs(world, inputs, sentence):
-    from wantune.nodes.checkpoints import CompareCheckpoints
+    from wantune.nodes.compare_checkpoints import CompareCheckpoints
 
     right = {"run": world.runs["run"][1].name, "checkpoints": "all", "strengths": "1.0", "frames": 17}
     assert CompareCheckpoints.validate_inputs(**right) is True
@@ -206,7 +209,7 @@ def test_mistakes_are_answered_before_anything_runs(world, inputs, sentence):
 
 def test_samplers_and_defaults_are_ksamplers_and_the_examples(comfy):
     import nodes as comfy_nodes
-    from wantune.nodes.checkpoints import CompareCheckpoints
+    from wantune.nodes.compare_checkpoints import CompareCheckpoints
 
     ours = {each.id: each for each in CompareCheckpoints.GET_SCHEMA().inputs}
     theirs = comfy_nodes.KSampler.INPUT_TYPES()["required"]

@@ -220,7 +220,7 @@ def in_folder(tmp_path, monkeypatch):
     """The node, saving into a folder of the test; what it showed, as ComfyUI sends it."""
     import folder_paths
 
-    from wantune.nodes.compare import CompareVideos
+    from wantune.nodes.compare_videos import CompareVideos
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
 
@@ -274,7 +274,7 @@ def test_node_saves_both_clips_alone_at_one_size_and_length(compare, tmp_path):
 def test_the_page_gets_it_back_after_it_was_closed(compare, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from wantune.nodes.compare import CompareVideos
+    from wantune.nodes.compare_videos import CompareVideos
     from wantune.nodes.page import shown
 
     clip = torch.from_numpy(moving_clip(2, 64, 64))
@@ -310,7 +310,7 @@ def test_the_label_says_name_step_and_strength_of_what_is_applied(compare):
 
 
 def test_node_keeps_its_contract(comfy):
-    from wantune.nodes.compare import CompareVideos
+    from wantune.nodes.compare_videos import CompareVideos
 
     schema = CompareVideos.GET_SCHEMA()
     assert (schema.node_id, schema.display_name, schema.category) == (
@@ -326,7 +326,7 @@ def test_node_keeps_its_contract(comfy):
 
 
 def test_node_names_what_is_wrong_with_an_input(comfy):
-    from wantune.nodes.compare import CompareVideos
+    from wantune.nodes.compare_videos import CompareVideos
 
     with pytest.raises(ValueError, match="'tuned' must be pictures"):
         CompareVideos.execute(torch.zeros(1, 8, 8, 3), None, 16.0)

@@ -20,12 +20,12 @@ from PIL import Image
 from ..trainer.base.errors import UserError
 from ..trainer.runs import checkpoints as run_lora
 from ..trainer.settings.data import SEPARATORS
-from .compare import new_video, shown_video
+from .compare_videos import new_video, shown_video
+from .load_run import run_folder, seals
 from .lora import apply
 from .media import grid
 from .media.side_by_side import write_mp4
 from .page.live import show_text
-from .run_lora import run_folder, seals
 
 FPS = 16
 
