@@ -14,6 +14,7 @@ EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py"}, "peft": {"trainer/model/adapters.py"},
            "diffusers": {"trainer/training/optim.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"}}
+NODE_FOLDERS = ["backend", "media", "page"]
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfyui_version", "folder_paths", "server"}
 
 
@@ -51,6 +52,15 @@ def test_nodes_import_comfyui_by_name_and_us_relatively(path):
     for level, name in imports(path):
         if not level:
             assert name.split(".")[0] in STDLIB | EVERYWHERE | COMFYUI, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in NODES if path.parent.name in NODE_FOLDERS], ids=name_of)
+def test_folders_of_nodes_import_only_from_those_before_them(path):
+    before = NODE_FOLDERS[: NODE_FOLDERS.index(path.parent.name)]
+    for level, name in imports(path):
+        top = name.split(".")[0]
+        allowed = {0: {top}, 1: {top}, 2: before, 3: ("trainer",)}.get(level, ())
+        assert top in allowed, f"{name_of(path)} imports {'.' * level}{name}"
 
 
 def test_the_root_imports_nothing_when_it_is_imported():
