@@ -3,13 +3,13 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .cache import CacheLatents, PruneCache
-from .checkpoints import CompareCheckpoints
-from .compare import CompareVideos
+from .compare_checkpoints import CompareCheckpoints
+from .compare_videos import CompareVideos
 from .dataset import DatasetSettings, JoinDatasets, LoadDataset
+from .load_run import LoadRunLoRA
 from .lora import ApplyLoRA, SaveLoRA
 from .page import routes
 from .previews import PreviewSettings
-from .run_lora import LoadRunLoRA
 from .settings import AdapterSettings, ObjectiveSettings, OptimizerSettings, ValidationSettings
 from .train import TrainWanLoRA
 

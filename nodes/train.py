@@ -19,8 +19,8 @@ from . import sockets
 from .backend import paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
+from .media.previewer import PreviewConfig, Previewer
 from .page.live import Live, num_stopped
-from .previews import PreviewConfig, Previewer
 
 
 class TrainWanLoRA(io.ComfyNode):

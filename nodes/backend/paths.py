@@ -42,6 +42,19 @@ def shown_file() -> Path:
     return runs_folder() / "shown.json"
 
 
+def new_video_file(name: str) -> Path:
+    """An mp4 that is not there yet in output/wantune, its number after the name."""
+    folder, name, counter, *_ = folder_paths.get_save_image_path(
+        f"wantune/{name}", folder_paths.get_output_directory())
+    return Path(folder) / f"{name}_{counter:05}_.mp4"
+
+
+def saved_result(path: Path) -> dict[str, str]:
+    """How the page asks for a file of ComfyUI's output folder (ComfyUI's SavedResult)."""
+    subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
 def new_lora_file(filename: str) -> tuple[Path, str]:
     """A file that is not there yet in ComfyUI's first loras folder, and the name ComfyUI's LoRA lists give it.
 

@@ -1,6 +1,6 @@
-"""Many short clips in one labelled grid, and their frames beside each other as a picture.
+"""Many short clips in one labelled grid, and their strips under each other as one picture.
 
-Knows numpy and Pillow, not ComfyUI. Shape legend: F frames, H height, W width, 3 colours.
+Knows numpy, not ComfyUI. Shape legend: F frames, H height, W width, 3 colours.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from .side_by_side import MIN_READABLE_WIDTH, fit, label_strip
+from . import strips
+from .pictures import MIN_READABLE_WIDTH, centred, fit, label_bar
 
 MAX_COLUMNS = 6
 """Longer rows are broken into rows of about the same length."""
 
 MAX_HEIGHT, MAX_WIDTH = 2160, 3840
-"""Of the whole grid; what any player of today decodes."""
-
-MAX_STRIP = 6
-"""Frames of a clip in the picture."""
+"""Of the whole grid in pixels; what any player of today decodes."""
 
 MAX_STRIP_WIDTH = 320
-"""Of one frame in the picture."""
+"""Of one frame in a strip, in pixels."""
 
 T = TypeVar("T")
 
@@ -61,51 +59,40 @@ def panel_size(num_rows: int, num_columns: int, height: int, width: int) -> tupl
     return tall, wide
 
 
-def shrunk(pixels_FHW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A clip of uint8 at the size of a panel."""
-    whole = np.zeros((len(pixels_FHW3), *size, 3), np.uint8)
-    for frame_HW3, room_HW3 in zip(pixels_FHW3, whole, strict=True):
-        picture_HW3 = fit(frame_HW3, *size)
-        y, x = ((room - taken) // 2 for room, taken in zip(size, picture_HW3.shape[:2], strict=True))
-        room_HW3[y : y + picture_HW3.shape[0], x : x + picture_HW3.shape[1]] = picture_HW3
-    return whole
+def scaled(clip_FHW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A clip of uint8 at the size of a panel, (height, width), uncropped on black."""
+    panel_FHW3 = np.empty((len(clip_FHW3), *size, 3), np.uint8)
+    for index, frame_HW3 in enumerate(clip_FHW3):
+        panel_FHW3[index] = centred(fit(frame_HW3, *size), *size)
+    return panel_FHW3
 
 
 def frames(groups: Sequence[Group]) -> Iterator[np.ndarray]:
     """The grid's frames (H, W, 3) uint8, one at a time; rows that are shorter end in black."""
     rows = [row for group in groups for row in group.rows]
     columns = max(len(row) for row in rows)
-    first = rows[0][0].clip_FHW3
-    num_frames, height, width = first.shape[:3]
-    strips = {label: label_strip(label, width) for label in {panel.label for row in rows for panel in row}}
-    empty_HW3 = np.zeros((len(next(iter(strips.values()))) + height, width, 3), np.uint8)
-    headings = {group.heading: label_strip(group.heading, columns * width) for group in groups if group.heading}
+    num_frames, height, width = rows[0][0].clip_FHW3.shape[:3]
+    bars = {label: label_bar(label, width) for label in {panel.label for row in rows for panel in row}}
+    empty_HW3 = np.zeros((len(next(iter(bars.values()))) + height, width, 3), np.uint8)
+    headings = {group.heading: label_bar(group.heading, columns * width) for group in groups if group.heading}
     for index in range(num_frames):
         parts = []
         for group in groups:
             parts += [headings[group.heading]] if group.heading else []
             for row in group.rows:
-                cells = [np.concatenate([strips[panel.label], panel.clip_FHW3[index]]) for panel in row]
+                cells = [np.concatenate([bars[panel.label], panel.clip_FHW3[index]]) for panel in row]
                 parts.append(np.concatenate(cells + [empty_HW3] * (columns - len(row)), axis=1))
         frame_HW3 = np.concatenate(parts)
         yield frame_HW3[: len(frame_HW3) // 2 * 2]
 
 
 def strip(groups: Sequence[Group]) -> np.ndarray:
-    """One picture (H, W, 3) uint8: a row for each clip, its evenly chosen frames beside each other."""
+    """One picture (H, W, 3) uint8: the strip of each clip under its label, each clip once."""
     rows = []
     for group in groups:
         # the base model's clip stands in each row of the grid
         for panel in {id(panel): panel for row in group.rows for panel in row}.values():
             label = ", ".join(filter(None, (group.heading, panel.label)))
-            pictures_HW3 = _chosen_frames(panel.clip_FHW3)
-            rows += [label_strip(label, pictures_HW3.shape[1]), pictures_HW3]
+            strip_HW3 = strips.strip(panel.clip_FHW3, MAX_STRIP_WIDTH)
+            rows += [label_bar(label, strip_HW3.shape[1]), strip_HW3]
     return np.concatenate(rows)
-
-
-def _chosen_frames(clip_FHW3: np.ndarray) -> np.ndarray:
-    num_frames, height, width = clip_FHW3.shape[:3]
-    chosen = np.linspace(0, num_frames - 1, min(MAX_STRIP, num_frames)).round().astype(int)
-    scale = min(1, MAX_STRIP_WIDTH / width)
-    room = round(height * scale), round(width * scale)
-    return np.concatenate([fit(clip_FHW3[index], *room) for index in chosen], axis=1)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 from comfy.cli_args import args
+from comfy_api.latest import InputImpl, io, ui
 
 from ...trainer.base.files import replacing
 from ..backend import paths
@@ -17,6 +19,9 @@ from .asking import running_user
 
 MAX_NODES = 500
 """The nodes that showed something most recently."""
+
+COMPARISON = "wantune_compare"
+"""What the page's player shows (web/video_compare.js), among what a node shows."""
 
 _lock = threading.Lock()
 
@@ -52,6 +57,13 @@ def recall(user: str, workflow: str, node: str) -> dict[str, object]:
     with _lock:
         entries = _load()
     return {**entries.get(_name(None, workflow, node), {}), **entries.get(_name(user, workflow, node), {})}
+
+
+def video_output(hidden, video: Path, data: dict, *outputs) -> io.NodeOutput:
+    """A saved video as output and in ComfyUI's own player; where there is a page, our player shows `data` instead."""
+    remember(hidden, "compare", data)
+    return io.NodeOutput(InputImpl.VideoFromFile(str(video)), *outputs,
+                         ui={**ui.PreviewVideo([paths.saved_result(video)]).as_dict(), COMPARISON: [data]})
 
 
 def _name(user: str | None, workflow: str, node: str) -> str:

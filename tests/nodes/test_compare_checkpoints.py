@@ -2,13 +2,12 @@
 
 import json
 
-import av
 import numpy as np
 import pytest
 import torch
 
-from wantune.nodes.media import grid
 from wantune.tests.support import tools, trained
+from wantune.tests.support.videos import read_back
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs import checkpoints as run_lora
 
@@ -29,7 +28,7 @@ def world(comfy, tmp_path_factory):
 
 
 def compare(world, prompts=("zwx a red digit",), **inputs):
-    from wantune.nodes.checkpoints import CompareCheckpoints
+    from wantune.nodes.compare_checkpoints import CompareCheckpoints
 
     extra = {f"positive_{number}": world.conditioning(text) for number, text in enumerate(prompts[1:], 2)}
     chosen = {"checkpoints": "all", "strengths": "1.0", "include_base": True, **SIZE, **SAMPLER, **inputs}
@@ -46,23 +45,22 @@ def data_of(output) -> dict:
 
 def frames(world, data) -> np.ndarray:
     path = world.output / data["video"]["subfolder"] / data["video"]["filename"]
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return read_back(path)[0]
 
 
 @pytest.fixture
 def sampled(monkeypatch):
-    """What is sampled, in order: (step's adapter name or None, cell, latent)."""
-    from wantune.nodes import checkpoints
+    """What is sampled, in order: (cell, latent)."""
+    from wantune.nodes import compare_checkpoints
 
-    calls, original = [], checkpoints.sample
+    calls, original = [], compare_checkpoints._latents
 
-    def sample(model, cell, sampling, callback):
-        latent = original(model, cell, sampling, callback)
-        calls.append((cell, latent.clone()))
-        return latent
+    def latents(*arguments):
+        found = original(*arguments)
+        calls.extend((cell, latent.clone()) for cell, latent in found.items())
+        return found
 
-    monkeypatch.setattr(checkpoints, "sample", sample)
+    monkeypatch.setattr(compare_checkpoints, "_latents", latents)
     return calls
 
 
@@ -142,11 +140,11 @@ def test_the_model_is_as_it_was(world):
 def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkeypatch):
     import comfy.model_management
 
-    from wantune.nodes import checkpoints
+    from wantune.nodes.page.clip_progress import ClipProgress
 
     for place in ("advance", "begin"):
         before, snapshot, count = sorted((world.output / "wantune").iterdir()), tools.Snapshot(world.model), []
-        original = getattr(checkpoints._Progress, place)
+        original = getattr(ClipProgress, place)
 
         def interrupted(self, *args, original=original, count=count):
             count.append(1)
@@ -155,7 +153,7 @@ def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkey
             return original(self, *args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints._Progress, place, interrupted)
+            patch.setattr(ClipProgress, place, interrupted)
             with pytest.raises(comfy.model_management.InterruptProcessingException):
                 compare(world)
         assert len(count) == 3 or place == "advance"
@@ -164,7 +162,7 @@ def test_cancel_ends_it_in_the_middle_of_a_clip_and_leaves_no_file(world, monkey
 
 
 def test_the_bar_counts_every_step_and_clip(world, monkeypatch):
-    from wantune.nodes import checkpoints
+    import comfy.utils
 
     seen = []
 
@@ -175,7 +173,7 @@ def test_the_bar_counts_every_step_and_clip(world, monkeypatch):
         def update_absolute(self, value):
             seen.append(value)
 
-    monkeypatch.setattr(checkpoints.comfy.utils, "ProgressBar", Bar)
+    monkeypatch.setattr(comfy.utils, "ProgressBar", Bar)
     compare(world, checkpoints="2, 4")
     assert seen == [3 * (2 + 1), *range(1, 10)]
 
@@ -194,7 +192,7 @@ def test_too_many_clips_are_counted_before_anything_is_sampled(world, sampled):
     ({"frames": 1029}, "from 1 to 1025"),
 ])
 def test_mistakes_are_answered_before_anything_runs(world, inputs, sentence):
-    from wantune.nodes.checkpoints import CompareCheckpoints
+    from wantune.nodes.compare_checkpoints import CompareCheckpoints
 
     right = {"run": world.runs["run"][1].name, "checkpoints": "all", "strengths": "1.0", "frames": 17}
     assert CompareCheckpoints.validate_inputs(**right) is True
@@ -206,7 +204,7 @@ def test_mistakes_are_answered_before_anything_runs(world, inputs, sentence):
 
 def test_samplers_and_defaults_are_ksamplers_and_the_examples(comfy):
     import nodes as comfy_nodes
-    from wantune.nodes.checkpoints import CompareCheckpoints
+    from wantune.nodes.compare_checkpoints import CompareCheckpoints
 
     ours = {each.id: each for each in CompareCheckpoints.GET_SCHEMA().inputs}
     theirs = comfy_nodes.KSampler.INPUT_TYPES()["required"]
@@ -218,54 +216,3 @@ def test_nan_names_the_clip(world, monkeypatch):
     monkeypatch.setattr(world.vae, "decode", lambda latent: torch.full((1, 5, 64, 64, 3), float("nan")))
     with pytest.raises(UserError, match="The clip of base holds values that are not numbers"):
         compare(world)
-
-
-# The grid.
-
-
-def clip(number: int, frames: int = 3, size: tuple = (256, 256)) -> np.ndarray:
-    """One flat colour, brighter with each frame."""
-    return np.stack([np.full((*size, 3), number + 10 * index, np.uint8) for index in range(frames)])
-
-
-@pytest.mark.parametrize(("length", "expected"), [
-    (1, [1]), (6, [6]), (7, [4, 3]), (12, [6, 6]), (13, [5, 5, 3]), (60, [6] * 10),
-])
-def test_long_rows_are_broken_into_equal_ones(length, expected):
-    lines = grid.wrapped(list(range(length)))
-    assert [len(line) for line in lines] == expected and sum(lines, []) == list(range(length))
-
-
-@pytest.mark.parametrize(("rows", "columns", "height", "width"), [
-    (1, 1, 64, 64), (1, 6, 480, 832), (10, 6, 480, 832), (3, 2, 832, 480), (1, 2, 17, 33), (10, 6, 4096, 16),
-])
-def test_a_grid_fits_a_player_and_is_of_even_size(rows, columns, height, width):
-    tall, wide = grid.panel_size(rows, columns, height, width)
-    assert tall % 2 == wide % 2 == 0 and tall * rows <= grid.MAX_HEIGHT and wide * columns <= grid.MAX_WIDTH
-    assert tall >= 2 and wide >= 2
-
-
-def test_shorter_rows_end_in_black_and_headings_stand_over_their_rows():
-    panels = [grid.Panel(f"cell {number}", clip(50 * number)) for number in (1, 2, 3)]
-    groups = [grid.Group("one", [panels[:2]]), grid.Group("two", [panels[2:]])]
-    found = list(grid.frames(groups))
-    assert len(found) == 3 and found[0].shape[0] % 2 == 0 and found[0].shape[1] == 512
-    plain = next(grid.frames([grid.Group("", [panels[:2]]), grid.Group("", [panels[2:]])]))
-    assert found[0].shape[0] > plain.shape[0]
-    for index, frame in enumerate(found):
-        assert (frame[-10, :256] == 150 + 10 * index).all() and not frame[-10, 256:].any()
-
-
-def test_the_strip_has_a_row_for_each_clip_once():
-    base, tuned = grid.Panel("base", clip(9, frames=9)), grid.Panel("step 1", clip(99, frames=9))
-    picture = grid.strip([grid.Group("", [[base, tuned], [base]])])
-    rows = [int(value) for value in picture[:, 5, 0]]
-    assert rows.count(9) >= 256 and rows.count(99) >= 256 and rows.count(9) < 2 * 256
-    assert picture.shape[1] == 6 * 256
-    shown = [int(picture[-5, 256 * number + 5, 0]) for number in range(6)]
-    assert shown[0] == 99 and shown[-1] == 99 + 80 and shown == sorted(shown)
-
-
-def test_clips_keep_their_proportions_in_a_panel():
-    small = grid.shrunk(np.full((2, 100, 200, 3), 255, np.uint8), (100, 100))
-    assert small.shape == (2, 100, 100, 3) and not small[:, :25].any() and (small[:, 26:74] == 255).all()

@@ -1,12 +1,12 @@
 """Previews: ComfyUI's own sampling on the model that is trained, and nothing of the training is disturbed."""
 
-import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from wantune.tests.support import tools
+from wantune.tests.support.videos import read_back
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import scan
 from wantune.trainer.encoded.fill import fill
@@ -64,11 +64,6 @@ def config(**settings) -> TrainConfig:
                           "validation": ValidationConfig(every_epochs=0), **settings})
 
 
-def frames(path) -> np.ndarray:
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
 def test_a_preview_is_what_ksampler_gives_with_the_lora_applied(world, train, tmp_path):
     """The live adapter through our way to the model against Apply LoRA and ComfyUI's own sampling."""
     import comfy.sample
@@ -95,10 +90,10 @@ def test_a_preview_is_what_ksampler_gives_with_the_lora_applied(world, train, tm
     step = sorted(Path(folder, "samples").glob("step_*.mp4"))[-1]
     for path, expected in ((Path(folder, "samples", "base_0.mp4"), sampled(model)),
                            (step, sampled(apply(model, lora, 1.0)[0]))):
-        found = frames(path).astype(np.float32)
+        found = read_back(path)[0].astype(np.float32)
         assert found.shape == (5, 64, 64, 3)
         assert np.abs(found - expected).mean() < 4, "but for the video's compression"
-    assert np.abs(frames(step).astype(np.float32) - sampled(model)).mean() > 1, "the LoRA is seen"
+    assert np.abs(read_back(step)[0].astype(np.float32) - sampled(model)).mean() > 1, "the LoRA is seen"
 
 
 def test_previews_change_nothing_of_what_is_learned_and_leave_the_model(world, train):
@@ -126,7 +121,7 @@ def test_each_prompt_gets_a_video_and_a_strip_at_its_time(world, train):
     for event in made:
         assert len(event.files) == 2
         for name in event.files:
-            assert frames(Path(folder, name)).shape == (5, 64, 64, 3)
+            assert read_back(Path(folder, name))[0].shape == (5, 64, 64, 3)
             with Image.open(Path(folder, name).with_suffix(".jpg")) as image:
                 assert image.size == (5 * 64, 64)
 
@@ -134,18 +129,18 @@ def test_each_prompt_gets_a_video_and_a_strip_at_its_time(world, train):
 def test_cancel_in_the_middle_of_a_preview_keeps_what_was_learned(world, train, monkeypatch):
     import comfy.model_management
 
-    from wantune.nodes import previews as module
+    from wantune.nodes.media.previewer import Previewer
 
     whole, losses, *_ = train("whole", config())
-    snapshot, sample, calls = tools.Snapshot(world[1]), module.Previewer.sample, []
+    snapshot, sample, calls = tools.Snapshot(world[1]), Previewer.sample, []
 
-    def interrupted(self, prompt):
+    def interrupted(self, *arguments):
         calls.append(1)
         if len(calls) == 3:
             comfy.model_management.interrupt_current_processing()
-        return sample(self, prompt)
+        return sample(self, *arguments)
 
-    monkeypatch.setattr(module.Previewer, "sample", interrupted)
+    monkeypatch.setattr(Previewer, "sample", interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train("parts", config(), previews=previews(world, every_steps=1))
     snapshot.assert_untouched()
@@ -157,3 +152,13 @@ def test_cancel_in_the_middle_of_a_preview_keeps_what_was_learned(world, train, 
 def test_a_wrong_number_of_frames_is_refused(world):
     with pytest.raises(UserError, match="frames is 6; Wan takes 4n"):
         previews(world, frames=6)
+
+
+def test_nan_gives_a_black_preview_with_a_warning_and_the_run_goes_on(world, train, monkeypatch, caplog):
+    from pathlib import Path
+
+    _, losses, *_ = train("quiet", config())
+    monkeypatch.setattr(world[2], "decode", lambda latent: torch.full((1, 5, 64, 64, 3), float("nan")))
+    *_, found, folder, _ = train("nan", config(), previews=previews(world))
+    assert found == losses and "The preview base_0 is black" in caplog.text
+    assert not read_back(Path(folder, "samples", "base_0.mp4"))[0].any()

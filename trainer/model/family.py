@@ -84,14 +84,18 @@ class ModelFamily:
                                  zip(self.latent_size(size), self.patch_FHW, strict=True))
         return frames * rows * columns
 
+    def takes(self, frames: int) -> bool:
+        """Whether it can be so many frames: one, and whole latent frames after it."""
+        return frames >= 1 and (frames - 1) % self.stride_FHW[0] == 0
+
     def check_frames(self, frames: int, name: str = "frame_buckets") -> None:
-        """Raises UserError unless the family takes so many frames: one, and whole latent frames after it.
+        """Raises UserError unless the family `takes` so many frames; names the nearest number.
 
         Args:
             name: the input in which the number stands.
         """
-        stride = self.stride_FHW[0]
-        if frames < 1 or frames % stride != 1 % stride:
+        if not self.takes(frames):
+            stride = self.stride_FHW[0]
             nearest = max(1, round((frames - 1) / stride) * stride + 1)
             raise UserError(f"{name} has {frames}; {self.series} takes {stride}n+1 frames, the nearest is {nearest}.")
 
@@ -102,6 +106,15 @@ class ModelFamily:
 
     def normalize(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
         """What the VAE gives as the model was trained on it: mean 0 and standard deviation 1 in each channel."""
-        mean, std = (torch.tensor(values, device=latent_BCFHW.device, dtype=latent_BCFHW.dtype).view(1, -1, 1, 1, 1)
-                     for values in (self.latent_mean, self.latent_std))
+        mean, std = self._statistics(latent_BCFHW)
         return (latent_BCFHW - mean) / std
+
+    def denormalize(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize`: what the VAE decodes."""
+        mean, std = self._statistics(latent_BCFHW)
+        return latent_BCFHW * std + mean
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
+                     for values in (self.latent_mean, self.latent_std))
+        return mean, std

@@ -96,7 +96,7 @@ def test_the_list_of_runs_shows_it(output):
 
 
 def test_load_run_lora_takes_each_checkpoint(output):
-    from wantune.nodes.run_lora import LoadRunLoRA
+    from wantune.nodes.load_run import LoadRunLoRA
 
     for checkpoint in ("2", "4", "best", "newest"):
         lora, run = LoadRunLoRA.execute(RUN, checkpoint).result

@@ -1,16 +1,16 @@
 """Compare Videos: the same prompt and seed without and with the LoRA, in one video."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
-import folder_paths
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io
 
+from .backend import paths
 from .lora import applied_loras
-from .media.side_by_side import panels, side_by_side, write_mp4
-from .page import shown
-
-DATA = "wantune_compare"
-"""What the page's player shows (web/video_player.js), among what the node shows."""
+from .media.side_by_side import Panels, panels, side_by_side
+from .media.videos import write_mp4
+from .page.shown import video_output
 
 
 class CompareVideos(io.ComfyNode):
@@ -58,37 +58,17 @@ class CompareVideos(io.ComfyNode):
         # numpy reads neither GPU memory nor bfloat16; where there is neither, these copy nothing.
         clips = [clip.float().cpu() if hasattr(clip, "cpu") else clip for clip in (base, tuned)]
         labels = (base_label, ", ".join([tuned_label, *applied_loras(model)]))
-        path, saved = new_video("compare")
-        write_mp4(path, side_by_side(*clips, labels), fps)
-        data = {"base": _write_alone(path, clips, 0, fps), "tuned": _write_alone(path, clips, 1, fps),
-                **_described(clips, labels, fps)}
-        return shown_video(cls.hidden, path, saved, data)
+        video, both = paths.new_video_file("compare"), panels(*clips)
+        write_mp4(video, side_by_side(*clips, labels), fps)
+        height, width = both.size
+        data = {"base": _write_alone(video, both, 0, fps), "tuned": _write_alone(video, both, 1, fps),
+                "labels": list(both.labels(labels)), "fps": fps, "frames": both.frames, "width": width,
+                "height": height}
+        return video_output(cls.hidden, video, data)
 
 
-def new_video(name: str) -> tuple[Path, ui.SavedResult]:
-    """A file that is not there yet in output/wantune, and how the page asks for it."""
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        f"wantune/{name}", folder_paths.get_output_directory()
-    )
-    saved = ui.SavedResult(f"{name}_{counter:05}_.mp4", subfolder, io.FolderType.output)
-    return Path(folder) / saved.filename, saved
-
-
-def shown_video(hidden, path: Path, saved: ui.SavedResult, data: dict, *outputs) -> io.NodeOutput:
-    """The video as output and in ComfyUI's own player, and what ours shows instead where there is a page."""
-    shown.remember(hidden, "compare", data)
-    return io.NodeOutput(InputImpl.VideoFromFile(str(path)), *outputs,
-                         ui={**ui.PreviewVideo([saved]).as_dict(), DATA: [data]})
-
-
-def _write_alone(video: Path, clips: list, side: int, fps: float) -> dict:
+def _write_alone(video: Path, both: Panels, side: int, fps: float) -> dict[str, str]:
     """One clip without its label, for a player that lays one over the other; beside the runs, out of the gallery."""
     path = video.parent / "compare" / f"{video.stem}{('base', 'tuned')[side]}.mp4"
-    write_mp4(path, panels(*clips).of(side), fps)
-    return {"filename": path.name, "subfolder": "wantune/compare", "type": "output"}
-
-
-def _described(clips: list, labels: tuple[str, str], fps: float) -> dict:
-    both = panels(*clips)
-    height, width = both.size
-    return {"labels": list(both.labels(labels)), "fps": fps, "frames": both.frames, "width": width, "height": height}
+    write_mp4(path, both.of(side), fps)
+    return paths.saved_result(path)

@@ -27,7 +27,7 @@ def world(comfy, tmp_path_factory):
 
 
 def load(run, checkpoint="newest"):
-    from wantune.nodes.run_lora import LoadRunLoRA
+    from wantune.nodes.load_run import LoadRunLoRA
 
     with torch.inference_mode():
         return LoadRunLoRA.execute(str(run), checkpoint)
@@ -87,7 +87,7 @@ def test_best_is_the_best_on_the_held_out_files_and_else_the_newest_which_is_sai
     ("cache", "There is no run 'cache'"), ("C:\\runs\\x", "There is no run"), (".", "There is no run '.'"),
 ])
 def test_what_is_no_run_of_ours_is_refused_with_those_there_are(world, run, sentence):
-    from wantune.nodes.run_lora import LoadRunLoRA
+    from wantune.nodes.load_run import LoadRunLoRA
 
     (world.output / "wantune" / "cache").mkdir(exist_ok=True)
     with pytest.raises(UserError) as caught:
@@ -118,7 +118,7 @@ def test_a_link_out_of_the_folder_and_a_run_elsewhere_are_refused(world, tmp_pat
     ("2, 4", "give best, newest or a step"), ("epoch 2", "checkpoint has 'epoch 2'"), ("-2", "checkpoint has '-2'"),
 ])
 def test_a_checkpoint_that_is_not_there_is_answered_before_anything_runs(world, checkpoint, sentence):
-    from wantune.nodes.run_lora import LoadRunLoRA
+    from wantune.nodes.load_run import LoadRunLoRA
 
     answer = LoadRunLoRA.validate_inputs(world.runs["plain"][1].name, checkpoint)
     assert sentence in answer
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_not_there_is_answered_before_anything_runs(world, 
 
 
 def test_the_fingerprint_follows_the_checkpoint_that_is_meant(world):
-    from wantune.nodes.run_lora import LoadRunLoRA
+    from wantune.nodes.load_run import LoadRunLoRA
 
     def fingerprint(checkpoint):
         return LoadRunLoRA.fingerprint_inputs(folder.name, checkpoint)

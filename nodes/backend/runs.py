@@ -1,0 +1,82 @@
+"""Which run of output/wantune, and which of its checkpoints, the widgets of a node mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...trainer.base.errors import UserError
+from ...trainer.runs.checkpoints import checkpoints, parse
+from ...trainer.runs.history import is_run
+from ...trainer.runs.state import INDEX, place_of
+from . import paths
+
+MAX_LISTED = 8
+"""Runs that a sentence names."""
+
+
+def run_folder(text: str) -> Path:
+    """The folder of a run, by its name in output/wantune or by its path.
+
+    Raises:
+        UserError: there is no such run, or the path leads elsewhere.
+    """
+    root = paths.runs_folder()
+    given = text.strip().strip('"')
+    if not given:
+        raise UserError(f"run is empty; give {_known(root)}.")
+    # looked up among what there is, so that no name can lead elsewhere
+    name = os.path.basename(os.path.normpath(given)) if _is_in(given, root) else given
+    names = os.listdir(root) if root.is_dir() else []
+    folder = root / name
+    if name not in names and (os.path.dirname(given) or "\0" in given):
+        raise UserError(f"run {given!r} does not lie in {root}; give {_known(root)}.")
+    if name not in names or folder.is_symlink() or not is_run(folder):
+        raise UserError(f"There is no run {given!r} in {root}; give {_known(root)}.")
+    return folder
+
+
+def check(run: str | None, text: str | None, single: bool = False) -> None:
+    """Both widgets before anything runs, None for one that is linked.
+
+    Args:
+        text: names a checkpoint if `single`, else a list of them.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+    if text is not None:
+        parse(text, "checkpoint" if single else "checkpoints", single=single)
+    if run is not None:
+        found = checkpoints(run_folder(run))
+        if text is not None:
+            found.one(text) if single else found.some(text)
+
+
+def fingerprint_of_checkpoints(run: str | None, text: str | None, single: bool = False) -> str:
+    """Changes when the widgets mean other checkpoints, or one was written anew; arguments as in `check`."""
+    if run is None or text is None:
+        return "linked"  # what feeds them is part of ComfyUI's key already
+    try:
+        found = checkpoints(run_folder(run))
+        steps = (found.one(text),) if single else found.some(text)
+        stamps = [(found.run / place_of(step) / INDEX).stat().st_mtime_ns for step in steps]
+    except (UserError, OSError) as error:
+        return str(error)
+    return f"{found.run.name} {steps} {stamps} {'' if single else found.best}"
+
+
+def _is_in(given: str, root: Path) -> bool:
+    if "\0" in given or not os.path.isabs(given):
+        return False
+    return Path(given).parent.resolve() == root.resolve()
+
+
+def _known(root: Path) -> str:
+    """What can be given instead."""
+    runs = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
+    if not runs:
+        return "the name of a run once one was trained"
+    runs.sort(key=lambda path: (path / "config.json").stat().st_mtime, reverse=True)
+    more = f" or one of {len(runs) - MAX_LISTED} others" if len(runs) > MAX_LISTED else ""
+    return ", ".join(path.name for path in runs[:MAX_LISTED]) + more

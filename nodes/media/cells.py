@@ -1,0 +1,86 @@
+"""Which clips Compare Checkpoints samples, and where each stands in the grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...trainer.base.errors import UserError
+from ...trainer.settings.data import SEPARATORS
+from . import grid
+
+MAX_CELLS = 60
+"""More than one can look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One clip of the grid."""
+
+    prompt: int
+    """Counted from 0."""
+    step: int | None
+    """Of the checkpoint; None is the model without it."""
+    strength: float
+
+
+Rows = Sequence[Sequence[Sequence[Cell]]]
+"""By prompt, then by strength: the base model and each checkpoint."""
+
+
+def read_strengths(text: str) -> tuple[float, ...]:
+    """"0.7, 1.0" as numbers, each once.
+
+    Raises:
+        UserError: something else is in it, or nothing.
+    """
+    parts = [part.strip() for part in SEPARATORS.split(text) if part.strip()]
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in parts))
+    except ValueError:
+        found = ()
+    if not found or not all(math.isfinite(strength) and abs(strength) <= 20 for strength in found):
+        raise UserError(f"strengths is {text!r}; give numbers from -20 to 20, such as 0.7, 1.0.")
+    return found
+
+
+def plan(num_prompts: int, steps: Sequence[int], strengths: Sequence[float], include_base: bool) -> Rows:
+    """The grid's cells. The base model's cell is the same in each row of a prompt.
+
+    Raises:
+        UserError: more than MAX_CELLS clips.
+    """
+    base = [None] if include_base else []
+    rows = [[[Cell(prompt, step, 1.0 if step is None else strength) for step in (*base, *steps)]
+             for strength in strengths] for prompt in range(num_prompts)]
+    number = len(different(rows))
+    if number > MAX_CELLS:
+        raise UserError(f"That would be {number} clips ({num_prompts} prompts, {len(steps)} checkpoints, "
+                        f"{len(strengths)} strengths), and {MAX_CELLS} is the most; choose fewer checkpoints, such as "
+                        "last 4, or fewer strengths.")
+    return rows
+
+
+def different(rows: Rows) -> list[Cell]:
+    """Each cell once."""
+    return list(dict.fromkeys(cell for prompt in rows for row in prompt for cell in row))
+
+
+def lines(rows: Rows) -> list[Sequence[Cell]]:
+    """The rows as they stand in the grid, long ones broken."""
+    return [line for prompt in rows for row in prompt for line in grid.wrapped(row)]
+
+
+def panel_size(rows: Rows, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of each clip in the grid, of clips of this size."""
+    return grid.panel_size(len(lines(rows)), max(map(len, lines(rows))), height, width)
+
+
+def groups(rows: Rows, panels: Mapping[Cell, grid.Panel]) -> list[grid.Group]:
+    """The grid with its clips, under a heading for each prompt where there are several."""
+    return [
+        grid.Group(f"prompt {number}" if len(rows) > 1 else "",
+                   [[panels[cell] for cell in line] for line in lines([prompt])])
+        for number, prompt in enumerate(rows, 1)
+    ]

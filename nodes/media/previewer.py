@@ -1,0 +1,74 @@
+"""The short videos that are sampled and written while a run goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...trainer.base.errors import UserError
+from ...trainer.runs.events import Previewed
+from ..backend.denoiser import ComfyDenoiser
+from .sampling import Sampling, decode, sample_in_training
+from .strips import strip
+from .videos import write_mp4
+
+logger = logging.getLogger("wantune")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewConfig:
+    """What is sampled, and how often; changes nothing of what is learned."""
+
+    positive: list
+    """CONDITIONING of each prompt."""
+    sampling: Sampling
+    shift: float
+    """Of the noise levels, as in ModelSamplingSD3."""
+    vae: object
+    every_epochs: int
+    """0 = not by epochs."""
+    every_steps: int
+    """0 = not by steps."""
+
+
+class Previewer:
+    """Samples on the very model that is trained, with whatever adapter is switched on."""
+
+    def __init__(self, config: PreviewConfig, denoiser: ComfyDenoiser, folder: Path) -> None:
+        self.config = config
+        self._denoiser = denoiser
+        self._folder = folder / "samples"
+
+    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
+        """Whether a preview is made after this step; also at the end."""
+        config = self.config
+        period = config.every_epochs * steps_per_epoch
+        return bool((config.every_steps and step % config.every_steps == 0) or (period and step % period == 0)
+                    or step == total_steps)
+
+    def make(self, step: int, name: str) -> Previewed:
+        """Write `samples/<name>_<prompt>.mp4` of each prompt, counted from 0, and its strip as `.jpg`."""
+        paths = []
+        for number, prompt in enumerate(self.config.positive):
+            path = self._folder / f"{name}_{number}.mp4"
+            pixels_FHW3 = self.sample(prompt, path.stem)
+            write_mp4(path, pixels_FHW3, self._denoiser.family.fps)
+            Image.fromarray(strip(pixels_FHW3)).save(path.with_suffix(".jpg"), quality=90)
+            paths.append(path.relative_to(self._folder.parent).as_posix())
+        return Previewed(step, name, tuple(paths))
+
+    def sample(self, prompt: list, name: str) -> np.ndarray:
+        """pixels_FHW3 uint8 of one prompt. NaN gives a black one and a warning: a run does not end by its preview."""
+        sampling = self.config.sampling
+        latent_BCFHW = sample_in_training(self._denoiser, prompt, sampling, self.config.shift)
+        try:
+            pixels_FHW3 = decode(self.config.vae, latent_BCFHW, name)
+        except UserError:
+            logger.warning("The preview %s is black, as it holds NaN or infinity; try the VAE in fp32.", name)
+            pixels_FHW3 = np.zeros((sampling.frames, sampling.height, sampling.width, 3), np.uint8)
+        self._denoiser.reload()  # the VAE may have pushed it off the device
+        return pixels_FHW3
