@@ -19,7 +19,8 @@ def test_the_latent_has_the_shape_of_comfyuis_empty_one(size):
     from wantune.nodes.media.sampling import FAMILY, latent_shape
 
     width, height, frames = size
-    assert latent_shape(FAMILY, Bucket(frames, height, width)) == tuple(EmptyHunyuanLatentVideo.execute(*size).result[0]["samples"].shape)
+    expected = EmptyHunyuanLatentVideo.execute(*size).result[0]["samples"]
+    assert latent_shape(FAMILY, Bucket(frames, height, width)) == tuple(expected.shape)
 
 
 def test_lengths():
