@@ -10,7 +10,7 @@ from .media.side_by_side import panels, side_by_side, write_mp4
 from .page import shown
 
 DATA = "wantune_compare"
-"""What the page's player shows (web/video_player.js), among what the node shows."""
+"""What the page's player shows (web/compare/video_player.js), among what the node shows."""
 
 
 class CompareVideos(io.ComfyNode):
