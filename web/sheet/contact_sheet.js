@@ -6,7 +6,7 @@ import { ready, t } from '../shared/messages.js'
 import { addPanel, whenPlaced } from '../shared/panel.js'
 import { get, media, post } from '../shared/server.js'
 import { pickFolder } from './folder_picker.js'
-import { sheetGrid } from './grid.js'
+import { SheetGrid } from './grid.js'
 import { configOf, FILTERS, filtered, itemsOf, linkedWidgets, totalsOf } from './items.js'
 import { thumbnailQueue } from './thumbnail_queue.js'
 import { sheetTile } from './tile.js'
@@ -74,7 +74,7 @@ class ContactSheet {
       this.node.properties[EDITING] = this.editing.checked
       this.grid.renew()
     } })
-    this.grid = sheetGrid((item) => this.makeTile(item),
+    this.grid = new SheetGrid((item) => this.makeTile(item),
       () => ({ ...TILE, height: this.isEditing() ? EDITED_HEIGHT : TILE.height }), t('sheet.label'))
     this.element = el('div', { class: 'wt-sheet' },
       el('div', { class: 'wt-row' },
