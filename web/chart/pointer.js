@@ -9,30 +9,42 @@ const LEAST_DRAG = 5
  * Makes `plot`, a focusable element, zoomable. The wheel is the chart's only while it has the focus, else the canvas's.
  *
  * chart: {stepAt(pixel), view() -> [first, last], end() -> last step there is, setView(window or null),
- * point(pixel or null), pointNext(count of entries or ±Infinity), select(from, to) in pixels or select(null)}
+ * point(pixel or null), pointNext(count of entries or ±Infinity), select([from, to] in pixels, or null)}
  */
 export function followPointer(plot, chart) {
-  let start = null
+  followMouse(plot, chart)
+  followWheel(plot, chart)
+  plot.addEventListener('keydown', (event) => onKey(event, plot, chart))
+  // ComfyUI leaves the wheel to an element with this attribute that has the focus
+  plot.addEventListener('focus', () => { plot.dataset.captureWheel = 'true' })
+  plot.addEventListener('blur', () => {
+    delete plot.dataset.captureWheel
+    chart.point(null)
+  })
+}
 
-  const pixelOf = (event) => {
-    const box = plot.getBoundingClientRect()
-    return ((event.clientX - box.left) * plot.clientWidth) / box.width
-  }
+/** In pixels of the plot, however far the canvas is zoomed. */
+function pixelOf(event, plot) {
+  const box = plot.getBoundingClientRect()
+  return ((event.clientX - box.left) * plot.clientWidth) / box.width
+}
 
+function followMouse(plot, chart) {
+  let start = null // where it was pressed
   plot.addEventListener('pointerdown', (event) => {
     if (event.button !== 0 || event.target.closest('[role=button]')) return
     plot.focus({ preventScroll: true })
     plot.setPointerCapture(event.pointerId)
-    start = pixelOf(event)
+    start = pixelOf(event, plot)
   })
   plot.addEventListener('pointermove', (event) => {
-    const pixel = pixelOf(event)
+    const pixel = pixelOf(event, plot)
     chart.point(pixel)
     if (start !== null) chart.select(Math.abs(pixel - start) >= LEAST_DRAG ? [start, pixel] : null)
   })
   plot.addEventListener('pointerup', (event) => {
     if (start === null) return
-    const pixels = [start, pixelOf(event)].sort((a, b) => a - b)
+    const pixels = [start, pixelOf(event, plot)].sort((a, b) => a - b)
     start = null
     chart.select(null)
     if (pixels[1] - pixels[0] >= LEAST_DRAG) chart.setView(within(pixels.map(chart.stepAt), chart.end()))
@@ -46,13 +58,9 @@ export function followPointer(plot, chart) {
     event.stopPropagation()
     chart.setView(null)
   })
+}
 
-  // ComfyUI leaves the wheel to an element with this attribute that has the focus
-  plot.addEventListener('focus', () => { plot.dataset.captureWheel = 'true' })
-  plot.addEventListener('blur', () => {
-    delete plot.dataset.captureWheel
-    chart.point(null)
-  })
+function followWheel(plot, chart) {
   plot.addEventListener('wheel', (event) => {
     if (document.activeElement !== plot) return
     event.preventDefault()
@@ -62,32 +70,32 @@ export function followPointer(plot, chart) {
       chart.setView(moved([first, last], (Math.sign(event.deltaX || event.deltaY) * (last - first)) / 10, chart.end()))
     } else {
       const factor = event.deltaY > 0 ? WHEEL_FACTOR : 1 / WHEEL_FACTOR
-      chart.setView(zoomed([first, last], chart.stepAt(pixelOf(event)), factor, chart.end()))
+      chart.setView(zoomed([first, last], chart.stepAt(pixelOf(event, plot)), factor, chart.end()))
     }
   }, { passive: false })
+}
 
-  plot.addEventListener('keydown', (event) => {
-    if (event.target !== plot || event.ctrlKey || event.metaKey || event.altKey) return
-    const [first, last] = chart.view()
-    const pan = (share) => chart.setView(moved([first, last], (last - first) * share, chart.end()))
-    const zoom = (factor) => chart.setView(zoomed([first, last], (first + last) / 2, factor, chart.end()))
-    const far = event.shiftKey ? 10 : 1
-    const keys = {
-      ArrowLeft: () => chart.pointNext(-far),
-      ArrowRight: () => chart.pointNext(far),
-      Home: () => chart.pointNext(-Infinity),
-      End: () => chart.pointNext(Infinity),
-      PageUp: () => pan(-0.5),
-      PageDown: () => pan(0.5),
-      '+': () => zoom(0.5),
-      '=': () => zoom(0.5),
-      '-': () => zoom(2),
-      0: () => chart.setView(null),
-      Escape: () => plot.blur(),
-    }
-    if (!keys[event.key]) return
-    event.preventDefault()
-    event.stopPropagation()
-    keys[event.key]()
-  })
+function onKey(event, plot, chart) {
+  if (event.target !== plot || event.ctrlKey || event.metaKey || event.altKey) return
+  const [first, last] = chart.view()
+  const pan = (share) => chart.setView(moved([first, last], (last - first) * share, chart.end()))
+  const zoom = (factor) => chart.setView(zoomed([first, last], (first + last) / 2, factor, chart.end()))
+  const far = event.shiftKey ? 10 : 1
+  const keys = {
+    ArrowLeft: () => chart.pointNext(-far),
+    ArrowRight: () => chart.pointNext(far),
+    Home: () => chart.pointNext(-Infinity),
+    End: () => chart.pointNext(Infinity),
+    PageUp: () => pan(-0.5),
+    PageDown: () => pan(0.5),
+    '+': () => zoom(0.5),
+    '=': () => zoom(0.5),
+    '-': () => zoom(2),
+    0: () => chart.setView(null),
+    Escape: () => plot.blur(),
+  }
+  if (!keys[event.key]) return
+  event.preventDefault()
+  event.stopPropagation()
+  keys[event.key]()
 }

@@ -1,6 +1,7 @@
 // The player in Compare Videos and Compare Checkpoints: what the node showed last comes from the server.
 
 import { app } from '../../../scripts/app.js'
+import { after } from '../shared/callbacks.js'
 import { addPanel, nodeKey, whenPlaced } from '../shared/panel.js'
 import { get } from '../shared/server.js'
 import { VideoPlayer } from './video_player.js'
@@ -25,18 +26,13 @@ app.registerExtension({
     hideOwnPlayer(node)
     node.setSize?.([Math.max(node.size[0], MIN_WIDTH), Math.max(node.size[1], node.computeSize()[1])])
     let hasRun = false
-    const { onExecuted, onRemoved } = node
-    node.onExecuted = function (output) {
-      onExecuted?.apply(this, arguments)
+    after(node, 'onExecuted', (output) => {
       const data = output?.wantune_compare?.[0]
       if (!data) return
       hasRun = true
       player.show(data)
-    }
-    node.onRemoved = function () {
-      onRemoved?.apply(this, arguments)
-      player.close()
-    }
+    })
+    after(node, 'onRemoved', () => player.close())
     whenPlaced(node, async () => {
       const { shown } = await get('node', nodeKey(node)).catch(() => ({}))
       if (!hasRun) player.show(shown?.compare)

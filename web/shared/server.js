@@ -15,6 +15,9 @@ const withQuery = (path, query) => {
   return text ? `${path}?${text}` : path
 }
 
+/** The path of our route about a run, or about something of it. */
+export const pathOfRun = (run, what = '') => `runs/${encodeURIComponent(run)}${what && `/${what}`}`
+
 /** JSON of GET /wantune/<path>; throws an Error whose message is the server's sentence. `signal` breaks it off. */
 export async function get(path, query = {}, signal = undefined) {
   return (await ask(withQuery(path, query), { signal })).json()

@@ -1,6 +1,7 @@
 // The contact sheet in Load Dataset: what will be trained on, as its widgets and its folder are now.
 
 import { app } from '../../../scripts/app.js'
+import { after } from '../shared/callbacks.js'
 import { el, stylesheet } from '../shared/elements.js'
 import { ready, t } from '../shared/messages.js'
 import { addPanel, whenPlaced } from '../shared/panel.js'
@@ -24,15 +25,6 @@ const TICK = 400 // milliseconds between two looks at the widgets
 const DEBOUNCE = 300
 const POLL = 3000 // between two looks at the folder, or longer where a look takes long
 const PATIENCE = 50 // so many times as long as a look took: training beside it loses two percent at most
-
-const after = (object, name, react) => {
-  const before = object[name]
-  object[name] = function (...args) {
-    const result = before?.apply(this, args)
-    react()
-    return result
-  }
-}
 
 /** Dataset Settings behind the settings socket, through reroutes; null where there is none. */
 function settingsOf(node) {

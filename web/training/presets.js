@@ -1,6 +1,7 @@
 // The preset widget of Train Wan LoRA fills in the other widgets; a widget changed by hand makes it "custom".
 
 import { app } from '../../../scripts/app.js'
+import { after } from '../shared/callbacks.js'
 import { changes, presetOf } from './preset_values.js'
 
 const NODE = 'WanTune_TrainWanLoRA'
@@ -17,15 +18,7 @@ app.registerExtension({
     if (!preset) return
     let isFilling = false
     const byName = (name) => node.widgets.find((widget) => widget.name === name)
-    const after = (widget, react) => {
-      const callback = widget.callback
-      widget.callback = function (...args) {
-        const result = callback?.apply(this, args)
-        react()
-        return result
-      }
-    }
-    after(preset, () => {
+    after(preset, 'callback', () => {
       isFilling = true
       for (const [name, value] of changes(presets, preset.value, node.widgets.map((widget) => widget.name))) {
         const widget = byName(name)
@@ -37,7 +30,7 @@ app.registerExtension({
     })
     const filled = new Set(Object.values(presets).flatMap(Object.keys))
     for (const widget of node.widgets.filter((each) => filled.has(each.name))) {
-      after(widget, () => {
+      after(widget, 'callback', () => {
         if (isFilling) return
         preset.value = presetOf(presets, Object.fromEntries(node.widgets.map((each) => [each.name, each.value])))
       })
