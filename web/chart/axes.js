@@ -3,8 +3,8 @@
 import { svg } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 import { compact } from '../shared/number_text.js'
-import { epochMarks, logTicks, ticks } from './loss_series.js'
 import { MARGIN } from './plot_area.js'
+import { epochMarks, logTicks, ticks } from './scales.js'
 
 const text = (attributes, content) => svg('text', attributes, content)
 

@@ -3,7 +3,7 @@
 import { svg } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 import { colourOf } from './curves.js'
-import { spread } from './loss_series.js'
+import { spread } from './scales.js'
 
 const MARK_GAP = 13
 const HANDLE = 'M0 -6L6 0L0 6L-6 0Z'

@@ -1,7 +1,7 @@
 // The curves of a chart, as SVG.
 
 import { svg } from '../shared/elements.js'
-import { band, line } from './loss_series.js'
+import { band, line } from './paths.js'
 
 /** Of several runs, in their order. */
 export const COLOURS = ['one', 'two', 'three', 'four', 'five', 'six'].map((name) => `var(--wt-${name})`)

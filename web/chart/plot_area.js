@@ -1,7 +1,8 @@
 // Where things lie in a chart: its window of steps, its scales, and what of each curve is drawn. Pure, tested by
 // tests/web/chart/plot_area.test.mjs.
 
-import { lastStep, lossRange, scale, thinned } from './loss_series.js'
+import { lastStep, thinned } from './loss_series.js'
+import { lossRange, scale } from './scales.js'
 
 export const MARGIN = { left: 46, right: 10, rate: 50, top: 18, bottom: 20 }
 

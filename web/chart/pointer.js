@@ -1,6 +1,6 @@
 // Pointer, wheel and keys over a chart: which step is pointed at, and the window of steps that is shown.
 
-import { moved, within, zoomed } from './loss_series.js'
+import { moved, within, zoomed } from './zoom.js'
 
 const WHEEL_FACTOR = 1.2
 const LEAST_DRAG = 5

@@ -1,26 +1,14 @@
 // The player of Compare Videos (two videos with a split) and of Compare Checkpoints (one grid).
 
-import { el, stylesheet, svg } from '../shared/elements.js'
+import { el, stylesheet } from '../shared/elements.js'
 import { ready, t } from '../shared/messages.js'
 import { savedFile } from '../shared/server.js'
 import { actionOf, isSame, ratioOf, splitAfterKey, splitAt, visible } from './compare_math.js'
+import { createControls, showPlaying } from './controls.js'
 import { VideoPair } from './video_pair.js'
 
 const MODES = ['split', 'side', 'blink']
 const NARROW = 0.15
-
-// drawn, since not every system's fonts have these signs
-const ICONS = {
-  play: 'M4 2 13 8 4 14Z',
-  pause: 'M4 2H7V14H4ZM9 2H12V14H9Z',
-  back: 'M3 2H5V14H3ZM13 2V14L6 8Z',
-  forward: 'M11 2H13V14H11ZM3 2V14L10 8Z',
-  loop: 'M8 2V0L12 3 8 6V4A4 4 0 1 0 12 8H14A6 6 0 1 1 8 2Z',
-  large: 'M2 2H7V4H4V7H2ZM9 2H14V7H12V4H9ZM2 9H4V12H7V14H2ZM12 9H14V14H9V12H12Z',
-}
-
-const icon = (name) =>
-  svg('svg', { class: 'wt-icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' }, svg('path', { d: ICONS[name] }))
 
 const isMotionReduced = () => window.matchMedia('(prefers-reduced-motion: reduce)').matches
 
@@ -98,7 +86,7 @@ export class VideoPlayer {
     const videos = addresses.map((src) => el('video', { src, muted: true, playsinline: true, preload: 'auto' }))
     for (const video of videos) video.muted = true
     const isPair = videos.length > 1
-    this.#parts = { videos, isPair, ...this.#controls(data, isPair) }
+    this.#parts = { videos, isPair, ...createControls(isPair, Boolean(data.strip), (action) => this.#do(action)) }
     this.#parts.frame = isPair ? this.#frameOf(videos, data.labels) : el('div', { class: 'wt-frame' }, ...videos)
     const { frame, left, right } = this.#parts
     this.#parts.stage = el('div', { class: 'wt-stage' }, frame, left, right)
@@ -163,29 +151,6 @@ export class VideoPlayer {
     })
   }
 
-  #controls(data, isPair) {
-    const button = (action, key) => {
-      const name = t(`compare.${action}`)
-      return el('button', {
-        type: 'button', 'data-action': action, title: key ? `${name} (${key})` : name, 'aria-label': name,
-        onclick: () => this.#do(action),
-      }, ICONS[action] ? icon(action) : name)
-    }
-    const modes = { split: button('split', 'S'), side: button('side', 'D'), blink: button('blink', 'B') }
-    const buttons = {
-      back: button('back', ','), play: button('play', t('compare.space')), forward: button('forward', '.'),
-      loop: button('loop', 'L'), large: button('large', 'F'),
-      ...(isPair ? modes : {}),
-      ...(data.strip ? { strip: button('strip') } : {}),
-    }
-    const counter = el('span', { class: 'wt-counter wt-faint' })
-    const { back, play, forward, loop, large, ...rest } = buttons
-    const space = el('span', { class: 'wt-space' })
-    const parts = [back, play, forward, loop, counter, space, ...Object.values(rest), large]
-    const bar = el('div', { class: 'wt-row wt-bar' }, ...parts)
-    return { buttons, counter, bar }
-  }
-
   #onKey(event) {
     const action = actionOf(event)
     if (!action || !this.#pair || (MODES.includes(action) && !this.#parts.isPair)) return
@@ -239,12 +204,7 @@ export class VideoPlayer {
     const { counter, buttons } = this.#parts
     const { frames } = this.#data
     counter.textContent = t('compare.frame', { frame: String(frame + 1).padStart(String(frames).length, '0'), frames })
-    const name = t(isPlaying ? 'compare.pause' : 'compare.play')
-    if (buttons.play.getAttribute('aria-label') === name && buttons.play.dataset.playing) return
-    buttons.play.dataset.playing = isPlaying
-    buttons.play.replaceChildren(icon(isPlaying ? 'pause' : 'play'))
-    buttons.play.setAttribute('aria-label', name)
-    buttons.play.title = `${name} (${t('compare.space')})`
+    showPlaying(buttons.play, isPlaying)
   }
 
   async #toggleStrip() {

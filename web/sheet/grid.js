@@ -1,7 +1,7 @@
 // Virtual scrolling: of any number of items only the tiles in view are in the page.
 
 import { el } from '../shared/elements.js'
-import { layoutOf, movedBy, placeOf, scrolledTo, visibleRange } from './items.js'
+import { layoutOf, movedBy, placeOf, scrolledTo, visibleRange } from './layout.js'
 
 export class SheetGrid {
   #makeTile
