@@ -15,8 +15,8 @@ from wantune.tests.support import make_locales
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = ROOT / "locales"
-DOCS = ROOT / "web" / "docs"
 WEB = ROOT / "web"
+DOCS = WEB / "docs"
 SCRIPTS = {path.relative_to(WEB).as_posix(): path.read_text(encoding="utf-8") for path in sorted(WEB.rglob("*.js"))}
 
 STATES = ("running", "done", "stopped", "early_stop", "interrupted")
