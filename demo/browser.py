@@ -35,7 +35,7 @@ class Browser:
     """The folder of the module."""
 
     def run(self, script: Path, seconds: float, **given) -> subprocess.CompletedProcess:
-        """A script of tests/browser, which finds `given` as JSON in its argument; what it prints is kept."""
+        """A script of tests/web/browser, which finds `given` as JSON in its argument; what it prints is kept."""
         found = {"WANTUNE_CHROMIUM": self.chromium, "WANTUNE_PLAYWRIGHT": str(self.playwright)}
         command = [self.node, str(script), json.dumps(given)]
         return subprocess.run(command, env={**os.environ, **found}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

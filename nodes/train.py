@@ -104,7 +104,7 @@ class TrainWanLoRA(io.ComfyNode):
 
 
 def _preset_input() -> io.Combo.Input:
-    """Works in the page alone, where it fills in the other widgets (web/presets.js)."""
+    """Works in the page alone, where it fills in the other widgets (web/training/presets.js)."""
     preset = io.Combo.Input("preset", options=[CUSTOM, *PRESETS], default="person, pictures", optional=True,
                             tooltip="Fills in the other widgets: the numbers of the article WanTune began with, a "
                             "person, a style, motion, or a quick try.")

@@ -2,9 +2,12 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from wantune.tests.support import javascript
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
@@ -153,3 +156,68 @@ def test_functions_fit_a_screen(path):
             length = node.end_lineno - node.lineno + 1
             limit = {"execute": 20, "train_step": 50}.get(node.name, 60)
             assert length <= limit, f"{node.name} has {length} lines"
+
+
+# The page's scripts: web/.
+
+WEB = ROOT / "web"
+SCRIPTS = sorted(WEB.rglob("*.js"))
+WEB_FOLDERS = ("shared", "chart", "sheet", "training", "compare", "runs")
+"""Each imports only from itself and from those before it; what all share comes first, then what a user meets first."""
+
+
+def scripts_imported_by(path: Path) -> list[Path]:
+    """Those of ours; ComfyUI's lie outside."""
+    found = [(path.parent / each).resolve() for each in javascript.imports(path.read_text(encoding="utf-8"))]
+    return [each for each in found if each.is_relative_to(WEB)]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_folders_of_the_page_import_only_from_those_before_them(path):
+    allowed = WEB_FOLDERS[:WEB_FOLDERS.index(path.parent.name) + 1]
+    for other in scripts_imported_by(path):
+        assert other.parent.name in allowed, f"{name_of(path)} imports {name_of(other)}"
+
+
+def test_the_page_has_no_other_folders():
+    assert {path.parent for path in SCRIPTS} == {WEB / name for name in WEB_FOLDERS}
+
+
+def test_no_scripts_of_the_page_import_each_other_in_a_circle():
+    TopologicalSorter({path: scripts_imported_by(path) for path in SCRIPTS}).prepare()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_scripts_stay_one_room(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_functions_of_scripts_fit_a_screen(path):
+    for name, length in javascript.function_lengths(path.read_text(encoding="utf-8")):
+        assert length <= 60, f"{name_of(path)} has {length} lines in: {name}"
+
+
+def test_the_length_of_a_function_is_that_of_all_that_is_written_in_it():
+    source = """import { el } from '../shared/elements.js'
+export function outer() {
+  const inner = () => {
+    return 1
+  }
+  return inner
+}
+class Player {
+  #key = (event) => event.key
+  async play() {
+    await import(
+      './pair.js')
+  }
+}
+"""
+    assert javascript.function_lengths(source) == [
+        ("export function outer() {", 6), ("const inner = () => {", 3), ("#key = (event) => event.key", 1),
+        ("async play() {", 4)]
+    assert javascript.imports(source) == ["../shared/elements.js", "./pair.js"]
+    assert javascript.function_lengths("f(() => {" + "\n" * 60 + "})") == [("f(() => {", 61)]
+    with pytest.raises(ValueError, match="not JavaScript"):
+        javascript.function_lengths("function (")

@@ -21,7 +21,7 @@ MAX_NODES = 500
 """The nodes that showed something most recently."""
 
 COMPARISON = "wantune_compare"
-"""What the page's player shows (web/video_compare.js), among what a node shows."""
+"""What the page's player shows (web/compare/video_compare.js), among what a node shows."""
 
 _lock = threading.Lock()
 

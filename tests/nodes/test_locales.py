@@ -15,8 +15,9 @@ from wantune.tests.support import make_locales
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = ROOT / "locales"
-DOCS = ROOT / "web" / "docs"
-SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "web").glob("*.js"))}
+WEB = ROOT / "web"
+DOCS = WEB / "docs"
+SCRIPTS = {path.relative_to(WEB).as_posix(): path.read_text(encoding="utf-8") for path in sorted(WEB.rglob("*.js"))}
 
 STATES = ("running", "done", "stopped", "early_stop", "interrupted")
 """Of a run (trainer/history.py), as keys of texts."""
@@ -143,10 +144,9 @@ def spoken() -> Iterator[tuple[str, str]]:
     sections = "|".join(read("en", "main.json")["wantune"])
     for name, script in SCRIPTS.items():
         for key in re.findall(rf"['`]((?:{sections})\.\w+)['`]", script) + re.findall(r"\bt\('(\w+\.\w+)'", script):
-            if not key.endswith(".css"):
-                yield name, key
-    for key in re.findall(r"\btext\('(\w+)'", SCRIPTS["run_state.js"]):
-        yield "run_state.js", f"chart.{key}"
+            yield name, key
+    for key in re.findall(r"\btext\('(\w+)'", SCRIPTS["training/run_state.js"]):
+        yield "training/run_state.js", f"chart.{key}"
 
 
 def composed() -> list[tuple[str, str]]:

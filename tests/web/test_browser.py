@@ -1,6 +1,6 @@
 """The page itself: a real Chromium, a real ComfyUI server, both renderers, the front end it comes with and the newest.
 
-Scenarios are tests/browser/*.mjs; what they saw lies in test_artifacts/ afterwards.
+Scenarios are tests/web/browser/*.mjs; what they saw lies in test_artifacts/ afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wantune.demo.server import Server
 from wantune.tests.conftest import ROOT
 from wantune.tests.support import clips
 
-SCRIPTS = ROOT / "tests" / "browser"
+SCRIPTS = ROOT / "tests" / "web" / "browser"
 ARTIFACTS = ROOT / "test_artifacts"
 SECONDS = 420
 """A scenario takes one minute on an idle machine with two cores; this is where it is given up."""

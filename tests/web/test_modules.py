@@ -1,20 +1,24 @@
 """The page's pure modules under `node --test`, and what presets fill in."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from wantune.tests.support import javascript
 from wantune.trainer.settings.presets import CUSTOM, PRESETS
 from wantune.trainer.settings.training import LoraConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+WEB = ROOT / "web"
+SCRIPTS = {path: path.read_text(encoding="utf-8") for path in sorted(WEB.rglob("*.js"))}
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
 def test_the_pages_pure_modules():
-    files = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
+    files = sorted(str(path) for path in (ROOT / "tests" / "web").rglob("*.test.mjs"))
     assert files
     done = subprocess.run(["node", "--test", *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,8 +43,13 @@ def test_the_page_is_told_the_presets(comfy):
 
 
 def test_no_script_imports_anything_but_comfyuis_two_and_ours():
-    for path in (ROOT / "web").rglob("*.js"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("import "):
-                source = line.rsplit("from ", 1)[1].strip("'\"; ")
-                assert source.startswith("./") or source in ("../../scripts/app.js", "../../scripts/api.js"), line
+    comfyuis = [WEB / f"../../scripts/{name}.js" for name in ("app", "api")]  # seen from /extensions/<our folder>/
+    allowed = {path.resolve() for path in (*SCRIPTS, *comfyuis)}
+    for path, text in SCRIPTS.items():
+        for source in javascript.imports(text):
+            assert source.startswith(".") and (path.parent / source).resolve() in allowed, f"{path.name}: {source}"
+
+
+def test_the_style_sheets_that_scripts_load_are_those_there_are():
+    loaded = {each for text in SCRIPTS.values() for each in re.findall(r"stylesheet\('(.*?)'\)", text)}
+    assert loaded == {path.relative_to(WEB).as_posix() for path in WEB.rglob("*.css")}

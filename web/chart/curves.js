@@ -1,0 +1,33 @@
+// The curves of a chart, as SVG.
+
+import { svg } from '../shared/elements.js'
+import { band, line } from './paths.js'
+
+/** Of several runs, in their order. */
+export const COLOURS = ['one', 'two', 'three', 'four', 'five', 'six'].map((name) => `var(--wt-${name})`)
+
+export const colourOf = ({ colour }, index) => colour ?? COLOURS[index % COLOURS.length]
+
+/** The lines of all series; the raw losses of one alone, as a band. */
+export function curves(series, area) {
+  return series.flatMap((each, index) =>
+    curvesOf(each, area.parts[index], colourOf(each, index), series.length === 1, area))
+}
+
+function curvesOf({ heldOut = [] }, part, colour, isOne, { x, y, yRate }) {
+  const stroke = `stroke: ${colour}`
+  const heldStroke = isOne ? 'stroke: var(--wt-two)' : stroke
+  const steps = heldOut.map(({ step }) => step)
+  const losses = heldOut.map(({ loss }) => loss)
+  return [
+    isOne && svg('path', { class: 'wt-raw', d: band(part.step, part.low, part.high, x, y),
+      style: `${stroke}; fill: ${colour}` }),
+    yRate && svg('path', { class: 'wt-rate', d: line(part.step, part.rate, x, yRate), style: isOne ? '' : stroke }),
+    svg('path', { class: 'wt-base', d: line(steps, heldOut.map((each) => each.base_loss), x, y), style: heldStroke }),
+    svg('path', { class: 'wt-smooth', d: line(part.step, part.smooth, x, y), style: stroke }),
+    svg('path', { class: 'wt-held', d: line(steps, losses, x, y), style: heldStroke }),
+    // a line through one point is not seen
+    heldOut.length === 1 &&
+      svg('circle', { class: 'wt-held', cx: x(steps[0]), cy: y(losses[0]), r: 2.5, style: heldStroke }),
+  ].filter(Boolean)
+}

@@ -1,0 +1,11 @@
+// Hearing of what ComfyUI tells nodes and widgets.
+
+/** Calls `react` with the same arguments after a callback of an object, whether it has one yet or not. */
+export function after(object, name, react) {
+  const before = object[name]
+  object[name] = function (...given) {
+    const result = before?.apply(this, given)
+    react(...given)
+    return result
+  }
+}

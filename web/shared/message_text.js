@@ -1,0 +1,14 @@
+// Finding a text in ComfyUI's /i18n: pure, tested by tests/web/shared/message_text.test.mjs.
+
+const SECTION = 'wantune'
+
+function found(known, language, key) {
+  const text = key.split('.').reduce((node, part) => node?.[part], known?.[language]?.[SECTION])
+  return typeof text === 'string' ? text : undefined
+}
+
+/** In the language, else in its main one (zh for zh-TW), else in English, else the key. */
+export function lookUp(known, language, key, values = {}) {
+  const text = [language, language.split('-')[0], 'en'].map((each) => found(known, each, key)).find((each) => each != null)
+  return (text ?? key).replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
+}

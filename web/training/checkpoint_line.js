@@ -1,0 +1,38 @@
+// The line under the chart about the checkpoint that was clicked: how it is loaded.
+
+import { el } from '../shared/elements.js'
+import { t } from '../shared/messages.js'
+
+export class CheckpointLine {
+  #run = null
+  #chosen = null
+  element = el('div', { class: 'wt-line wt-checkpoint', role: 'status' })
+
+  choose(checkpoint) {
+    this.#chosen = checkpoint
+    this.#draw()
+  }
+
+  /** What there is of a run now: the chosen one may have been deleted since, or be the best no longer. */
+  show(run, checkpoints) {
+    const step = run === this.#run ? this.#chosen?.step : undefined
+    this.#run = run
+    this.choose(checkpoints.find((each) => each.step === step) ?? null)
+  }
+
+  #draw() {
+    const [run, chosen] = [this.#run, this.#chosen]
+    const key = chosen ? `${run}/${chosen.step}/${chosen.best}` : ''
+    if (this.element.dataset.key === key) return
+    this.element.dataset.key = key
+    if (!chosen) return this.element.replaceChildren()
+    const copy = el('button', { type: 'button', title: t('chart.copy_help'), onclick: async () => {
+      await navigator.clipboard?.writeText(run)
+      copy.textContent = t('chart.copied')
+    } }, t('chart.copy'))
+    const close = el('button', { type: 'button', 'aria-label': t('chart.close'), onclick: () => this.choose(null) }, '\u2715')
+    const words = t(chosen.best ? 'chart.checkpoint_best' : 'chart.checkpoint', { step: chosen.step })
+    this.element.replaceChildren(el('div', { class: 'wt-grow' }, el('strong', {}, words), el('br'),
+      t('chart.load_with', { run, step: chosen.step })), copy, close)
+  }
+}

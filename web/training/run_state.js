@@ -1,0 +1,137 @@
+// What is known of one run: the server's answer and the messages after it. Pure: tests/web/training/run_state.test.mjs.
+//
+// Texts are {key, values} for t() of messages.js.
+
+import { append, epochOf, fromAnswer as curveOf } from '../chart/loss_series.js'
+
+const text = (key, values = {}) => ({ key: `chart.${key}`, values })
+
+/** The state after GET /wantune/runs/{run}. */
+export function fromAnswer(answer) {
+  return {
+    run: answer.run,
+    name: answer.name,
+    state: answer.state,
+    step: answer.step ?? 0,
+    totalSteps: answer.total_steps ?? 0,
+    stepsPerEpoch: answer.steps_per_epoch ?? 0,
+    continuesFrom: answer.continues_from ?? null,
+    best: answer.best ?? null,
+    checkpoints: answer.checkpoints ?? [],
+    heldOut: answer.held_out ?? [],
+    previews: answer.previews ?? [],
+    now: answer.now ?? null,
+    isStopping: answer.state === 'running' && Boolean(answer.stopping),
+    curve: curveOf(answer),
+  }
+}
+
+const bySteps = (list, entry) =>
+  [...list.filter(({ step }) => step !== entry.step), entry].sort((a, b) => a.step - b.step)
+
+const HEARD = {
+  step(state, message) {
+    const { curve, isGap } = append(state.curve, message.points ?? [])
+    const now = { ...message }
+    for (const name of ['points', 'workflow', 'node', 'run', 'step', 'total_steps', 'epoch']) delete now[name]
+    return [{ ...running(state, message), curve, now }, isGap]
+  },
+  // what the run did before, and whether it begins anew, is in its folder
+  started: (state, message) => [running(state, message), true],
+  evaluated(state, { step, loss, base_loss, is_best: isBest }) {
+    const best = isBest ? { step, loss } : state.best
+    return [{ ...state, best, heldOut: bySteps(state.heldOut, { step, loss, base_loss }) }, false]
+  },
+  // older checkpoints may have been deleted for it
+  saved: (state, { step }) => [{ ...state, checkpoints: bySteps(state.checkpoints, { step, best: false }) }, true],
+  previewed(state, { step, name, files }) {
+    return [{ ...state, previews: bySteps(state.previews, { step, name, files }) }, false]
+  },
+  finished: (state, { step, reason }) => [{ ...state, step, state: reason, now: null, isStopping: false }, false],
+  ended: (state) => [{ ...state, now: null, isStopping: false }, true],
+}
+
+function running(state, message) {
+  return {
+    ...state,
+    state: 'running',
+    continuesFrom: null,
+    step: message.step,
+    totalSteps: message.total_steps ?? state.totalSteps,
+    stepsPerEpoch: message.steps_per_epoch ?? state.stepsPerEpoch,
+  }
+}
+
+/** The state after a message of the server, by its name behind "wantune.", and whether it has to be asked again. */
+export function heard(state, name, message) {
+  if (!state || (message.run && message.run !== state.run)) return { state, ask: true }
+  const [next, ask] = HEARD[name]?.(state, message) ?? [state, false]
+  return { state: next, ask }
+}
+
+/** Seconds as the two largest of days, hours, minutes and seconds. */
+export function duration(seconds) {
+  if (!Number.isFinite(seconds) || seconds < 0) return null
+  const whole = Math.round(seconds)
+  if (whole < 60) return text('seconds', { seconds: whole })
+  const minutes = Math.round(whole / 60)
+  if (whole < 3600 && minutes < 60) return text('minutes', { minutes: Math.floor(whole / 60), seconds: whole % 60 })
+  if (minutes < 24 * 60) return text('hours', { hours: Math.floor(minutes / 60), minutes: minutes % 60 })
+  const hours = Math.round(whole / 3600)
+  return text('days', { days: Math.floor(hours / 24), hours: hours % 24 })
+}
+
+const digits = (value) => (!Number.isFinite(value) ? null : value.toFixed(value < 0.1 ? 3 : value < 10 ? 2 : 1))
+
+const gibibytes = (bytes) => (bytes / 2 ** 30).toFixed(1)
+
+/** [{name, value}] beside the chart; value is a text, a string, or null where it is not known. */
+export function figures(state) {
+  const now = state.now ?? {}
+  const { memory_bytes: used, memory_total_bytes: total } = now
+  const memory = used && total ? text('memory_of', { used: gibibytes(used), total: gibibytes(total) }) : null
+  return [
+    { name: text('eta'), value: duration(now.seconds_left) },
+    { name: text('seconds_per_step'), value: digits(now.seconds_per_step) },
+    { name: text('samples_per_second'), value: digits(now.samples_per_second) },
+    { name: text('memory'), value: memory },
+  ]
+}
+
+const NAMES = { 'early stop': 'early_stop' }
+const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted']
+
+/** What it is at, in a word or two. */
+export function condition(state) {
+  if (state.isStopping) return text('state_stopping')
+  return text(`state_${KNOWN.includes(state.state) ? NAMES[state.state] ?? state.state : 'interrupted'}`)
+}
+
+/** "step 120 of 300" and its epoch. */
+export function position(state) {
+  const { step, totalSteps, stepsPerEpoch } = state
+  const epoch = epochOf(step, stepsPerEpoch)
+  if (!epoch) return text('step_of', { step, total: totalSteps })
+  const epochs = Math.max(epoch, Math.ceil(totalSteps / stepsPerEpoch))
+  return text('step_and_epoch', { step, total: totalSteps, epoch, epochs })
+}
+
+/** How the run ended, and where the next Queue goes on; null while there is nothing to say. */
+export function outcome(state) {
+  const { state: kind, step, continuesFrom: from } = state
+  if (kind === 'running') return null
+  if (kind === 'done') return text('was_done', { step })
+  if (kind === 'early stop') return text('was_early_stop', { step })
+  const name = kind === 'stopped' ? 'was_stopped' : 'was_interrupted'
+  if (from === null) return text(name, { step })
+  return text(from ? `${name}_continues` : `${name}_anew`, { step, from })
+}
+
+/** The previews in the order of stepping through them: the model without the LoRA, then by steps. */
+export function inOrder(previews) {
+  const rank = (preview) => (preview.name === 'base' ? -1 : preview.step)
+  return [...previews].sort((a, b) => rank(a) - rank(b))
+}
+
+/** The strip of frames beside a video. */
+export const stripOf = (file) => file.replace(/\.mp4$/, '.jpg')
