@@ -74,7 +74,7 @@ def measure_all(options, folder: Path) -> Iterator[tuple[str, dict]]:
     warm = make_cache(folder / "warm", warm_items, *REAL_SHAPES)
     yield f"opening {warm_items} items of real size", _in_process(options, "opening", warm, warm_items)
     yield f"drawing from {warm_items} items of real size", _in_process(options, "sampling", warm, warm_items)
-    (warm / "index.json").unlink()
+    (warm / "index.sqlite").unlink()
     yield f"opening without index {warm_items} items of real size", _in_process(options, "opening", warm, warm_items)
     for name in ("fill, toy",) if options.toy else ("fill, small encoders", "fill, VAE of real size"):
         yield name, _in_process(options, name, folder / name)

@@ -19,7 +19,8 @@ STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py"}, "peft": {"trainer/model/adapters.py"},
            "diffusers": {"trainer/training/optim.py"},
-           "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"}}
+           "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
+           "scipy": {"trainer/training/objective.py"}}
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfyui_version", "folder_paths", "server"}
 
 

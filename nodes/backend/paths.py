@@ -39,7 +39,7 @@ def runs_folder() -> Path:
 
 def shown_file() -> Path:
     """What our nodes showed last."""
-    return runs_folder() / "shown.json"
+    return runs_folder() / "shown.sqlite"
 
 
 def new_video_file(name: str) -> Path:

@@ -1,19 +1,19 @@
 """What our nodes showed last, so that a page that is opened anew, or a second one, shows it again.
 
-Kept by workflow and node in one JSON file; without that file nothing is lost but what nodes show.
+Kept by user, workflow and node in an SQLite file; without that file nothing is lost but what nodes show.
 """
 
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 
-from ...trainer.base.files import replacing
+from ...trainer.base.database import Database
 from ..backend import paths
 from .asking import running_user
 
@@ -23,7 +23,12 @@ MAX_NODES = 500
 COMPARISON = "wantune_compare"
 """What the page's player shows (web/compare/video_compare.js), among what a node shows."""
 
-_lock = threading.Lock()
+_TABLE = """CREATE TABLE IF NOT EXISTS shown (
+    turn INTEGER PRIMARY KEY, node TEXT, kind TEXT, data TEXT, UNIQUE (node, kind))"""
+"""Each row that is written gets the highest turn."""
+
+_FORGET = """DELETE FROM shown WHERE node NOT IN (
+    SELECT node FROM shown GROUP BY node ORDER BY max(turn) DESC LIMIT ?)"""
 
 
 def key_of(hidden) -> tuple[str, str]:
@@ -43,20 +48,20 @@ def remember(hidden, kind: str, data: object) -> None:
     workflow, node = key_of(hidden)
     if not workflow:
         return
-    name = _name(running_user(), workflow, node)
-    with _lock, suppress(OSError):
-        entries = _load()
-        entries[name] = {**entries.pop(name, {}), kind: data}  # at the end: they are in the order of time
-        entries = dict(list(entries.items())[-MAX_NODES:])
-        with replacing(paths.shown_file()) as temporary:
-            temporary.write_text(json.dumps(entries), encoding="utf-8")
+    row = _name(running_user(), workflow, node), kind, json.dumps(data)
+    _database().write(("INSERT OR REPLACE INTO shown (node, kind, data) VALUES (?, ?, ?)", [row]),
+                      (_FORGET, [(MAX_NODES,)]))
 
 
 def recall(user: str, workflow: str, node: str) -> dict[str, object]:
     """What this node of a user's workflow showed last, by kind."""
-    with _lock:
-        entries = _load()
-    return {**entries.get(_name(None, workflow, node), {}), **entries.get(_name(user, workflow, node), {})}
+    database, found = _database(), {}
+    for name in (_name(None, workflow, node), _name(user, workflow, node)):
+        for kind, data in database.rows("SELECT kind, data FROM shown WHERE node = ?", name):
+            with suppress(TypeError, ValueError):  # damage that SQLite does not notice
+                found[kind] = json.loads(data)
+    database.close()
+    return found
 
 
 def video_output(hidden, video: Path, data: dict, *outputs) -> io.NodeOutput:
@@ -70,9 +75,14 @@ def _name(user: str | None, workflow: str, node: str) -> str:
     return json.dumps([user if args.multi_user else None, workflow, node])
 
 
-def _load() -> dict[str, dict]:
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(paths.shown_file().read_bytes())
-        if isinstance(content, dict):
-            return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
-    return {}
+def _database() -> Database:
+    database = Database(paths.shown_file(), _TABLE)
+    database.take_over("INSERT OR IGNORE INTO shown (node, kind, data) VALUES (?, ?, ?)", _rows_of)
+    return database
+
+
+def _rows_of(content: object) -> Iterator[tuple]:
+    """Of the JSON file of earlier versions: {node: {kind: data}}, the newest last."""
+    for name, entry in content.items() if isinstance(content, dict) else ():
+        for kind, data in entry.items() if isinstance(entry, dict) else ():
+            yield name, kind, json.dumps(data)

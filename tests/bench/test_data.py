@@ -124,7 +124,7 @@ def test_a_full_cache_opens_without_encoding_or_reading_a_tensor(data, cached, m
     monkeypatch.setattr(store, "_read", lambda path: read.append(path) or real(path))
     assert len(data.opened(cached, ITEMS).samples) == ITEMS
     assert not read
-    (cached / "index.json").rename(cached / "index.away")  # what is not known to be whole is read once
+    (cached / "index.sqlite").rename(cached / "index.away")  # what is not known to be whole is read once
     assert len(data.opened(cached, ITEMS).samples) == ITEMS
     assert len(read) == 2 * ITEMS
     data.opened(cached, ITEMS)

@@ -3,71 +3,96 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
-from dataclasses import astuple
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from .files import Stamp, replacing
+from .database import Database
+from .files import Stamp
 
 SETTLED = 2.0
 """Seconds. A file changed less than this ago is not remembered: a second change might leave the same time behind."""
 
+_TABLE = """CREATE TABLE IF NOT EXISTS known (
+    name BLOB PRIMARY KEY, version TEXT, stamp TEXT, facts TEXT, crc32 INTEGER) WITHOUT ROWID"""
+"""The checksum is of all the others: SQLite has none, and gives what it reads from a damaged file."""
+
 
 class Remembered:
-    """Facts by name, valid while the file's Stamp is the same; kept in one JSON file, or only in memory.
+    """Facts by name, valid while the file's Stamp and the version are the same.
 
-    Loses nothing but time when that file is missing, damaged or of another version.
+    They are kept in an SQLite file from `save` on, or only in memory. Threads may share the object, and processes the
+    file; each adds what it found. Loses nothing but time when the file is missing, damaged or of another version.
     """
 
     def __init__(self, path: Path | None, version: str) -> None:
-        self._path = path
+        self._database = Database(path, _TABLE)
         self._version = version
-        self._known = self._load()
-        self._changed = False
+        self._new: dict[str, tuple[str, str]] = {}  # stamp and facts of what is not saved yet
+        self._lock = threading.Lock()
+        self._database.take_over("INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", self._rows_of)
 
     def get(self, name: str, stamp: Stamp) -> dict | None:
         """The facts, or None if there are none for the file as it is now."""
-        known = self._known.get(name)
-        return known[1] if known and known[0] == list(astuple(stamp)) else None
+        known = self._new.get(name)
+        if known is None:
+            key = os.fsencode(name)
+            for *row, crc32 in self._database.rows(
+                    "SELECT name, version, stamp, facts, crc32 FROM known WHERE name = ?", key):
+                if (*row, crc32) == self._row(key, *row[2:]):
+                    known = row[2:]
+        return json.loads(known[1]) if known is not None and known[0] == _text(stamp) else None
 
-    def put(self, name: str, stamp: Stamp, facts: dict, is_ours: bool = False) -> None:
-        """Remember JSON-able facts (fractions are written as text) of a file that nobody `is_ours` may be writing."""
-        if is_ours or time.time() - max(stamp.modified, stamp.changed) / 1e9 > SETTLED:
-            self._known[name] = [list(astuple(stamp)), facts]
-            self._changed = True
+    def put(self, name: str, stamp: Stamp, facts: dict, written_by_us: bool = False) -> None:
+        """Remember facts about a file; what JSON cannot hold, such as a fraction, becomes text.
+
+        Args:
+            written_by_us: this program wrote the file and is done with it. Any other file may just be changing, and is
+                remembered only when its last change is SETTLED seconds old.
+        """
+        if written_by_us or time.time() - max(stamp.modified, stamp.changed) / 1e9 > SETTLED:
+            with self._lock:
+                self._new[name] = _text(stamp), json.dumps(facts, default=str, separators=(",", ":"))
 
     def names(self) -> list[str]:
         """All that something is known of."""
-        return list(self._known)
+        saved = self._database.rows("SELECT name FROM known WHERE version = ?", self._version)
+        return sorted({os.fsdecode(name) for (name,) in saved} | self._new.keys())
 
     def keep(self, names: set[str]) -> None:
         """Forget all others."""
-        gone = self._known.keys() - names
-        for name in gone:
-            del self._known[name]
-        self._changed = self._changed or bool(gone)
+        with self._lock:
+            self._new = {name: known for name, known in self._new.items() if name in names}
+        kept = {os.fsencode(name) for name in names}
+        gone = [row for row in self._database.rows("SELECT name FROM known") if row[0] not in kept]
+        if gone:
+            self._database.write(("DELETE FROM known WHERE name = ?", gone))
 
     def save(self) -> None:
-        """Write the file if there is something new; a full or read-only disk costs time later and nothing else."""
-        if not self._changed or self._path is None:
-            return
-        content = {"version": self._version, "known": self._known}
-        try:
-            with replacing(self._path) as temporary:
-                temporary.write_text(json.dumps(content, default=str, separators=(",", ":")), encoding="utf-8")
-        except OSError:
-            return
-        self._changed = False
+        """Write what is new, and close the file; a full or read-only disk costs time later and nothing else."""
+        with self._lock:
+            rows = sorted(self._row(os.fsencode(name), *known) for name, known in self._new.items())
+            if rows and self._database.write(("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)):
+                self._new.clear()
+        self._database.close()
 
-    def _load(self) -> dict[str, list]:
-        try:
-            content = json.loads(self._path.read_bytes()) if self._path else {}
-        except (OSError, ValueError, RecursionError):
-            return {}
-        if not isinstance(content, dict) or content.get("version") != self._version:
-            return {}
-        known = content.get("known")
-        if not isinstance(known, dict):
-            return {}
-        return {name: each for name, each in known.items()
-                if isinstance(each, list) and len(each) == 2 and isinstance(each[1], dict)}
+    def _row(self, name: bytes, stamp: str, facts: str) -> tuple:
+        row = name, self._version, stamp, facts
+        return *row, zlib.crc32(repr(row).encode())
+
+    def _rows_of(self, content: object) -> Iterator[tuple]:
+        """Rows of the JSON file of earlier versions: {"version": ..., "known": {name: [stamp, facts]}}."""
+        known = content.get("known") if isinstance(content, dict) and content.get("version") == self._version else None
+        for name, each in known.items() if isinstance(known, dict) else ():
+            match each:
+                case [[size, modified, changed], dict(facts)]:
+                    yield self._row(os.fsencode(name), _text(Stamp(size, modified, changed)),
+                                    json.dumps(facts, separators=(",", ":")))
+
+
+def _text(stamp: Stamp) -> str:
+    """As text, since a time in nanoseconds may be larger than SQLite's integers."""
+    return f"{stamp.size} {stamp.modified} {stamp.changed}"

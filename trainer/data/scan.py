@@ -104,7 +104,7 @@ def _probe(
     entries: list[Entry], config: DatasetConfig, memory: Path | None, is_all: bool
 ) -> Iterator[ScanProgress]:
     """Returns the Facts of each file by name; reading and decoding wait for disks and release Python's lock."""
-    known = Remembered(memory / f"{content_hash(config.folder)[:16]}.json" if memory else None, facts.VERSION)
+    known = Remembered(memory / f"{content_hash(config.folder)[:16]}.sqlite" if memory else None, facts.VERSION)
     found = {}
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "wantune-scan")
     try:

@@ -2,7 +2,7 @@
 
     latents/<key>.safetensors   texts/<key>.safetensors   masks/<key>.safetensors   and one folder for each further
                                 kind of condition
-    index.json                  which files were found whole, by size and times, and when they were last used
+    index.sqlite                which files were found whole, by size and times, and when they were last used
     id                          changes when files that someone may rely on are taken away
 """
 
@@ -48,7 +48,7 @@ class Store:
 
     @cached_property
     def _index(self) -> Remembered:
-        return Remembered(self.folder / "index.json", "1")
+        return Remembered(self.folder / "index.sqlite", "1")
 
     @property
     def id(self) -> str:
@@ -128,7 +128,7 @@ class Store:
         if deleted:
             renew(self.folder)
             self._index.keep({self._name(path) for path, _ in self._files()})
-            self._index.save()
+        self._index.save()
         return Size(len(deleted), sum(deleted)), self.size()
 
     def _files(self) -> Iterator:
@@ -141,7 +141,7 @@ class Store:
         return known["used"] if known else status.st_mtime
 
     def _remember(self, path: Path, stamp: Stamp, length: int) -> None:
-        self._index.put(self._name(path), stamp, {"used": int(time.time()), "length": length}, is_ours=True)
+        self._index.put(self._name(path), stamp, {"used": int(time.time()), "length": length}, written_by_us=True)
 
     def _name(self, path: Path) -> str:
         return f"{path.parent.name}/{path.stem}"

@@ -60,7 +60,6 @@ class Trainer:
         self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
         self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
-        self.rate_of_step = optim.rate_of_step(config.optimizer, self.total_steps)
         # fp16 gradients of a mean over a whole latent vanish without it; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
         self.stop = False
@@ -120,7 +119,8 @@ class Trainer:
             timesteps += t_B.tolist()
             losses += loss_B.tolist()
 
-        learning_rate = self.config.learning_rate * self.rate_of_step(self.step)
+        rate = optim.rate_of_step(self.config.optimizer, self.total_steps, self.step)
+        learning_rate = self.config.learning_rate * rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         grad_norm = self._clip() if all(map(math.isfinite, losses)) else math.nan

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
-import numpy as np
 import torch
 
 from ..base.errors import content_hash
@@ -22,9 +21,6 @@ PLAIN = ObjectiveConfig()
 
 _EDGE = 2.0**-24
 """The nearest that a noise level comes to 0 and to 1: fp32 has 1 minus it, and nothing between it and 1."""
-
-_TABLE = 1 << 14
-"""Points of the table that the beta distribution is inverted with."""
 
 
 def generator(*key: object) -> torch.Generator:
@@ -65,7 +61,7 @@ def quantile(config: ObjectiveConfig, u: torch.Tensor, num_tokens: int = 0) -> t
 
     logit_normal: sigmoid(mean + std z), z standard normal (arXiv:2403.03206, equation 19).
     mode: f(u) = 1 - u - s (cos(pi u / 2)^2 - 1 + u) (the same, equation 20), mirrored to rise with u.
-    beta: Beta(a, b). uniform: u itself.
+    beta: the inverse of Beta(a, b)'s distribution function. uniform: u itself.
     """
     if config.timesteps == "logit_normal":
         t = torch.sigmoid(config.logit_mean + config.logit_std * torch.special.ndtri(u))
@@ -73,7 +69,9 @@ def quantile(config: ObjectiveConfig, u: torch.Tensor, num_tokens: int = 0) -> t
         falling = 1 - u  # f falls with its argument
         t = 1 - falling - config.mode_scale * (torch.cos(math.pi / 2 * falling).square() - 1 + falling)
     elif config.timesteps == "beta":
-        t = torch.from_numpy(np.interp(u.numpy(), *_beta_table(config.beta_a, config.beta_b)))
+        from scipy.special import betaincinv  # imports slowly; before 1.12 it is wrong for large a or b
+
+        t = torch.from_numpy(betaincinv(config.beta_a, config.beta_b, u.numpy()))
     else:
         t = u
     shift = config.shift * (_resolution_shift(num_tokens) if config.resolution_shift else 1.0)
@@ -172,27 +170,3 @@ def _inverse(config: ObjectiveConfig, num_tokens: int, t: float) -> float:
         is_below = quantile(config, torch.tensor([middle], dtype=torch.float64), num_tokens).item() < t
         low, high = (middle, high) if is_below else (low, middle)
     return (low + high) / 2
-
-
-@cache
-def _beta_table(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-    """(u, t) of Beta(a, b): its density summed over points that lie denser towards 0 and 1.
-
-    Within a cell the power of the nearer end, which may go to infinity there, is integrated exactly and the other one
-    taken from the middle; in logarithms, since the density of a narrow one is below what fp64 has.
-    """
-    angle = np.linspace(0, np.pi / 2, _TABLE)
-    t, rest = np.sin(angle) ** 2, np.cos(angle) ** 2
-    rest[-1] = 0.0
-    with np.errstate(divide="ignore"):
-        rising = _log_power(t, a) + (b - 1) * np.log((rest[1:] + rest[:-1]) / 2)
-        falling = _log_power(rest[::-1], b)[::-1] + (a - 1) * np.log((t[1:] + t[:-1]) / 2)
-    logs = np.where(t[1:] < 0.5, rising, falling)
-    share = np.concatenate([[0.0], np.cumsum(np.exp(logs - logs.max()))])
-    return share / share[-1], t
-
-
-def _log_power(t: np.ndarray, a: float) -> np.ndarray:
-    """log of the integral of t^(a - 1) over each cell of ascending t."""
-    high, low = a * np.log(t[1:]), a * np.log(t[:-1])
-    return high + np.log(-np.expm1(low - high)) - math.log(a)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -50,22 +51,34 @@ def build_optimizer(
     return more.ScheduleFreeAdamW(parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay)
 
 
-def rate_of_step(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
-    """What the learning rate is multiplied with in each step, from 0: a function of the step alone.
+def rate_of_step(config: OptimizerConfig, total_steps: int, step: int) -> float:
+    """What the learning rate is multiplied with in a step, counted from 0.
 
-    Formulas: diffusers.optimization, read one step further in both directions, since there the first step of a rise
-    and the last of a fall have the rate 0 and are computed for nothing.
+    It rises linearly for warmup_steps. Of the steps that are left a share p, from 0 towards 1, is done:
+
+    constant: 1. linear: 1 - p.
+    cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter, arXiv:1608.03983, equation 5).
+    cosine_with_restarts: the same, `cycles` times one after the other.
+    polynomial: (1 - p)^power, and 1e-7 more at its end (google-research/bert, optimization.py; fairseq).
+
+    All as huggingface/diffusers has them (optimization.py, get_*_schedule_with_warmup), bit for bit, read one step
+    further in both directions: there the first step of a rise and the last of a fall have the rate 0 and are computed
+    for nothing. A test compares them.
     """
-    from diffusers.optimization import get_scheduler  # imports slowly, so only here
-
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
-    schedule = get_scheduler(
-        name, dummy, num_warmup_steps=config.warmup_steps + 1, num_training_steps=total_steps + 1,
-        num_cycles=config.cycles, power=config.power,
-    )
-    multiplier = schedule.lr_lambdas[0]
-    return lambda step: multiplier(step + 1)
+    now, rise, end = step + 1, config.warmup_steps + 1, total_steps + 1
+    if now < rise:
+        return now / rise
+    fall = max(1, end - rise)
+    p = (now - rise) / fall
+    if config.schedule == "linear":
+        return max(0.0, (end - now) / fall)  # 1 - p would be rounded otherwise
+    if config.schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * p)))
+    if config.schedule == "cosine_with_restarts":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (config.cycles * p % 1.0)))) if p < 1.0 else 0.0
+    if config.schedule == "polynomial":
+        return (1.0 - 1e-7) * (1 - p) ** config.power + 1e-7 if now <= end else 1e-7
+    return 1.0
 
 
 class Averages:

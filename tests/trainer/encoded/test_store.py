@@ -3,12 +3,15 @@
 import json
 import os
 import time
+from dataclasses import astuple
 
 import pytest
 import torch
 from filelock import FileLock
 
 from wantune.trainer.base.errors import UserError
+from wantune.trainer.base.files import Stamp
+from wantune.trainer.base.remembered import Remembered
 from wantune.trainer.encoded import store
 from wantune.trainer.encoded.store import Store
 
@@ -84,7 +87,7 @@ def test_a_whole_file_is_not_read_a_second_time(cache, monkeypatch):
 def test_a_damaged_index_costs_reading_and_nothing_else(cache, damage):
     path = written(cache)
     cache = reopened(cache)
-    (cache.folder / "index.json").write_bytes(damage)
+    (cache.folder / "index.sqlite").write_bytes(damage)
     cache = Store(cache.folder)
     assert cache.use(path) == 10
     assert cache.prune(1.0, None)[0].files == 0
@@ -100,15 +103,27 @@ def test_pruning_by_age_goes_by_the_last_use(cache):
     paths = [written(cache, key) for key in "abc"]
     with cache.filling():
         cache.use(paths[0])
-    index = json.loads((cache.folder / "index.json").read_text())
-    for name, days in (("b", 3), ("c", 9)):
-        index["known"][f"latents/{name}"][1]["used"] -= days * 86400
-    (cache.folder / "index.json").write_text(json.dumps(index))
+    index = Remembered(cache.folder / "index.sqlite", "1")
+    for name, path, days in (("b", paths[1], 3), ("c", paths[2], 9)):
+        known = index.get(f"latents/{name}", Stamp.of(path))
+        known["used"] -= days * 86400
+        index.put(f"latents/{name}", Stamp.of(path), known, written_by_us=True)
+    index.save()
     deleted, left = Store(cache.folder).prune(5.0, None)
     assert (deleted.files, left.files) == (1, 2) and [path.exists() for path in paths] == [True, True, False]
     deleted, left = Store(cache.folder).prune(2.0, None)
     assert (deleted.files, left.files) == (1, 1) and paths[0].exists()
     assert deleted.bytes + left.bytes == 2 * left.bytes
+
+
+def test_pruning_goes_by_the_last_use_that_an_earlier_version_wrote_down(cache):
+    paths = [written(cache, key) for key in "ab"]
+    used = {"a": time.time() - 9 * 86400, "b": time.time()}
+    known = {f"latents/{path.stem}": [astuple(Stamp.of(path)), {"used": int(used[path.stem]), "length": 10}]
+             for path in paths}
+    (cache.folder / "index.json").write_text(json.dumps({"version": "1", "known": known}))
+    assert Store(cache.folder).prune(5.0, None)[0].files == 1
+    assert [path.exists() for path in paths] == [False, True] and not (cache.folder / "index.json").exists()
 
 
 def test_without_an_index_the_files_own_times_count(cache):

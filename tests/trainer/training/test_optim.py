@@ -38,7 +38,6 @@ class Regression:
         self.rate = rate or RATES[config.name]
         self.optimizer = build_optimizer(config, self.rate, self.parameters)
         self.averages = Averages(config, self.optimizer, self.parameters)
-        self.rate_of_step = rate_of_step(config, 100)
 
     def loss(self, x: torch.Tensor, has_offset: bool = True) -> torch.Tensor:
         y = x @ self.down.T @ self.up.T
@@ -53,7 +52,7 @@ class Regression:
         losses = []
         for _ in range(steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * self.rate_of_step(self.done)
+                group["lr"] = self.rate * rate_of_step(self.config, 100, self.done)
             x = torch.randn(16, 8, generator=torch.Generator().manual_seed(1000 + self.done))
             loss = self.loss(x, has_offset=self.done % 3 > 0)
             loss.backward()
@@ -162,30 +161,49 @@ def test_what_is_saved_goes_on_bit_for_bit(name, ema_decay, saved_at, tmp_path):
         assert_equal(resumed.held_out(), undisturbed.held_out())
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 1, 10])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_rate_is_that_of_diffusers_stepped_one_by_one_from_its_second_step(schedule, warmup_steps):
-    """Its first step of a rise and the one after the last of a fall have the rate 0."""
+def of_diffusers(config: OptimizerConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The published schedule, one step longer at both ends, on an optimizer whose rate is 1."""
     from diffusers import optimization
 
-    total, config = 40, OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps, cycles=3, power=2.5)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
-    rise, end = {"num_warmup_steps": warmup_steps + 1}, {"num_training_steps": total + 1}
-    scheduler = {
+    rise, end = {"num_warmup_steps": config.warmup_steps + 1}, {"num_training_steps": total + 1}
+    return {
         "constant": lambda: optimization.get_constant_schedule_with_warmup(optimizer, **rise),
         "linear": lambda: optimization.get_linear_schedule_with_warmup(optimizer, **rise, **end),
         "cosine": lambda: optimization.get_cosine_schedule_with_warmup(optimizer, **rise, **end),
         "cosine_with_restarts": lambda: optimization.get_cosine_with_hard_restarts_schedule_with_warmup(
-            optimizer, **rise, **end, num_cycles=3),
+            optimizer, **rise, **end, num_cycles=config.cycles),
         "polynomial": lambda: optimization.get_polynomial_decay_schedule_with_warmup(
-            optimizer, **rise, **end, power=2.5),
-    }[schedule]()
-    rates, rate = [], rate_of_step(config, total)
+            optimizer, **rise, **end, power=config.power),
+    }[config.schedule]()
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 10])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_is_that_of_diffusers_stepped_one_by_one_from_its_second_step(schedule, warmup_steps):
+    """Its first step of a rise and the one after the last of a fall have the rate 0."""
+    total, config = 40, OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps, cycles=3, power=2.5)
+    scheduler, rates = of_diffusers(config, total), []
     for _ in range(total):
-        optimizer.step()
+        scheduler.optimizer.step()
         scheduler.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert [rate(step) for step in range(total)] == rates
+        rates.append(scheduler.optimizer.param_groups[0]["lr"])
+    assert [rate_of_step(config, total, step) for step in range(total)] == rates
+
+
+@pytest.mark.parametrize("shape", [
+    {"schedule": "constant"}, {"schedule": "linear"}, {"schedule": "cosine"},
+    *({"schedule": "cosine_with_restarts", "cycles": cycles} for cycles in (1, 2, 3)),
+    *({"schedule": "polynomial", "power": power} for power in (0, 0.5, 1, 2))], ids=lambda shape: "-".join(
+        map(str, shape.values())))
+def test_every_rate_has_the_bits_of_diffusers_also_after_the_end(shape):
+    for warmup_steps in range(21):
+        config = OptimizerConfig(**shape, warmup_steps=warmup_steps)
+        for total in range(1, 51):
+            (expected,) = of_diffusers(config, total).lr_lambdas
+            for step in range(total + 25):
+                if not (config.schedule == "polynomial" and step == total == warmup_steps):  # diffusers divides by 0
+                    assert rate_of_step(config, total, step) == expected(step + 1), (warmup_steps, total, step)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 10])
@@ -195,10 +213,10 @@ def test_the_rate_is_that_of_diffusers_stepped_one_by_one_from_its_second_step(s
     ("polynomial", lambda p: (1 - p) ** 3)])
 def test_the_rate_rises_in_the_warm_up_and_falls_from_1_in_what_is_left(schedule, fall, warmup_steps):
     total = 50
-    rate = rate_of_step(OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps, cycles=2, power=3), total)
+    config = OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps, cycles=2, power=3)
     rise = [(step + 1) / (warmup_steps + 1) for step in range(warmup_steps)]
     rest = [fall(step / (total - warmup_steps)) for step in range(total - warmup_steps)]
-    assert [rate(step) for step in range(total)] == pytest.approx([*rise, *rest], abs=1e-6)
+    assert [rate_of_step(config, total, step) for step in range(total)] == pytest.approx([*rise, *rest], abs=1e-6)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 10, 10_000])
@@ -206,14 +224,14 @@ def test_the_rate_rises_in_the_warm_up_and_falls_from_1_in_what_is_left(schedule
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_step_of_a_short_run_learns(schedule, total, warmup_steps):
     config = OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps, cycles=100, power=0.5)
-    rates = [rate_of_step(config, total)(step) for step in range(total)]
+    rates = [rate_of_step(config, total, step) for step in range(total)]
     assert all(isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in rates)
 
 
 def test_the_rate_is_a_function_of_the_step_alone():
-    rate = rate_of_step(OptimizerConfig(schedule="cosine"), 30)
-    forwards = [rate(step) for step in range(30)]
-    assert [rate(step) for step in reversed(range(30))] == forwards[::-1]
+    config = OptimizerConfig(schedule="cosine")
+    forwards = [rate_of_step(config, 30, step) for step in range(30)]
+    assert [rate_of_step(config, 30, step) for step in reversed(range(30))] == forwards[::-1]
 
 
 @pytest.mark.parametrize("config", [OptimizerConfig(ema_decay=0.9), OptimizerConfig(name="schedule_free"),

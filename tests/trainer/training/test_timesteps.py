@@ -86,12 +86,32 @@ def test_beta_is_that_of_torch_where_its_density_is_steepest(a, b):
     assert_same((ours * 1e6).round(), (beta_draws(a, b) * 1e6).round())
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("sharp", [600.0, 1e5])
 def test_a_very_narrow_beta_has_its_mean_and_width(sharp):
     t = draws(ObjectiveConfig(timesteps="beta", beta_a=sharp, beta_b=3 * sharp))
     assert t.mean().item() == pytest.approx(0.25, rel=0.01)
     assert t.std().item() == pytest.approx(math.sqrt(0.25 * 0.75 / (4 * sharp + 1)), rel=0.05)
+
+
+@pytest.mark.parametrize("a", [0.05, 0.3, 1.0, 2.0, 600.0])
+def test_beta_is_exact_where_its_inverse_is_a_power(a):
+    """Beta(a, 1) has the distribution function t^a, and Beta(1, a) its mirror image."""
+    u = uniform()
+    rising = objective.quantile(ObjectiveConfig(timesteps="beta", beta_a=a, beta_b=1.0), u)
+    falling = objective.quantile(ObjectiveConfig(timesteps="beta", beta_a=1.0, beta_b=a), u)
+    torch.testing.assert_close(rising, u ** (1 / a), rtol=1e-12, atol=1e-300)
+    torch.testing.assert_close(falling, -torch.expm1(torch.log1p(-u) / a), rtol=1e-12, atol=1e-300)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("b", [0.05, 1.0, 3.0, 20.0, 600.0])
+@pytest.mark.parametrize("a", [0.05, 1.0, 2.0, 20.0, 600.0])
+def test_beta_rises_from_0_to_1_over_every_number_that_can_be_drawn(a, b):
+    """torch.rand gives multiples of 2^-53."""
+    near = torch.arange(200, dtype=torch.float64) * 2.0**-53
+    u = torch.cat([near, uniform(1000), 1 - near]).sort().values
+    t = objective.quantile(ObjectiveConfig(timesteps="beta", beta_a=a, beta_b=b), u)
+    assert t.dtype == torch.float64 and (t[0], t[-1]) == (0, 1) and (t.diff() >= -1e-12).all()
 
 
 SHAPES = [{"timesteps": "logit_normal", "logit_mean": 0.4}, {"timesteps": "uniform"}, {"timesteps": "mode"},

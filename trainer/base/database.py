@@ -1,0 +1,122 @@
+"""SQLite files that only save time: whatever is wrong with one costs what it held, and is never an exception."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+
+WAIT = 5.0
+"""Seconds to wait for a transaction of another process."""
+
+
+class Database:
+    """One table in one file. Threads may share the object, and processes the file.
+
+    The file is open from the first `rows` to the next `write` or `close`: to open it for each question takes many
+    times as long as the question, and Windows deletes no file that is open. There is no write-ahead log, since that
+    does not work on network drives.
+
+    Args:
+        path: None for a database that is always empty.
+        table: its CREATE TABLE IF NOT EXISTS. Another layout needs another name.
+    """
+
+    def __init__(self, path: Path | None, table: str) -> None:
+        self._path = path
+        self._table = table
+        self._connection: sqlite3.Connection | None = None
+        self._is_readable = True
+        self._is_damaged = False
+        self._lock = threading.Lock()
+
+    def rows(self, query: str, *values: object) -> list[tuple]:
+        """What a SELECT finds; nothing in a file that is missing, damaged, or locked for longer than WAIT."""
+        with self._lock:
+            try:
+                if not self._is_readable or (self._connection is None and not self._open()):
+                    return []
+                return self._connection.execute(query, values).fetchall()
+            except (OSError, sqlite3.Error) as error:
+                self._is_readable = False  # until it is closed: the next thousand questions need not wait as well
+                self._is_damaged = _is_damage(error)
+                return []
+
+    def write(self, *changes: tuple[str, Iterable[tuple]]) -> bool:
+        """Run each statement with each of its rows, all in one transaction; a damaged file is made anew.
+
+        Returns:
+            Whether it is written; not on a disk that is full or read-only, or while another process holds the file.
+        """
+        if self._path is None:
+            return False
+        with self._lock:
+            self._close()
+            try:
+                try:
+                    self._run(changes)
+                except sqlite3.Error as error:
+                    if not _is_damage(error):
+                        raise
+                    self._is_damaged = True
+                    self._run(changes)
+            except (OSError, sqlite3.Error):
+                return False
+            return True
+
+    def close(self) -> None:
+        """Until the next question."""
+        with self._lock:
+            self._close()
+
+    def take_over(self, insert: str, rows_of: Callable[[object], Iterable[tuple]]) -> None:
+        """Add what the JSON file holds that earlier versions kept under the same name, and delete it.
+
+        Args:
+            insert: an INSERT OR IGNORE, so that what is in the database already stays.
+            rows_of: makes its rows from the content, which may be anything.
+        """
+        if self._path is None:
+            return
+        old = self._path.with_suffix(".json")
+        try:
+            rows = list(rows_of(json.loads(old.read_bytes())))
+        except OSError:  # there is none
+            return
+        except (ValueError, RecursionError):  # it is damaged
+            rows = []
+        if self.write((insert, rows)):
+            with suppress(OSError):
+                old.unlink()
+
+    def _open(self) -> bool:
+        if self._path is None or not self._path.exists():  # connecting would make an empty file
+            return False
+        self._connection = sqlite3.connect(self._path, WAIT, check_same_thread=False)
+        return True
+
+    def _close(self) -> None:
+        self._is_readable = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _run(self, changes: tuple[tuple[str, Iterable[tuple]], ...]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_damaged:
+            # the journal first, which would be played back into the next file of that name
+            for path in (self._path.with_name(f"{self._path.name}-journal"), self._path):
+                path.unlink(missing_ok=True)
+            self._is_damaged = False
+        with closing(sqlite3.connect(self._path, WAIT)) as connection, connection:
+            connection.execute(self._table)
+            for statement, rows in changes:
+                connection.executemany(statement, rows)
+
+
+def _is_damage(error: Exception) -> bool:
+    """An OperationalError is the disk's, or a lock's; of a DatabaseError itself there is only a damaged file."""
+    return type(error) is sqlite3.DatabaseError
