@@ -20,7 +20,7 @@ DOCS = WEB / "docs"
 SCRIPTS = {path.relative_to(WEB).as_posix(): path.read_text(encoding="utf-8") for path in sorted(WEB.rglob("*.js"))}
 
 STATES = ("running", "done", "stopped", "early_stop", "interrupted")
-"""Of a run (trainer/history.py), as keys of texts."""
+"""Of a run (trainer/runs/history.py), as keys of texts."""
 
 TECHNICAL = {"VAE", "CLIP", "LoRA", "alpha", "beta1", "beta2", "eps", "cfg"}
 """Names that ComfyUI's own Chinese leaves as they are, or that are symbols."""

@@ -3,7 +3,7 @@
     python tests/support/make_locales.py
 
 Run it in the environment of the tests after a schema was changed, then translate what is new in
-locales/zh/nodeDefs.json; tests/test_locales.py says what that is.
+locales/zh/nodeDefs.json; tests/nodes/test_locales.py says what that is.
 """
 
 import asyncio

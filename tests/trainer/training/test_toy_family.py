@@ -43,7 +43,7 @@ class Codec:
 
     def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
         frames, height, width, _ = pixels_FHW3.shape
-        pixels = torch.from_numpy(pixels_FHW3).float().permute(3, 0, 1, 2) / 255
+        pixels = torch.tensor(pixels_FHW3).float().permute(3, 0, 1, 2) / 255
         size = (frames - 1) // 3 + 1, height // 12, width // 12
         return TOY.normalize(torch.nn.functional.adaptive_avg_pool3d(pixels, size)[None])[0]
 
