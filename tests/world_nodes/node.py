@@ -14,7 +14,7 @@ class LoadTextEncoder(io.ComfyNode):
             display_name="Load Small UMT5 (test only)",
             category="WanTune/test",
             inputs=[io.String.Input("name", default="umt5.safetensors")],
-            outputs=[io.Sample.Output()],
+            outputs=[io.Clip.Output()],
         )
 
     @classmethod
