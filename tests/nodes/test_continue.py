@@ -11,6 +11,7 @@ from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import file as lora_file
 from wantune.trainer.lora import keys as lora_keys
 from wantune.trainer.model.adapters import Adapter
+from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.training import LoraConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -211,7 +212,7 @@ def test_the_metadata_says_what_other_tools_divide_by():
     from wantune.trainer.settings.training import TrainConfig
 
     class Data:
-        clips, captions, trigger_word, digest = (), (), "", ""
+        family, samples, captions, trigger_word, digest = WAN21_T2V, (), (), "", ""
 
     def of(**settings) -> dict[str, str]:
         return lora_file.metadata(TrainConfig(lora=LoraConfig(rank=16, alpha=8, **settings)), Data(), "a", "b", "c", 1)
