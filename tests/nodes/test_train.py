@@ -86,7 +86,7 @@ def constant_loss(model, dataset_) -> float:
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         for clip in dataset_.samples:
-            batch = read_batch([clip.visit(0)], cached.family.conditions)
+            batch = read_batch([clip.visit(0)], dataset_.family.conditions)
             latent, text = batch.latent_BCFHW, batch.conditions["text"]
             t_B = torch.arange(1, 10) / 10
             latent, text = latent.repeat(9, 1, 1, 1, 1), pad(text, 512).repeat(9, 1, 1)

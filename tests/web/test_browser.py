@@ -32,6 +32,9 @@ SECONDS = 420
 EVER = 5000
 """Epochs of a run that only Stop ends: hours."""
 
+SAVED_BEFORE = "WANTUNE_KEEP"
+"""The type of the validation socket in graphs that were saved before it was renamed: they still open and run."""
+
 RENDERERS = {"classic": False, "nodes2": True}
 
 
@@ -130,12 +133,12 @@ def _measured(workflow: dict, pictures: str) -> dict:
     _set(workflow, "WanTune_PreviewSettings", dict(enumerate([64, 64, 5, 2, 1.0, 5.0, 0, 0, 40])))
     train = next(node for node in workflow["nodes"] if node["type"] == "WanTune_TrainWanLoRA")
     link, number = workflow["last_link_id"] + 1, workflow["last_node_id"] + 1
-    train["inputs"].append({"name": "validation", "type": "WANTUNE_VALIDATION", "link": link})
+    train["inputs"].append({"name": "validation", "type": SAVED_BEFORE, "link": link})
     workflow["nodes"].append({
         "id": number, "type": "WanTune_KeepSettings", "pos": [980, -400], "size": [400, 300], "flags": {}, "order": 0,
-        "mode": 0, "inputs": [], "outputs": [{"name": "validation", "type": "WANTUNE_VALIDATION", "links": [link]}],
+        "mode": 0, "inputs": [], "outputs": [{"name": "validation", "type": SAVED_BEFORE, "links": [link]}],
         "properties": {}, "widgets_values": [0, 20, 0, 0, 25, 0.0, 3]})
-    workflow["links"].append([link, number, 0, train["id"], len(train["inputs"]) - 1, "WANTUNE_VALIDATION"])
+    workflow["links"].append([link, number, 0, train["id"], len(train["inputs"]) - 1, SAVED_BEFORE])
     workflow.update(last_link_id=link, last_node_id=number)
     return workflow
 
