@@ -1,4 +1,4 @@
-"""What autograd keeps and what a step takes, beside what `ComfyDenoiser.memory_estimate` says."""
+"""Measures what autograd saves and what a training step allocates, to check `ComfyDenoiser.memory_estimate`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ VARIANTS = {
 DIM, FFN_DIM, LAYERS = 256, 1536, 4
 """The proportions of Wan2.1 1.3B."""
 LATENTS = {256: (1, 32, 32), 1024: (1, 64, 64), 4096: (4, 64, 64)}
-"""By the number of their tokens."""
+"""Latent frames, rows and columns by the number of their tokens."""
 
 
 class Step:
     """Bytes of one training step: `kept` by autograd when the forward is over, and allocated at the `peak`.
 
-    What outlives a step comes on top: the `adapter` and AdamW's two moments of it, all in fp32.
+    Neither includes what outlives a step: `adapter`, the bytes of the adapter and AdamW's two moments, all in fp32.
     """
 
     def __init__(self, run: Run) -> None:
@@ -39,7 +39,7 @@ class Step:
 
 
 def measure(toy: bool) -> dict:
-    """The estimate over the truth, and what its constants should be."""
+    """For each variant the ratio of estimated to measured bytes, and what the estimate's constants should be."""
     latents = {16: (1, 8, 8)} if toy else LATENTS
     figures = {}
     for name in ("fp32",) if toy else VARIANTS:
@@ -55,7 +55,7 @@ def measure(toy: bool) -> dict:
 
 
 def constants(name: str, latents: dict) -> dict[str, str]:
-    """Values a token: kept for one block, and used in backward beside that, as a x dim + b x ffn_dim."""
+    """Values per token, fitted as a x dim + b x ffn_dim: kept for one block, and used in backward beside that."""
     tokens = sorted(latents)[len(latents) // 2]
     scale = tokens * (VARIANTS[name][1] or torch.float32).itemsize
     kept, used = {}, {}
@@ -69,7 +69,7 @@ def constants(name: str, latents: dict) -> dict[str, str]:
 def one_step(
     name: str, ffn_dim: int, layers: int, size_FHW: tuple[int, int, int], checkpointing: bool
 ) -> tuple[Step, int]:
-    """A step of a model of so many layers, and the estimate for it."""
+    """The measured step of a model of so many layers, and the estimate in bytes for it."""
     weights, compute = VARIANTS[name]
     with tempfile.TemporaryDirectory() as folder:
         case = Case(Path(folder), {"dim": DIM, "ffn_dim": ffn_dim, "layers": layers}, size_FHW)
@@ -89,7 +89,7 @@ def _line(values: dict[int, float], offset: int) -> str:
 
 
 def _kept(run: Run) -> int:
-    """Distinct memory that autograd holds when the forward is over, weights and adapter aside."""
+    """Bytes that autograd holds when the forward is over, each storage once, without weights and adapter."""
     own = [*run.adapter.parameters, *run.model.model.parameters()]
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -112,7 +112,7 @@ def _kept(run: Run) -> int:
 
 
 def _peak(step) -> int:
-    """The most that is allocated at once during a step over what was allocated before it."""
+    """Bytes that are allocated at most during a step, beyond those allocated before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""What is trained in the benches, and our side of it: a transformer, a dataset, whole steps of the node."""
+"""What the benches train and how WanTune trains it: a transformer, a random dataset, whole steps of the node."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from ..trainer.training.loop import Trainer
 
 RANK = 32
 TEXT_TOKENS = 40
-"""A caption of usual length."""
+"""Of a caption of usual length."""
 ITEMS = 4
+"""Samples of the dataset."""
 
 
 class Case:
@@ -56,7 +57,7 @@ class Case:
         return TrainConfig(epochs=steps, max_steps=steps, gradient_checkpointing=checkpointing, lora=lora)
 
     def train(self, model, checkpointing: bool, steps: int) -> None:
-        """All that the Train node does."""
+        """All that the node Train Wan LoRA does."""
         train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None), restart=True)
 
 
@@ -77,7 +78,7 @@ class Run:
 
 @contextmanager
 def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]:
-    """Our training, one step at a time, as nodes/train.py drives it."""
+    """Our training, one step at a time, as trainer/training/run.py and nodes/train.py do it."""
     config = case.config(checkpointing, steps)
     denoiser = ComfyDenoiser(model)
     linears = denoiser.linears()

@@ -22,15 +22,15 @@ import host
 import memory
 
 FEW, WARM, TURNS, SETTLED = 10, 1000, 3, 2.1
-"""Items that memory is compared with; items of real size; fills of each kind; seconds before a file is remembered."""
+"""Items of the base case for memory; items of real size; fills of each kind; seconds until a scan remembers a file."""
 REAL_SHAPES, SMALL_SHAPES = ((16, 1, 64, 64), (100, 4096)), ((16, 1, 4, 4), (8, 64))
-"""Latent in fp32, of 512 x 512 pixels the real one, and embedding in 16 bits, of a long caption the real one."""
+"""Shapes of the fp32 latent (real: of 512 x 512 pixels) and of the bf16 text embedding (real: a long caption)."""
 WEB = ((512, 512), (640, 448), (448, 640), (768, 512), (512, 768), (1024, 576))
 PHOTOGRAPH = (4000, 3000), (3000, 4000)
 KINDS = (("pictures", 200, WEB, None), ("photographs, jpg", 160, PHOTOGRAPH, "jpg"),
          ("photographs, png", 40, PHOTOGRAPH, "png"))
 PLAYED, GPU_ENCODES = "played", 0.03
-"""An encoder's id; seconds that stand for it on a GPU: a sleep, in which the processor is free."""
+"""Id of an encoder that only sleeps; seconds of sleep that stand for encoding on a GPU, while the CPU is free."""
 WORDS = "a woman in an orange suit stands before the flag of her country and smiles at us while it rains".split()
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure_all(options, folder: Path) -> Iterator[tuple[str, dict]]:
-    """Title and figures of each."""
+    """Yield the title and the figures of each measurement."""
     few_items, warm_items = min(FEW, options.items // 2), min(WARM, options.items)
     few, many = make_pictures(folder / "few", few_items), make_pictures(folder / "many", options.items)
     for name in ("first scan", "second scan"):
@@ -124,7 +124,7 @@ def make_pictures(folder: Path, count: int, sizes: tuple = WEB, suffix: str | No
 
 
 def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple) -> Path:
-    """The cache files of so many pictures that nobody made."""
+    """Cache files, of random content, for the pictures of `pretended`."""
     import torch
 
     from wantune.trainer.encoded import cache
@@ -140,7 +140,7 @@ def make_cache(folder: Path, count: int, latent_shape: tuple, text_shape: tuple)
 
 
 def pretended(count: int):
-    """A manifest of pictures that are not there."""
+    """A Manifest of `count` pictures that do not exist."""
     from wantune.trainer.base import files
     from wantune.trainer.data import buckets, manifest
     from wantune.trainer.model import families
@@ -156,7 +156,7 @@ def pretended(count: int):
 
 
 def scanned(folder: Path, resolution: int, frames: int = 1):
-    """The manifest of a folder; what is found out is remembered in it for the next process."""
+    """The Manifest of a folder; what the scan finds out is kept in its .scans, for the next process."""
     from wantune.trainer.data import scan as scanning
     from wantune.trainer.settings.data import DatasetConfig
 
@@ -165,7 +165,7 @@ def scanned(folder: Path, resolution: int, frames: int = 1):
 
 
 def scan(folder: Path, _items: int = 0, resolution: int = 256) -> dict:
-    """A scan and its report."""
+    """Measures a scan and its report."""
     from wantune.trainer.data import report
 
     cpu = time.process_time()
@@ -179,14 +179,14 @@ def scan(folder: Path, _items: int = 0, resolution: int = 256) -> dict:
 
 
 def opening(folder: Path, items: int) -> dict:
-    """Filling a cache that has everything: the first look of this process, then more of them."""
+    """Measures opening a complete cache: the first time in this process, then five more times."""
     (_, first), peak = peak_of(lambda: timed(lambda: opened(folder, items)))
     return {"first in its process, s": first, "peak over start, MiB": peak,
             "median of 5 more, s": statistics.median(timed(lambda: opened(folder, items))[1] for _ in range(5))}
 
 
 def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
-    """The order of batches alone, with the ten repeats of the node; then batches with what is read for them."""
+    """Measures drawing the order of batches alone, with the node's ten repeats; then batches read from the cache."""
     from wantune.trainer.encoded.batches import BucketSampler, LookAhead
     from wantune.trainer.model import families
 
@@ -206,7 +206,7 @@ def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
 
 
 def fill(folder: Path, vae_dim: int, pictures: int, num_clips: int, frames: int, turns: int) -> dict:
-    """An empty cache filled with real pictures and clips, against the time inside both encoders."""
+    """Measures filling an empty cache with real pictures and clips, against the time inside both encoders."""
     from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
     from wantune.tests.support import clips, tools
     from wantune.tests.world import random_models
@@ -240,20 +240,20 @@ def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
 
 
 class Inside:
-    """An encoder, and the seconds inside it."""
+    """Wraps an encoder and sums up the seconds spent in it."""
 
     def __init__(self, encoder) -> None:
         self.id, self._encoder, self.seconds = encoder.id, encoder, 0.0
 
     def encode(self, content):
-        """What the encoder gives."""
+        """What the wrapped encoder returns."""
         result, seconds = timed(lambda: self._encoder.encode(content))
         self.seconds += seconds
         return result
 
 
 def played(seconds: float | None = None) -> SimpleNamespace:
-    """An encoder that leaves the processor alone, as one on a GPU does; without `seconds` it must not be needed."""
+    """An encoder that sleeps, as the CPU may while a GPU encodes; without `seconds` it must not be called."""
     import torch
 
     def encode(_content) -> torch.Tensor:
@@ -265,7 +265,7 @@ def played(seconds: float | None = None) -> SimpleNamespace:
 
 
 def peak_of(work: Callable) -> tuple:
-    """Its result, and the MiB that the process held at most meanwhile over what it held before."""
+    """The result of `work`, and by how many MiB the process's peak memory exceeded its memory before."""
 
     def resident(field: str) -> int:
         return int(Path("/proc/self/status").read_text(encoding="ascii").split(f"{field}:")[1].split()[0])
@@ -277,7 +277,7 @@ def peak_of(work: Callable) -> tuple:
 
 
 def opened(folder: Path, items: int):
-    """The CachedDataset of a cache that has everything."""
+    """The CachedDataset of a complete cache made by `make_cache`."""
     from wantune.tests.support import tools
     from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
@@ -286,7 +286,7 @@ def opened(folder: Path, items: int):
 
 
 def timed(work: Callable) -> tuple:
-    """Its result, and the seconds it took."""
+    """The result of `work`, and the seconds it took."""
     start = time.perf_counter()
     result = work()
     return result, round(time.perf_counter() - start, 6)

@@ -1,4 +1,4 @@
-"""What both scripts begin and end with: the command line, ComfyUI in this process, figures as JSON."""
+"""What every bench script begins and ends with: the command line, ComfyUI in this process, figures as JSON."""
 
 import argparse
 import hashlib
@@ -14,7 +14,7 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Options of every bench."""
+    """The command line options that all benches have."""
     options = argparse.ArgumentParser(prog=f"bench/{name}.py", description=description)
     options.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to use (default: run.py's)")
     options.add_argument("--out", type=Path, metavar="FILE", help="default: in bench/results")
@@ -27,12 +27,12 @@ def start(options: argparse.Namespace) -> dict:
     """Make ComfyUI and this checkout importable; what needs either is imported after this.
 
     Returns:
-        What the figures were taken on.
+        What the figures are measured on: versions, device and threads.
     """
     measured = code_digest()
     # Read when torch is loaded: threads that wait by spinning slow a busy machine down more than tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Our nodes/ would hide ComfyUI's nodes.py, and these scripts whatever has their names.
+    # Our nodes/ would hide ComfyUI's nodes.py, and these scripts would hide modules of the same names.
     ours = (ROOT, ROOT / "bench")
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in ours]
     pack = types.ModuleType("wantune")
@@ -64,7 +64,7 @@ def start(options: argparse.Namespace) -> dict:
 
 
 def write(options: argparse.Namespace, name: str, machine: dict, figures: dict) -> None:
-    """As JSON, into --out or bench/results/<name>-<version of ComfyUI>-<cpu or gpu>.json."""
+    """Write the figures as JSON, to --out or bench/results/<name>-<version of ComfyUI>-<cpu or gpu>.json."""
     if code_digest() != machine["wantune"]:
         sys.exit("nodes/ or trainer/ changed while this ran, so the figures are of no version; run it again.")
     kind = "cpu" if machine["device"].startswith("CPU") else "gpu"
@@ -74,7 +74,7 @@ def write(options: argparse.Namespace, name: str, machine: dict, figures: dict) 
 
 
 def code_digest() -> str:
-    """Tells apart which version of nodes/ and trainer/ was measured."""
+    """A hash of the source of nodes/ and trainer/, which tells what version was measured."""
     digest = hashlib.sha256()
     for path in sorted(path for folder in ("nodes", "trainer") for path in (ROOT / folder).rglob("*.py")):
         digest.update(path.read_bytes())

@@ -2,9 +2,9 @@
 
     python bench/loop.py [--comfyui PATH] [--out FILE]
 
-The small world's transformer is trained while its backward waits until the model's part of a step is 100 ms. Overhead
-is the time of the whole run over the time inside forward, backward, clipping and optimizer. A checkpoint is written
-every 100 steps.
+The small world's transformer is trained; after each backward a sleep makes the model's part of a step 100 ms long.
+Overhead is the time of the whole run divided by the time inside forward, backward, clipping and optimizer. A checkpoint
+is written every 100 steps.
 """
 
 import tempfile
@@ -17,6 +17,7 @@ import host
 STEP_SECONDS = 0.1
 STEPS, TOY_STEPS = 400, 4
 EVERY = 100
+"""Steps between checkpoints."""
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
 
 
 def overhead(folder: Path, steps: int) -> dict[str, float]:
-    """Time of the run over time in the model, and where the difference goes."""
+    """Time of the run divided by time in the model, and where the difference goes."""
     from wantune.bench.cases import Case
     from wantune.nodes.backend.denoiser import ComfyDenoiser
     from wantune.nodes.page.live import Live

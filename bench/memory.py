@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure_all(options, models: dict) -> dict:
-    """One process for each training of each model."""
+    """The figures of each training of each model, each measured in a process of its own."""
     figures = {}
     for model in models:
         for training in TRAININGS:
@@ -73,7 +73,7 @@ def _in_process(options, model: str, training: str) -> dict:
 
 
 def measure_one(dit: dict, dtype: str | None, size_FHW: tuple[int, int, int], training: str) -> dict:
-    """MiB of one training over those of the same process with the model loaded and used once."""
+    """MiB that one training adds to the same process after the model was loaded and has sampled once."""
     import torch
 
     from wantune.bench.cases import Case
@@ -114,7 +114,7 @@ def _train_core(case, model, checkpointing: bool, steps: int) -> None:
 
 
 def _breakdown(case, model, checkpointing: bool, extra: int) -> dict[str, int]:
-    """Bytes of the extra memory by what they are for."""
+    """The extra memory in bytes, by its use, and the estimate for it."""
     from wantune.bench.calibration import Step
     from wantune.bench.cases import running
 
@@ -131,21 +131,21 @@ def _breakdown(case, model, checkpointing: bool, extra: int) -> dict[str, int]:
 
 
 def in_use() -> int:
-    """Bytes: allocated on the GPU where there is one, or else resident in this process."""
+    """Bytes in use: allocated on the GPU where there is one, else resident in this process."""
     import torch
 
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
 
 
 def peak() -> int:
-    """Bytes: the most that was in use since `reset_peak`."""
+    """The most bytes that were in use since `reset_peak`."""
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
 
 
 def reset_peak() -> None:
-    """Start to look for a new peak."""
+    """Forget the peak so far. (5 resets VmHWM, see proc_pid_clear_refs(5).)"""
     import torch
 
     if torch.cuda.is_available():

@@ -3,9 +3,9 @@
     python bench/page.py [--comfyui PATH] [--out FILE] [--threads N] [--toy]
 
 Through a real server, and for the open page a real Chromium (`python3 run.py browser` installs what drives it).
-Machines get faster and slower in minutes, so what is compared are steps of one run: those beside a burst of requests
-with the others, and those with the page awake, with a page without our scripts awake, and with both asleep, each for
-two seconds in turn.
+A machine's speed changes within minutes, so the steps of one run are compared with each other: those during a burst of
+requests with the others; and those with the page open, with a page without our scripts open, and with both suspended,
+two seconds each in turn.
 """
 
 import argparse
@@ -31,10 +31,14 @@ import host
 
 STEPS, TOY_STEPS = 250, 8
 TURNS = 6
+"""Runs of each comparison."""
 REQUESTS = 200
 PUBLISHED = 5000
+"""Steps shown by `publishing`."""
 WITHOUT_END = 100_000
+"""Steps of a run that is stopped long before its end."""
 CYCLES = 10
+"""Times that a run goes through all states of the page."""
 SECONDS_AWAKE = 2.0
 SECONDS_TO_SETTLE = 0.5
 BURST = f"{REQUESTS} requests at once"
@@ -65,7 +69,7 @@ def publishing() -> dict[str, float]:
 
 
 def through_a_server(options: argparse.Namespace) -> dict:
-    """Ratios of the time of steps."""
+    """Ratios of step times, measured with a server and, where there is one, a browser."""
     from wantune.demo import browser, comfyui, page
     from wantune.demo.server import Server
     from wantune.tests.support import tools
@@ -90,7 +94,7 @@ def through_a_server(options: argparse.Namespace) -> dict:
 
 
 def _burst(runs: "_Runs", steps: int, turns: int) -> dict:
-    """What 200 requests at once, in the middle of the run, cost it: the steps beside them over the others."""
+    """What 200 requests at once in the middle of a run cost it: its time divided by that without the burst."""
     def ask(run: _Run) -> tuple[int, int, float]:
         while len(run.step_seconds()) < steps // 2:
             time.sleep(0.05)
@@ -110,13 +114,13 @@ def _burst(runs: "_Runs", steps: int, turns: int) -> dict:
 
 
 def _opened(runs: "_Runs", wake: Callable[..., None], turns: int, cycles: int) -> dict:
-    """What the open page costs a step."""
+    """What the open page costs a step: ratios of step times between the states of the page."""
     def alternate(run: _Run) -> list[tuple[str, int, int]]:
         windows = []
         for state in states * cycles:
             wake(state)
             time.sleep(SECONDS_TO_SETTLE)
-            first = len(run.step_seconds()) + 1  # the one it is at began before
+            first = len(run.step_seconds()) + 1  # the step in progress began before
             time.sleep(SECONDS_AWAKE)
             windows.append((state, first, len(run.step_seconds())))
         wake(OPEN, OURS_OUT)
@@ -148,7 +152,7 @@ class _Run:
     folder: Path
 
     def step_seconds(self) -> list[float]:
-        """How long each step took, of those that are done."""
+        """The seconds of each step done so far."""
         lines = (self.folder / "log.jsonl").read_text().rpartition("\n")[0].splitlines()
         return [json.loads(line)["seconds"] for line in lines if '"StepDone"' in line]
 
@@ -159,7 +163,7 @@ class _Runs:
     def __init__(self, server, graph: dict, workflow: dict) -> None:
         self.server, self.workflow, self.seed = server, workflow, 0
         self._train = next(entry["inputs"] for entry in graph.values() if entry["class_type"] == "WanTune_TrainWanLoRA")
-        # what training does not need is not run
+        # only the nodes that training depends on are run
         wanted = {number for number, entry in graph.items() if entry["class_type"] == "WanTune_TrainWanLoRA"}
         while more := {each[0] for number in wanted for each in graph[number]["inputs"].values()
                        if isinstance(each, list)} - wanted:
@@ -167,7 +171,7 @@ class _Runs:
         self.graph = {number: graph[number] for number in wanted}
 
     def train(self, steps: int, beside=lambda run: None) -> tuple[list[float], Any]:
-        """The seconds of each step, and what `beside` gave, called in a thread of its own as soon as the run began."""
+        """The seconds of each step, and the result of `beside`, called in its own thread once the run has begun."""
         self.seed += 1
         self._train.update(seed=self.seed, run_name=f"bench{self.seed}", epochs=steps, max_steps=steps)
         with ThreadPoolExecutor(1) as threads:
@@ -202,7 +206,11 @@ class _Runs:
 
 @contextmanager
 def _pages(chromium, server):
-    """The graph in two browsers, with our scripts and without. Gives wake(*states): only these go on."""
+    """Open the graph in two browsers, with our scripts and without.
+
+    Yields:
+        wake(*states), which lets the browsers of these states run and suspends the others.
+    """
     import psutil
 
     processes: dict[str, subprocess.Popen] = {}

@@ -1,4 +1,8 @@
-"""What WanTune is compared with: a bare loop with the same adapters, and ComfyUI's own TrainLoraNode."""
+"""What WanTune is compared with: a bare loop with the same adapters, and ComfyUI's own TrainLoraNode.
+
+Shape legend: B batch, C latent channels, F latent frames, H height, W width, L text tokens, D width of the text
+encoder, K text rows after trainer/model/text_padding.py has folded the padding.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from ..trainer.model import text_padding
 from ..trainer.model.wan21 import WAN21_T2V
 
 BARE_T = 0.5
+"""Noise level of the bare loop, in 0..1."""
 
 
 class Bare:
@@ -28,6 +33,7 @@ class Bare:
     The network is loaded outside inference mode, so that autograd takes its weights as they are.
 
     Args:
+        path: of the transformer.
         folded: give it our few text rows and their attention bias, instead of 512 padded rows.
     """
 
@@ -71,7 +77,7 @@ class Bare:
             parameter.grad = None
 
     def loss(self) -> torch.Tensor:
-        """Of the network as it is, with its adapters."""
+        """The mean squared error of the velocity that the network with its adapters predicts."""
         options = {"optimized_attention_override": self._attention}
         velocity = self.network(self._x_BCFHW, self._t_B, context=self._text_BLD, transformer_options=options)
         return functional.mse_loss(velocity.float(), self._target_BCFHW)
@@ -91,7 +97,7 @@ def _checkpointed(function):
 
 @contextmanager
 def _in_training() -> Iterator[None]:
-    """Newer versions of ComfyUI compute with kernels that have no backward, unless they are told."""
+    """Keeps newer versions of ComfyUI from using kernels that have no backward."""
     comfy.model_management.in_training = True
     try:
         yield

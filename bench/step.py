@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
-    """Whole steps of the node in turns with the steps of two bare loops."""
+    """Compares whole steps of our node with the steps of two bare loops, in turns."""
     from wantune.bench.cases import RANK, running
     from wantune.bench.peers import Bare
     from wantune.tests.support import tools
@@ -69,7 +69,7 @@ def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
 
 
 def in_turns(steps: list[Callable[[], None]], turns: int) -> list[list[float]]:
-    """Seconds of each, one step of each a turn; a first turn warms up."""
+    """Seconds of each step function, called once in each turn; a first turn, which is not counted, warms up."""
     seconds: list[list[float]] = [[] for _ in steps]
     for turn in range(turns + 1):
         for step, times in zip(steps, seconds, strict=True):
@@ -83,7 +83,7 @@ def in_turns(steps: list[Callable[[], None]], turns: int) -> list[list[float]]:
 
 
 def against_core(case, checkpointing: bool, rounds: int, steps: int) -> dict[str, float]:
-    """Whole runs of both nodes in turns."""
+    """Compares the steps of whole runs of our node and of ComfyUI's TrainLoraNode, in turns."""
     from wantune.bench.cases import RANK
     from wantune.bench.peers import train_with_core
     from wantune.tests.support import tools
@@ -129,12 +129,12 @@ def synchronize() -> None:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median of the ratios of the turns."""
+    """The median over all turns of the ratio ours / theirs."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
 
 
 def milliseconds(seconds: list[float]) -> float:
-    """Median."""
+    """The median, in milliseconds."""
     return round(1000 * statistics.median(seconds), 1)
 
 

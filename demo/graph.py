@@ -39,7 +39,7 @@ SMALL_WORLD = SmallWorld()
 
 @dataclass(frozen=True)
 class Shown:
-    """The nodes whose outputs the demo collects."""
+    """Ids of the nodes whose outputs the demo collects."""
 
     base: str
     tuned: str
@@ -55,7 +55,7 @@ def load(root: Path) -> dict:
 
 
 def uses_small_world(options) -> bool:
-    """The small world serves unless a real model is named."""
+    """Whether to use the small world (docs/small_world.md): unless the user names a real model."""
     return not (options.unet or options.vae or options.clip)
 
 
@@ -75,12 +75,16 @@ def name_installed_models(example: dict, options, models: Path) -> None:
 
 
 def adapt(example: dict, options, root: Path) -> dict:
-    """The example with the user's choices, on the small world unless a real model is named."""
+    """The example with the user's choices, on the small world unless a real model is named.
+
+    Raises:
+        ValueError: --folder names no folder.
+    """
     graph = copy.deepcopy(example)
     if uses_small_world(options):
         _use_small_world(graph, root)
     elif not options.folder:
-        # a real model can learn the nine too; its pictures are far larger than the stills
+        # a real model can learn the small world's nine, too; it trains on far larger pictures, hence upscale
         _set(graph, "WanTune_LoadDataset", folder=str(root / SMALL_WORLD.folder), upscale=True)
         _prompt(graph)["text"] = "a GF Carty Chan digit in red on a dark background"
     if options.folder:
@@ -113,7 +117,11 @@ def add_outputs(graph: dict) -> Shown:
 
 
 def only(graph: dict, class_type: str) -> str:
-    """The id of the single node of that type."""
+    """The id of the single node of that type.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
     found = [number for number, node in graph.items() if node["class_type"] == class_type]
     if len(found) != 1:
         raise ValueError(f"{EXAMPLE} has {len(found)} nodes {class_type}; the demo needs exactly one.")
@@ -173,7 +181,7 @@ def _set(graph: dict, class_type: str, **values) -> None:
 
 
 def _add(graph: dict, class_type: str, **inputs) -> str:
-    # Far from the ids of the example's page, whose notes have no place in this form.
+    # Above all ids of the workflow in the page, where notes have ids, too, though they are missing in the API form.
     number = str(max(999, *map(int, graph)) + 1)
     graph[number] = {"class_type": class_type, "inputs": inputs}
     return number

@@ -1,7 +1,7 @@
 """Start ComfyUI inside the environment: `python launch.py COMFYUI_FOLDER [main.py's arguments]`.
 
 With a torch built for the CPU alone, torchvision cannot register its operators and torchaudio cannot load
-its libraries, and ComfyUI does not start. `prepare_imports` copes; tests call it too.
+its libraries, and ComfyUI does not start. `prepare_imports` works around both; in-process tests call it, too.
 """
 
 import importlib.machinery
@@ -56,6 +56,7 @@ def import_comfyui(folder: Path) -> None:
 
 
 def _define_schemas(name: str) -> None:
+    """Import torchvision after declaring the operators that it expects its library to have registered."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
@@ -66,6 +67,7 @@ def _define_schemas(name: str) -> None:
 
 
 def _hide_libraries(name: str) -> None:
+    """Import torchaudio while its folder of libraries looks empty, so that it does not try to load them."""
     ordinary = Path.glob
 
     def without_libraries(self, pattern, *arguments, **options):
@@ -80,7 +82,7 @@ def _hide_libraries(name: str) -> None:
 
 
 def _built_for_gpu() -> bool:
-    """Read from torch's files: importing torch before ComfyUI has set its variables would spoil them."""
+    """Whether torch is a GPU build, read from its files: ComfyUI must set environment variables before torch loads."""
     torch = importlib.util.find_spec("torch")
     path = Path(torch.origin).with_name("version.py")
     loader = importlib.machinery.SourceFileLoader("torch_version", str(path))
@@ -90,7 +92,7 @@ def _built_for_gpu() -> bool:
 
 
 def _look() -> dict:
-    """Whether to pass --cpu, and what was repaired; a GPU build of torch is asked in another process."""
+    """Whether there is a GPU, and which imports were repaired; with a GPU build of torch found out in a subprocess."""
     if not _built_for_gpu():
         return {"repaired": prepare_imports(), "accelerator": accelerator_present()}
     command = [sys.executable, str(Path(__file__).absolute()), "--look"]
@@ -101,7 +103,7 @@ def _look() -> dict:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of our standard input; when it dies, however it dies, so do we."""
+    """End this process when its parent, which holds the other end of our standard input, dies in whatever way."""
     # Not sys.stdin: a thread that waits inside it makes Python abort at an ordinary exit.
     while os.read(0, 1024):
         pass

@@ -1,4 +1,4 @@
-"""Runs inside the environment: versions, and how far two videos are apart, as JSON."""
+"""Runs inside the environment: prints versions, and how far two videos are apart, as JSON."""
 
 import importlib.metadata
 import json
@@ -10,13 +10,13 @@ import numpy
 
 
 def frames_FHW3(path: str) -> numpy.ndarray:
-    """Every frame of a video as 0..255."""
+    """Every frame of a video: (F, H, W, 3) uint8."""
     with av.open(path) as container:
         return numpy.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def main(base: str, tuned: str) -> None:
-    """Print the report's part that needs packages."""
+    """Print the part of report.json that needs packages of the environment."""
     difference = frames_FHW3(base).astype(numpy.float32) - frames_FHW3(tuned).astype(numpy.float32)
     found = {
         "python": platform.python_version(),

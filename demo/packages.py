@@ -1,4 +1,4 @@
-"""Requirement files: what our own environment installs, and what a foreign one lacks."""
+"""Requirement files: what we install into our own environment, and what the user's environment lacks."""
 
 import json
 import re
@@ -9,7 +9,7 @@ TORCH = "2.13.0"
 FAMILY = ("torch", "torchvision", "torchaudio")
 """These three must match each other, so they are never left to a requirement file."""
 
-# Runs inside a foreign environment, which may have packaging on its own or only inside pip.
+# Runs inside the user's environment, which may have the package `packaging` itself, or only pip's copy of it.
 _LACKING = """
 import importlib.metadata, json, re, sys
 try:
@@ -67,7 +67,11 @@ def to_install(root: Path, comfyui: Path, purpose: str) -> list[str]:
 
 
 def torchvision_for(torch: str) -> str:
-    """The torchvision made for a torch version: 2.13.0 -> 0.28.0."""
+    """The torchvision made for a torch version: 2.13.0 -> 0.28.0.
+
+    Raises:
+        ValueError: no version of torch 2.
+    """
     major, minor, patch = _numbers(torch)
     if major != 2:
         raise ValueError(f"No torchvision is known for torch {torch}; install torch {TORCH}.")
@@ -81,7 +85,11 @@ def torchaudio_for(torch: str) -> str:
 
 
 def lacking(python: Path, root: Path, comfyui, purpose: str) -> list[str]:
-    """What a foreign environment must still get, as requirement lines; nothing is installed."""
+    """What the user's own environment lacks, as requirement lines; nothing is installed.
+
+    Raises:
+        ValueError: that Python does not run.
+    """
     # ComfyUI runs with other versions than its file pins, so for its packages the name is enough.
     wanted = {name(line): (name(line), line) for line in essential(comfyui.path / "requirements.txt")}
     if not comfyui.needs_torchaudio:

@@ -50,6 +50,6 @@ def _replace(node: dict, wanted: dict) -> None:
 def _widget_names(node: dict) -> list[str]:
     names = [item["widget"]["name"] for item in node.get("inputs", []) if item.get("widget")]
     if node["type"] == "KSampler":
-        # The page keeps a widget of its own behind the seed.
+        # The page adds this widget itself, behind the seed; the API form does not have it.
         names.insert(names.index("seed") + 1, "control_after_generate")
     return names

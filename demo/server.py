@@ -29,7 +29,7 @@ class PromptFailed(RuntimeError):
 class Server:
     """ComfyUI in a process of its own, with folders of its own in `workspace`; a context manager.
 
-    This pack is loaded from where it stands, `packs` too, and the small world of tests/ is among the models;
+    This pack and `packs` are loaded from where they lie, and the small world of tests/world is among the models;
     `arguments` go to ComfyUI's main.py.
     """
 
@@ -59,7 +59,12 @@ class Server:
         return self.workspace / name
 
     def start(self) -> None:
-        """Start the server and return when it answers."""
+        """Start the server and return when it answers.
+
+        Raises:
+            RuntimeError: ComfyUI ended; with the last lines of its log.
+            TimeoutError: it does not answer within START_SECONDS.
+        """
         for name in ("input", "output", "temp", "user", "loras"):
             self.folder(name).mkdir(parents=True, exist_ok=True)
         port = _free_port()
@@ -78,7 +83,7 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """End the server, politely first."""
+        """End the server: terminate it, and kill it where that takes more than 10 seconds."""
         if self.process is None:
             return
         self.process.terminate()
@@ -93,7 +98,7 @@ class Server:
     def log(self) -> str:
         """Everything the server has printed."""
         text = self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.is_file() else ""
-        # Progress bars rewrite their line, each state becomes a line of its own; colors go.
+        # Progress bars rewrite their line: each state becomes a line of its own. Colour codes are removed.
         return re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\r", "\n"))
 
     def get(self, path: str):
@@ -101,14 +106,17 @@ class Server:
         return json.loads(self._request(path))
 
     def ask(self, path: str, body: dict):
-        """The JSON that the server answers to POST."""
+        """The JSON that the server answers to POST of the body as JSON."""
         return json.loads(self._request(path, body))
 
     def post(self, graph: dict, workflow: dict | None = None) -> str:
-        """Queue an API-format graph; returns its prompt id. PromptFailed when any part of it is refused.
+        """Queue an API-format graph; returns its prompt id.
 
         Args:
-            workflow: the page's form of it, which a page sends along.
+            workflow: the graph in the page's format, which a page sends along.
+
+        Raises:
+            PromptFailed: any part of it is refused.
         """
         extra = {"extra_data": {"extra_pnginfo": {"workflow": workflow}}} if workflow else {}
         try:
@@ -117,14 +125,19 @@ class Server:
             details = json.loads(error.read() or b"{}")
             raise PromptFailed(_refusal(details), details) from None
         if answer.get("node_errors"):
-            # ComfyUI would run the rest of the graph.
+            # ComfyUI has queued the part of the graph that it did not refuse.
             self._request("/queue", {"delete": [answer["prompt_id"]]})
             self.interrupt()
             raise PromptFailed(_refusal(answer), answer)
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float | None = None, tick=None) -> dict:
-        """The history entry of a prompt once it has ended, well or not; `tick()` is called while it runs."""
+        """The history entry of a prompt once it has ended, well or not; `tick()` is called while it runs.
+
+        Raises:
+            TimeoutError: it runs longer than so many seconds.
+            RuntimeError: the server ended.
+        """
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             try:
@@ -142,7 +155,12 @@ class Server:
             time.sleep(0.2)
 
     def run(self, graph: dict, seconds: float | None = None, tick=None, workflow: dict | None = None) -> dict:
-        """Queue a graph, wait, and return its history entry; PromptFailed when it did not succeed."""
+        """Queue a graph, wait, and return its history entry.
+
+        Raises:
+            PromptFailed: it was refused, failed or was interrupted.
+            TimeoutError, RuntimeError: as `wait` does.
+        """
         entry = self.wait(self.post(graph, workflow), seconds, tick)
         if entry["status"]["status_str"] != "success":
             raise PromptFailed(_failure(entry), entry)
@@ -153,7 +171,7 @@ class Server:
         return self.get(f"/history/{prompt_id}").get(prompt_id)
 
     def interrupt(self) -> None:
-        """Press Cancel."""
+        """Interrupt the running prompt, as Cancel in the page does."""
         self._request("/interrupt", {})
 
     def fetch(self, file: dict) -> bytes:
@@ -163,7 +181,7 @@ class Server:
 
     def _arguments(self, port: int) -> list[str]:
         paths = self.workspace / "model_paths.yaml"
-        # ensure_ascii off: JSON is YAML, but for characters written as two escapes.
+        # JSON is YAML, but for characters that it escapes as two surrogates; so ensure_ascii is off.
         paths.write_text(json.dumps(self._model_paths(), ensure_ascii=False), encoding="utf-8")
         arguments = ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
         arguments += ["--extra-model-paths-config", str(paths)]
@@ -189,7 +207,7 @@ class Server:
                 "vae": world,
                 "text_encoders": world,
             },
-            # Default: what the graphs save must not land among the user's own LoRAs.
+            # is_default: LoRAs that the graphs save must not land among the user's own.
             "wantune_results": {"is_default": True, "loras": str(self.folder("loras"))},
         }
 
@@ -217,7 +235,7 @@ class Server:
     def _request(self, path: str, body: dict | None = None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        # Own opener: a proxy named in the environment must not be asked for this machine.
+        # An opener of its own: requests to this machine must not go through a proxy named in the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=60) as response:
             return response.read()

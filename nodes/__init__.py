@@ -1,4 +1,8 @@
-"""The nodes: thin, one theme a file. Everything that knows ComfyUI is in this folder."""
+"""The ComfyUI nodes. The files of this folder define them, one file for each group of related nodes.
+
+`backend/` adapts ComfyUI's objects to the trainer, `media/` samples and draws videos, `page/` serves the browser page.
+Nothing outside nodes/ imports ComfyUI but demo/, bench/ and the tests: training itself is in trainer/.
+"""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -15,10 +19,10 @@ from .train import TrainWanLoRA
 
 
 class WanTuneExtension(ComfyExtension):
-    """What ComfyUI asks for our nodes."""
+    """The extension object that ComfyUI asks for the nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """In the order in which they are used."""
+        """The nodes in the order in which a workflow uses them. Also registers the HTTP routes of nodes/page/."""
         routes.register()
         return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, AdapterSettings,
                 OptimizerSettings, ObjectiveSettings, ValidationSettings, PreviewSettings, LoadRunLoRA, SaveLoRA,

@@ -40,7 +40,7 @@ class CacheLatents(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs) -> str:
-        """Changes when files of the cache were taken away, so that they are made again."""
+        """Changes when files of the cache were deleted, so that ComfyUI runs the node again."""
         return Store(paths.cache_folder()).id
 
     @classmethod
@@ -75,7 +75,7 @@ class PruneCache(io.ComfyNode):
             outputs=[io.String.Output(display_name="report", tooltip="What was deleted and what is left.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-            not_idempotent=True,  # the cache is another one each time
+            not_idempotent=True,  # what the cache holds differs each time
         )
 
     @classmethod

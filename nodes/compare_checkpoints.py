@@ -23,7 +23,7 @@ from .page.shown import video_output
 
 
 class CompareCheckpoints(io.ComfyNode):
-    """Which checkpoint is best, at a look."""
+    """Samples the same prompts with each checkpoint, so that the best one can be chosen by eye."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,7 +84,7 @@ class CompareCheckpoints(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run=None, checkpoints=None, **_inputs) -> str:
-        """Changes when other checkpoints are meant, or one was written anew."""
+        """Changes when the widgets name other checkpoints, or one of them was rewritten."""
         return runs.fingerprint_of_checkpoints(run, checkpoints)
 
     @classmethod
@@ -115,21 +115,25 @@ def _label(cell: Cell, found: run_checkpoints.Checkpoints) -> str:
 def _latents(
     model, run: Path, labels: dict[Cell, str], sampled: Callable, progress: ClipProgress
 ) -> dict[Cell, torch.Tensor]:
-    """All clips before any is decoded: the VAE takes the model's place once. Those of one LoRA follow each other."""
+    """The latent of each cell.
+
+    All are sampled before any is decoded, so that the VAE replaces the model in memory only once; those of one
+    checkpoint and strength follow each other, so that each LoRA is applied once.
+    """
     latents = {}
     for step, strength in dict.fromkeys((cell.step, cell.strength) for cell in labels):
         applied = model if step is None else apply(model, run_checkpoints.load(run, step), strength)[0]
         for cell in [cell for cell in labels if (cell.step, cell.strength) == (step, strength)]:
             progress.begin("sampling", len(latents) + 1, labels[cell])
             latents[cell] = sampled(applied, cell, progress.advance)
-        del applied  # never two at a time
+        del applied  # so that there are never two patched models at a time
     return latents
 
 
 def _panels(
     vae, latents: dict[Cell, torch.Tensor], labels: dict[Cell, str], size: tuple[int, int], progress: ClipProgress
 ) -> dict[Cell, grid.Panel]:
-    """Each clip decoded and under its label; takes the latents out of their dict."""
+    """Each clip decoded and labelled; removes each latent from its dict, to free memory."""
     panels = {}
     for number, (cell, label) in enumerate(labels.items(), 1):
         progress.begin("decoding", number, label)
@@ -140,7 +144,7 @@ def _panels(
 
 
 def _written(hidden, groups: list[grid.Group]) -> io.NodeOutput:
-    """The grid as mp4, and its strip as jpg beside it."""
+    """Write the grid as mp4 and its strip as jpg beside it; the node's output."""
     video, strip_HW3 = paths.new_video_file("checkpoints"), grid.strip(groups)
     picture = video.with_suffix(".jpg")
     write_mp4(video, grid.frames(groups), FAMILY.fps)

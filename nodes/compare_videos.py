@@ -55,7 +55,7 @@ class CompareVideos(io.ComfyNode):
 
     @classmethod
     def execute(cls, base, tuned, fps, base_label="base", tuned_label="with LoRA", model=None) -> io.NodeOutput:
-        # numpy reads neither GPU memory nor bfloat16; where there is neither, these copy nothing.
+        # numpy reads neither GPU memory nor bfloat16; for fp32 on the CPU these calls copy nothing.
         clips = [clip.float().cpu() if hasattr(clip, "cpu") else clip for clip in (base, tuned)]
         labels = (base_label, ", ".join([tuned_label, *applied_loras(model)]))
         video, both = paths.new_video_file("compare"), panels(*clips)
@@ -68,7 +68,13 @@ class CompareVideos(io.ComfyNode):
 
 
 def _write_alone(video: Path, both: Panels, side: int, fps: float) -> dict[str, str]:
-    """One clip without its label, for a player that lays one over the other; beside the runs, out of the gallery."""
+    """Write one clip (0 base, 1 tuned) without its label, for the page's player, which lays one over the other.
+
+    It goes into a folder `compare` of its own, so that the gallery does not show it.
+
+    Returns:
+        The file as ComfyUI's SavedResult.
+    """
     path = video.parent / "compare" / f"{video.stem}{('base', 'tuned')[side]}.mp4"
     write_mp4(path, both.of(side), fps)
     return paths.saved_result(path)

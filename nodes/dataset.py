@@ -25,7 +25,7 @@ from .page import places
 from .page.live import ProgressLine, show_text
 
 MAX_FILES_SHOWN = 100
-"""Lines of a kind in the node; the report has all."""
+"""Files of each kind, used or left out, in the text that the node shows; the report output lists all."""
 
 
 
@@ -81,7 +81,7 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_inputs) -> str:
-        """Changes when a file of the folder does, so that the same widgets read it again."""
+        """Changes when a file of the folder does, so that ComfyUI runs the node again with the same widgets."""
         return _fingerprint(folder)
 
     @classmethod
@@ -89,11 +89,11 @@ class LoadDataset(io.ComfyNode):
         config = _config(**inputs)
         places.allow(config.folder)
         progress = scan.scanning(config, paths.scans_folder())
-        return _reported(ProgressLine(cls.hidden).follow(progress))  # the node's contact sheet shows it
+        return _reported(ProgressLine(cls.hidden).follow(progress))  # the contact sheet (web/sheet/) shows it
 
 
 class DatasetSettings(io.ComfyNode):
-    """What most people leave as it is."""
+    """Options of Load Dataset that few datasets need: captions, masks and further resolutions in detail."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -167,7 +167,7 @@ class JoinDatasets(io.ComfyNode):
 
 
 def _reported(found: manifest.Manifest) -> io.NodeOutput:
-    """The dataset and its report: all of it as output and as JSON, and as text what can be read."""
+    """The node's output: the dataset and its whole report; for the page the report as JSON, and a shortened text."""
     short = report.text(found, MAX_FILES_SHOWN)
     page = {**ui.PreviewText(short).as_dict(), "wantune_report": [report.to_json(found)]}
     return io.NodeOutput(found, report.text(found), ui=page)
@@ -182,7 +182,11 @@ def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inp
 
 
 def _settings(more_resolutions: str = "", **inputs) -> dict:
-    """The same as DatasetConfig takes them."""
+    """The widgets of Dataset Settings as keyword arguments of DatasetConfig.
+
+    Raises:
+        UserError: DatasetConfig does not take a value.
+    """
     settings = {"more_resolutions": parse_resolutions(more_resolutions), **inputs}
     DatasetConfig(folder="", **settings)
     return settings
@@ -197,7 +201,7 @@ def _checked(check: Callable[[], object]) -> bool | str:
 
 
 def _fingerprint(text: str | None) -> str:
-    if text is None:  # linked, and not known here
+    if text is None:  # linked, so its value is not known yet
         return ""
     try:
         return folder.fingerprint(folder.walk(paths.dataset_folder(text), Notes()))

@@ -15,7 +15,7 @@ logger = logging.getLogger("wantune")
 
 
 class LoadRunLoRA(io.ComfyNode):
-    """What a run had learned at one of its checkpoints."""
+    """The LoRA of one checkpoint of a run."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -48,7 +48,7 @@ class LoadRunLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run=None, checkpoint=None) -> str:
-        """Changes when another checkpoint is meant, or this one was written anew."""
+        """Changes when the widgets name another checkpoint, or this one was rewritten."""
         return runs.fingerprint_of_checkpoints(run, checkpoint, single=True)
 
     @classmethod

@@ -21,7 +21,7 @@ logger = logging.getLogger("wantune")
 FROM_INPUT = "(the lora input)"
 
 ATTACHMENT = "wantune_loras"
-"""Under which an applied model keeps what is on it, in words."""
+"""Key of the ModelPatcher attachment in which `apply` lists, in words, the LoRAs it has put on a MODEL."""
 
 
 class SaveLoRA(io.ComfyNode):
@@ -92,10 +92,13 @@ class ApplyLoRA(io.ComfyNode):
 
 
 def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]:
-    """A clone of a MODEL with any trainer's LoRA on it, and how the two met; at strength 0 a clone without it.
+    """A clone of a MODEL with any trainer's LoRA on it; at strength 0 a clone without it.
+
+    Returns:
+        The clone, and how the modules of the two matched.
 
     Raises:
-        UserError: the LoRA was made for another model.
+        UserError: the LoRA was made for another model, or ComfyUI cannot read all of it.
     """
     state = lora_keys.normalize(lora)
     fit = lora_keys.check_fit(state, linear_sizes(model))
@@ -127,7 +130,7 @@ def _in_words(lora: Mapping, strength: float) -> str:
 
 
 def resolve(lora, file: str = FROM_INPUT) -> Mapping:
-    """A state dict of what is connected (a LORA_MODEL or a name of ComfyUI's LoRA lists), or of a file.
+    """The LoRA's state dict: what is connected (a LORA_MODEL or a name of ComfyUI's LoRA lists), else the file's.
 
     Raises:
         UserError: neither is given, or there is no such file.

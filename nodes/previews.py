@@ -1,4 +1,4 @@
-"""Preview Settings."""
+"""Preview Settings: what Train Wan LoRA samples while it runs. media/previewer.py does the sampling."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from . import sockets
 
 
 class _Settings(io.ComfyNode):
-    """A frozen record from widgets of the same names."""
+    """Base of nodes that make a frozen dataclass, RECORD, from widgets named like its fields."""
 
     RECORD: type
 

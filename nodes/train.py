@@ -1,4 +1,4 @@
-"""Train Wan LoRA."""
+"""Train Wan LoRA: the node, and `train`, which shows a run of trainer/training/run.py in ComfyUI."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TrainWanLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs) -> int:
-        """Changes after Stop, so that queueing again goes on where it was."""
+        """Changes after Stop, so that ComfyUI runs the node again, which continues the run."""
         return num_stopped()
 
     @classmethod
@@ -104,11 +104,11 @@ class TrainWanLoRA(io.ComfyNode):
 
 
 def _preset_input() -> io.Combo.Input:
-    """Works in the page alone, where it fills in the other widgets (web/training/presets.js)."""
+    """The widget `preset`. Only the page uses it, to fill in the other widgets (web/training/presets.js)."""
     preset = io.Combo.Input("preset", options=[CUSTOM, *PRESETS], default="person, pictures", optional=True,
                             tooltip="Fills in the other widgets: the numbers of the article WanTune began with, a "
                             "person, a style, motion, or a quick try.")
-    preset.extra_dict = {**preset.extra_dict, "presets": PRESETS}  # no argument of inputs in ComfyUI 0.3.75
+    preset.extra_dict = {**preset.extra_dict, "presets": PRESETS}  # inputs take no such argument in ComfyUI 0.3.75
     return preset
 
 
@@ -126,10 +126,19 @@ def train(
     model, dataset: CachedDataset, run_name: str, config: TrainConfig, live: Live, restart: bool = False,
     previews: PreviewConfig | None = None, continued: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[LoraStateDict, list[float], str]:
-    """The LoRA, the loss of each step, and the run's folder; a run that is done is not trained again.
+    """Train a MODEL's LoRA, or load it where the same run was finished before.
 
     Args:
+        model: a MODEL.
+        live: shows the run, and tells when the user wants it to stop.
+        restart: forget what this run has learned and begin anew.
         continued: a LoRA of any trainer to begin with; rank and alpha are then its own.
+
+    Returns:
+        The LoRA, the finite loss of each step, and the run's folder.
+
+    Raises:
+        UserError: the model cannot be trained, or the dataset or `continued` was made for another model.
     """
     denoiser = ComfyDenoiser(model)
     run = Run(denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart)
@@ -138,7 +147,7 @@ def train(
         live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
         return run.lora, run.losses, str(run.folder.path)
     previewer = Previewer(previews, denoiser, run.folder.path) if previews else None
-    # ComfyUI runs nodes in inference mode, where nothing can be learned
+    # ComfyUI runs nodes in inference mode, where autograd records nothing
     with torch.inference_mode(False), live.running(), closing(run.events(previewer)) as events:
         for event in events:
             live.publish(event)

@@ -1,3 +1,6 @@
-"""ComfyUI's objects as the trainer asks for them: `family` (which model it is), `denoiser` with `frozen` (the loaded
-model, shared and put back as it was), `encoders` (VAE and CLIP), `fingerprint` (names for weights), `paths` (folders).
+"""ComfyUI's objects as the protocols of trainer/model/backend.py.
+
+`family` tells which model family a MODEL is. `denoiser`, with the layers of `frozen`, trains through the loaded model
+without copying it, and restores it. `encoders` wraps VAE and CLIP, `fingerprint` hashes weights. `paths` has the
+folders of ComfyUI that we use, `runs` finds the run and the checkpoints that a node's widgets name.
 """

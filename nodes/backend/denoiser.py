@@ -1,8 +1,11 @@
 """ComfyUI's MODEL as the trainer's Denoiser: shared, not copied, and afterwards exactly as it was.
 
 During training each layer's instance gets a `forward` of ours, put in and taken out through
-ModelPatcher's injections, so that it also leaves when ComfyUI moves or unloads the model. Parameters
+ModelPatcher's injections, so that ComfyUI also removes it when it moves or unloads the model. Parameters
 are frozen for that time and get their `requires_grad` back. Nothing else of the model is touched.
+
+Shape legend: B batch, C latent channels, F latent frames, H height, W width, L text tokens, D width of the text
+encoder, K text rows after trainer/model/text_padding.py has folded the padding.
 """
 
 from __future__ import annotations
@@ -24,26 +27,27 @@ from .family import family_of
 from .fingerprint import fingerprint
 
 LAST = "ffn.2"
-"""The Linear that a block ends with: its output is scaled by the modulation and added, and read by nothing else."""
+"""Name, within a block, of its last Linear: its output is scaled by the modulation and added to the residual stream,
+and nothing else reads it."""
 
 INJECTION = "wantune_train"
 
 ALL = 1e30
-"""Bytes; more than any device has."""
+"""Bytes; more than any device has, so that ComfyUI unloads every other model."""
 
 
 class ComfyDenoiser:
-    """The loaded model, as trainer/model/backend.py asks for it.
+    """A loaded MODEL as the protocol `Denoiser` of trainer/model/backend.py.
 
     Raises:
-        UserError: as `family_of` does.
+        UserError: it cannot be trained, see `family_of`.
     """
 
     def __init__(self, model) -> None:
         self.family = family_of(model)
         # a clone shares the weights; it exists to carry our injection
         self._patcher = model.clone()
-        self._patcher.is_injected = False  # clone copies the flag of the original, whose injections ours is not
+        self._patcher.is_injected = False  # clone copies this flag, but not the original's injections
         self._network = model.model.diffusion_model
         self.device = model.load_device
         self.compute_dtype = _compute_dtype(model)
@@ -75,6 +79,9 @@ class ComfyDenoiser:
         Args:
             linears: what `linears()` gave and the adapter was made over.
             memory: bytes to keep free on the device for activations, adapter and optimizer.
+
+        Raises:
+            UserError: a kind of layer whose gradient is wrong here, see `frozen.self_test`.
         """
         stand_ins = self._stand_ins(adapter, linears, gradient_checkpointing)
 
@@ -92,7 +99,7 @@ class ComfyDenoiser:
         try:
             self._require_grad(trainable, False)
             with torch.inference_mode():  # as in sampling: patches are written into inference tensors
-                # the encoders, and whatever else is loaded, make room
+                # unloads the encoders and every other model, to make room
                 comfy.model_management.free_memory(ALL, self.device, [
                     loaded for loaded in comfy.model_management.current_loaded_models
                     if loaded.model is not None and loaded.model.is_clone(self._patcher)])
@@ -108,7 +115,7 @@ class ComfyDenoiser:
             comfy.model_management.soft_empty_cache()
 
     def reload(self) -> None:
-        """Have the attached model on the device, with its stand-ins in place."""
+        """Load the attached model onto the device again, if another one displaced it, with its stand-ins in place."""
         with torch.inference_mode():  # as in sampling: patches are written into inference tensors
             comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
         if hasattr(comfy.model_management, "reset_cast_buffers"):
@@ -146,7 +153,7 @@ class ComfyDenoiser:
     def training(self) -> Iterator[None]:
         """Autograd on, and ComfyUI told not to use kernels that have no backward."""
         management = comfy.model_management
-        known = hasattr(management, "in_training")  # 0.13.0 and newer
+        known = hasattr(management, "in_training")  # ComfyUI 0.13.0 and newer
         before = getattr(management, "in_training", False)
         if known:
             management.in_training = True
@@ -160,8 +167,14 @@ class ComfyDenoiser:
     def velocity(
         self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Predicted noise - x0, fp32; x and text are cast to the model's dtype as ComfyUI does in sampling."""
-        # the network fills up what a patch does not divide
+        """velocity_BCFHW, the predicted noise - x0, in fp32; only while attached.
+
+        Args:
+            x_BCFHW: the noisy latent; like the text it is cast to the model's dtype, as ComfyUI does in sampling.
+            t_B: the noise level in 0..1.
+            conditions: {"text": text_BLD}; zero rows at its end are padding.
+        """
+        # the network pads sides that its patch size does not divide
         num_tokens = math.prod(-(-side // patch) for side, patch in
                                zip(x_BCFHW.shape[2:], self.family.patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
@@ -176,23 +189,27 @@ class ComfyDenoiser:
         return velocity_BCFHW.float()
 
     def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:
-        """Bytes that training needs beside the weights: activations, and four fp32 copies of the adapter.
+        """Bytes that training needs beside the weights: activations, and the adapter four times in fp32.
 
-        The constants are values a token, as bench/memory.py counts them in bf16, which keeps a little more than
-        fp32; with checkpointing one block is kept at a time, and the inputs of all.
+        The four are its values, their gradients and AdamW's two moments. The constants count values per token, as
+        bench/calibration.py measures them in bf16, for which autograd saves a little more than for fp32. With
+        checkpointing the activations of one block at a time are kept, and the inputs of all blocks.
+
+        Args:
+            num_tokens: of one sample.
         """
         dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._blocks)
         kept = 19 * dim + 2.2 * ffn_dim + adapter.values_per_token
         working = 2 * dim + 2 * ffn_dim
         values = working + (kept + blocks * dim if gradient_checkpointing else blocks * kept)
-        # and, however few the tokens: the cast of the one managed weight that is at work, and what LoHa builds
+        # independent of the tokens: the cast copy of the one managed weight in use, and the matrices that LoHa builds
         weights = dim * ffn_dim + adapter.values_per_block * (1 if gradient_checkpointing else blocks)
         activations = (num_tokens * batch_size * values + weights) * torch.finfo(self.compute_dtype).bits // 8
         return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
 
 
 def linear_sizes(model) -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of every Linear of a MODEL's diffusion model by its name."""
+    """(out_features, in_features) of every Linear of a MODEL's diffusion model, by the Linear's name."""
     return {
         name: (module.out_features, module.in_features)
         for name, module in model.model.diffusion_model.named_modules()
@@ -203,7 +220,8 @@ def linear_sizes(model) -> dict[str, tuple[int, int]]:
 class _Attention:
     """PyTorch's attention in place of whatever ComfyUI runs: sage and flash attention have no usable backward.
 
-    Attention to the text, known by its number of rows, gets the bias that stands for the text's padding.
+    Cross-attention to the text, recognised by its number of keys, gets the bias that stands for the text's padding
+    (trainer/model/text_padding.py).
     """
 
     def __init__(self, bias_BK: torch.Tensor) -> None:
@@ -216,14 +234,15 @@ class _Attention:
 
 
 def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear, draws: bool):
-    """The block's forward, computed again in backward, but for the layer that nobody reads then.
+    """The block's forward with gradient checkpointing; backward computes it again, but for its last layer.
 
     Args:
-        draws: dropout is in it, and must be the same both times.
+        last: that layer; nothing in backward reads its output.
+        draws: whether the block has dropout, which must draw the same values both times.
     """
 
     def forward(*args, **kwargs):
-        if "transformer_options" in kwargs:  # the model writes the block's number into it as it goes on
+        if "transformer_options" in kwargs:  # the model overwrites the block's index in it; backward needs this one
             kwargs["transformer_options"] = dict(kwargs["transformer_options"])
         return checkpoint(
             block.original, *args, use_reentrant=False, preserve_rng_state=draws,

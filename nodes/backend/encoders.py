@@ -1,4 +1,8 @@
-"""ComfyUI's VAE and CLIP as the trainer's LatentCodec and ConditionEncoder."""
+"""ComfyUI's VAE and CLIP as LatentCodec and ConditionEncoder, the protocols of trainer/model/backend.py.
+
+Shape legend: C latent channels, F frames (of pixels or of the latent), H height, W width, 3 = RGB, L text tokens,
+D width of the text encoder.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,11 @@ class WanCodec:
 
 
 class CaptionEncoder:
-    """The graph's CLIP, as CLIP Text Encode uses it."""
+    """The graph's CLIP, as CLIP Text Encode uses it.
+
+    Raises:
+        UserError: no CLIP is connected.
+    """
 
     def __init__(self, clip) -> None:
         if clip is None:
@@ -48,7 +56,7 @@ class CaptionEncoder:
         self.id = content_hash(fingerprint(clip.patcher), clip.layer_idx)
 
     def encode(self, caption: str) -> torch.Tensor:
-        """text_LD, fp32 on the CPU; UMT5 zeroes what follows the caption, and that is cut off."""
+        """text_LD, fp32 on the CPU, without the zero rows of the padding; at least one row."""
         with torch.inference_mode():
             text_1LD = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))[0][0]
         text_LD = text_1LD[0].float().cpu()

@@ -1,6 +1,6 @@
 """Which model family a loaded MODEL is, and whether this ComfyUI can be trained through.
 
-A family of the trainer is recognised here, by what the network is and takes and never by a file's name.
+A family is recognised by its network's class, type and number of input channels, never by a file's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def family_of(model) -> ModelFamily:
     """The family of a MODEL.
 
     Raises:
-        UserError: a model that cannot be trained, or a version of ComfyUI in which Wan cannot be differentiated.
+        UserError: a model of no known family, or a version of ComfyUI whose kernels for Wan have no backward.
     """
     _check_version(comfyui_version.__version__)
     network = model.model.diffusion_model

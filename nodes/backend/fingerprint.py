@@ -9,18 +9,18 @@ import torch
 from ...trainer.base.errors import content_hash
 
 SAMPLES = 256
-"""Values read of each tensor. A fine-tune or another precision changes every tensor, so few are enough."""
+"""Values read from each tensor. A fine-tune or another precision changes every tensor, so few are enough."""
 
 
 def fingerprint(patcher) -> str:
-    """Of a ModelPatcher's weights and the patches (LoRAs) on it: 64 hex digits.
+    """A hash, 64 hex digits, of a ModelPatcher's weights and of the patches (LoRAs) on it.
 
-    Names, shapes and dtypes count, and evenly spread values of each tensor.
+    It covers names, shapes, dtypes and evenly spread values of each tensor.
     """
     digest = hashlib.sha256()
     backup = getattr(patcher, "backup", {})
     for name, value in sorted(patcher.model.state_dict().items()):
-        if name in backup:  # a LoRA is merged into the live weight; name the weight under it
+        if name in backup:  # a LoRA is merged into this weight; hash the one without it
             value = getattr(backup[name], "weight", value)
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(_sample(value))

@@ -1,7 +1,7 @@
 """ComfyUI's layers as training sees them: frozen, but the gradient of their input passes through.
 
 ComfyUI loads weights under inference mode, and may keep them in fp8, int8 or GGUF form, in another
-memory, or in buffers that the next layer overwrites. So autograd must not remember the weight of a
+memory, or in buffers that the next layer overwrites. So autograd must not save the weight of a
 forward pass, except where it is a plain tensor that stays where it is:
 
 - *resident*: a normal-tensor view of the same memory, through torch's own functions;
@@ -22,11 +22,11 @@ from ...trainer.base.errors import UserError
 
 SELF_TEST_ROWS = 8
 SELF_TEST_ERROR = 5e-2
-"""Of <gx, v> against |f(v) - f(0)|^2, relative; rounding, also of inputs to fp8, makes 5e-3, a wrong weight 1."""
+"""Allowed relative error in `self_test`. Rounding, also of inputs to fp8, makes about 5e-3, a wrong weight about 1."""
 
 
 def is_linear(module: nn.Module) -> bool:
-    """By what it has, not by its class: quantised layers of ComfyUI are no nn.Linear."""
+    """Whether a module is a linear layer, by its attributes: ComfyUI's quantised layers are no nn.Linear."""
     return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
 
 
@@ -96,15 +96,16 @@ class FrozenLinear(FrozenModule):
         super().__init__(module)
         self.in_features, self.out_features = module.in_features, module.out_features
         self.ends_block = False
-        """Of a checkpointed block: remembers nothing, so that it can be skipped when the block is computed again."""
+        """Whether it is the last layer of a checkpointed block; it then saves nothing for backward, so that it can be
+        skipped when the block is computed again."""
         self._recomputing = False
 
     @contextmanager
     def skipped_in_recompute(self) -> Iterator[None]:
         """For the last layer of a checkpointed block, while the block is computed again in backward.
 
-        Nobody reads its output then, and it is a third of the block's matrix products. It gives NaN instead:
-        should a version of ComfyUI ever read it, the gradient is NaN and training stops with a sentence.
+        Nothing reads its output then, and it is a third of the block's matrix products. It returns NaN instead:
+        should a version of ComfyUI ever read it, the gradient is NaN and training stops with an error message.
         """
         self._recomputing = True
         try:
@@ -127,19 +128,19 @@ class FrozenLinear(FrozenModule):
         return _ManagedLinear.apply(x, self)
 
     def untouching(self, x: torch.Tensor) -> torch.Tensor:
-        """ComfyUI's own forward; x stays as it is, autograd may have kept it."""
+        """ComfyUI's own forward, which must not change x in place: autograd may have saved it."""
         if isinstance(self.module, comfy.ops.fp8_ops.Linear):  # fp8_e4m3fn_fast clamps its input in place
             x = x.clone()
         return self.original(x)
 
     def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
-        """grad_output @ W, with the weight as ComfyUI gives it now: moved, dequantised, patched."""
+        """grad_output @ W, (..., out_features) to (..., in_features); ComfyUI moves, dequantises and patches W anew."""
         module = self.module
-        if hasattr(module, "cast_bias_weight"):  # GGUF layers bring their own
+        if hasattr(module, "cast_bias_weight"):  # GGUF layers have this method of their own
             weight, _ = module.cast_bias_weight(grad_output)
             return grad_output @ _plain(weight, grad_output.dtype)
         scale = getattr(module, "scale_weight", None)
-        if scale is not None:  # fp8_scaled in older versions: the weight is stored divided by it
+        if scale is not None:  # fp8_scaled in older versions: the weight is stored divided by this scale
             grad_output = grad_output * scale.to(grad_output)
         weight, bias, stream = comfy.ops.cast_bias_weight(module, grad_output, offloadable=True)
         try:
@@ -149,10 +150,10 @@ class FrozenLinear(FrozenModule):
 
 
 class FrozenNorm(FrozenModule):
-    """An affine norm that is not trained; its weight is a few KiB, so a managed one is copied for each call."""
+    """An affine norm that is not trained; its weight is a few KiB, so a managed weight is copied for each call."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The shape of x."""
+        """The normalised x, of the same shape."""
         if not (x.requires_grad and torch.is_grad_enabled()):
             with torch.no_grad():
                 return self.original(x)
@@ -171,7 +172,7 @@ class FrozenNorm(FrozenModule):
 
 
 class _ManagedLinear(torch.autograd.Function):
-    """y = module(x), remembering nothing but the module: with W frozen, grad_x = grad_y @ W needs no x."""
+    """y = module(x), saving nothing for backward but the module: with W frozen, grad_x = grad_y @ W needs no x."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
@@ -193,13 +194,16 @@ def normal_view(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def self_test(linears: list[FrozenLinear], device: torch.device, dtype: torch.dtype) -> None:
-    """Check once for each kind of layer that the gradient that comes back is that of the forward.
+    """Check, once for each kind of layer, that backward gives the gradient of the forward pass.
 
-    A linear f(x) = Wx + b must give <gy, f(v) - f(0)> = <W' gy, v> for any v and gy. Here gy is f(v) - f(0)
-    itself: with one that has nothing to do with v both sides are near 0, whatever the gradient is.
+    A linear f(x) = Wx + b must give <gy, f(v) - f(0)> = <W^T gy, v> for any v and gy. Here gy is f(v) - f(0)
+    itself: with a gy independent of v both sides are near 0, whatever the gradient is.
+
+    Args:
+        device, dtype: of the activations in training.
 
     Raises:
-        UserError: a kind of layer that cannot be differentiated here.
+        UserError: a kind of layer whose gradient is wrong here.
     """
     tested = set()
     generator = torch.Generator().manual_seed(0)

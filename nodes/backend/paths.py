@@ -1,4 +1,4 @@
-"""ComfyUI's folders."""
+"""Where our files lie in ComfyUI's folders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ...trainer.base.errors import UserError
 
 
 def dataset_folder(text: str) -> Path:
-    """An absolute folder, or one in ComfyUI's input folder.
+    """The real path of a dataset: given as an absolute path, or relative to ComfyUI's input folder.
 
     Raises:
-        UserError: nothing was given, or no path.
+        UserError: the text is empty or no path.
     """
     if "\0" in text:
         raise UserError(f"folder {text!r} is not a path; give the folder that holds your pictures.")
@@ -23,40 +23,40 @@ def dataset_folder(text: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Encoded latents and texts, shared by all runs."""
+    """The folder of the encoded latents and texts, which all runs share."""
     return Path(folder_paths.get_output_directory()) / "wantune" / "cache"
 
 
 def scans_folder() -> Path:
-    """What is remembered of the files of datasets."""
+    """The folder of what scans have found out about dataset files, so that unchanged files are not read again."""
     return cache_folder() / "scans"
 
 
 def runs_folder() -> Path:
-    """One folder a run."""
+    """The folder that holds a folder for each run."""
     return Path(folder_paths.get_output_directory()) / "wantune"
 
 
 def shown_file() -> Path:
-    """What our nodes showed last."""
+    """The SQLite file of what our nodes showed last; see nodes/page/shown.py."""
     return runs_folder() / "shown.sqlite"
 
 
 def new_video_file(name: str) -> Path:
-    """An mp4 that is not there yet in output/wantune, its number after the name."""
+    """The path of a new file in output/wantune, <name>_<number>_.mp4."""
     folder, name, counter, *_ = folder_paths.get_save_image_path(
         f"wantune/{name}", folder_paths.get_output_directory())
     return Path(folder) / f"{name}_{counter:05}_.mp4"
 
 
 def saved_result(path: Path) -> dict[str, str]:
-    """How the page asks for a file of ComfyUI's output folder (ComfyUI's SavedResult)."""
+    """A file of ComfyUI's output folder as the page requests it (ComfyUI's SavedResult)."""
     subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
     return {"filename": path.name, "subfolder": subfolder, "type": "output"}
 
 
 def new_lora_file(filename: str) -> tuple[Path, str]:
-    """A file that is not there yet in ComfyUI's first loras folder, and the name ComfyUI's LoRA lists give it.
+    """The path of a new file in ComfyUI's first loras folder, and its name in ComfyUI's LoRA lists.
 
     Raises:
         UserError: the name leads out of the folder.

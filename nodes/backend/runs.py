@@ -1,4 +1,4 @@
-"""Which run of output/wantune, and which of its checkpoints, the widgets of a node mean."""
+"""Finds the run in output/wantune, and those of its checkpoints, that the widgets of a node name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...trainer.runs.state import INDEX, place_of
 from . import paths
 
 MAX_LISTED = 8
-"""Runs that a sentence names."""
+"""Runs that an error message names."""
 
 
 def run_folder(text: str) -> Path:
@@ -25,7 +25,7 @@ def run_folder(text: str) -> Path:
     given = text.strip().strip('"')
     if not given:
         raise UserError(f"run is empty; give {_known(root)}.")
-    # looked up among what there is, so that no name can lead elsewhere
+    # looked up in the listing of the folder, so that no name can lead out of it
     name = os.path.basename(os.path.normpath(given)) if _is_in(given, root) else given
     names = os.listdir(root) if root.is_dir() else []
     folder = root / name
@@ -37,10 +37,11 @@ def run_folder(text: str) -> Path:
 
 
 def check(run: str | None, text: str | None, single: bool = False) -> None:
-    """Both widgets before anything runs, None for one that is linked.
+    """Check a node's widgets before anything runs.
 
     Args:
-        text: names a checkpoint if `single`, else a list of them.
+        run: of the widget; None if it is linked, so that its value is not known yet.
+        text: likewise; names a checkpoint if `single`, else a list of them.
 
     Raises:
         UserError: there is no such run or checkpoint.
@@ -54,9 +55,9 @@ def check(run: str | None, text: str | None, single: bool = False) -> None:
 
 
 def fingerprint_of_checkpoints(run: str | None, text: str | None, single: bool = False) -> str:
-    """Changes when the widgets mean other checkpoints, or one was written anew; arguments as in `check`."""
+    """A key that changes when the widgets name other checkpoints, or one was rewritten; arguments as in `check`."""
     if run is None or text is None:
-        return "linked"  # what feeds them is part of ComfyUI's key already
+        return "linked"  # the nodes they are linked to are part of ComfyUI's cache key already
     try:
         found = checkpoints(run_folder(run))
         steps = (found.one(text),) if single else found.some(text)
@@ -73,7 +74,7 @@ def _is_in(given: str, root: Path) -> bool:
 
 
 def _known(root: Path) -> str:
-    """What can be given instead."""
+    """The newest runs, as the part of an error message that says what to give instead."""
     runs = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
     if not runs:
         return "the name of a run once one was trained"

@@ -11,7 +11,7 @@ from ...trainer.settings.data import SEPARATORS
 from . import grid
 
 MAX_CELLS = 60
-"""More than one can look at."""
+"""Clips in one grid; nobody can compare more by eye."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class Cell:
     prompt: int
     """Counted from 0."""
     step: int | None
-    """Of the checkpoint; None is the model without it."""
+    """Of the checkpoint; None is the base model without a LoRA."""
     strength: float
 
 
 Rows = Sequence[Sequence[Sequence[Cell]]]
-"""By prompt, then by strength: the base model and each checkpoint."""
+"""rows[prompt][strength] is one row of cells: the base model, then each checkpoint."""
 
 
 def read_strengths(text: str) -> tuple[float, ...]:
@@ -46,7 +46,7 @@ def read_strengths(text: str) -> tuple[float, ...]:
 
 
 def plan(num_prompts: int, steps: Sequence[int], strengths: Sequence[float], include_base: bool) -> Rows:
-    """The grid's cells. The base model's cell is the same in each row of a prompt.
+    """The grid's cells. The base model's cell is the same in each row of a prompt, so that it is sampled once.
 
     Raises:
         UserError: more than MAX_CELLS clips.
@@ -63,17 +63,17 @@ def plan(num_prompts: int, steps: Sequence[int], strengths: Sequence[float], inc
 
 
 def different(rows: Rows) -> list[Cell]:
-    """Each cell once."""
+    """Each cell once, in the order of the grid."""
     return list(dict.fromkeys(cell for prompt in rows for row in prompt for cell in row))
 
 
 def lines(rows: Rows) -> list[Sequence[Cell]]:
-    """The rows as they stand in the grid, long ones broken."""
+    """The rows as they stand in the grid, long ones wrapped."""
     return [line for prompt in rows for row in prompt for line in grid.wrapped(row)]
 
 
 def panel_size(rows: Rows, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of each clip in the grid, of clips of this size."""
+    """(height, width) in pixels of each clip in the grid, for clips that were sampled at height x width."""
     return grid.panel_size(len(lines(rows)), max(map(len, lines(rows))), height, width)
 
 

@@ -1,6 +1,6 @@
 """Many short clips in one labelled grid, and their strips under each other as one picture.
 
-Knows numpy, not ComfyUI. Shape legend: F frames, H height, W width, 3 colours.
+Uses numpy, not ComfyUI. Shape legend: F frames, H height, W width, 3 colours.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def scaled(clip_FHW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def frames(groups: Sequence[Group]) -> Iterator[np.ndarray]:
-    """The grid's frames (H, W, 3) uint8, one at a time; rows that are shorter end in black."""
+    """The grid's frames (H, W, 3) uint8, one at a time; shorter rows are filled up with black."""
     rows = [row for group in groups for row in group.rows]
     columns = max(len(row) for row in rows)
     num_frames, height, width = rows[0][0].clip_FHW3.shape[:3]

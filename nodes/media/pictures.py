@@ -1,4 +1,4 @@
-"""Pictures (H, W, 3) uint8: scaled, centred, and with text. Knows numpy and Pillow, not ComfyUI."""
+"""Pictures (H, W, 3) uint8: scaled, centred, and with text. Uses numpy and Pillow, not ComfyUI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIN_READABLE_WIDTH = 256
 
 
 def fit(picture_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scaled to the largest size within height x width that keeps its proportions."""
+    """The picture scaled to the largest size within height x width that keeps its proportions."""
     scale = min(height / picture_HW3.shape[0], width / picture_HW3.shape[1])
     if scale == 1:
         return picture_HW3
@@ -21,7 +21,7 @@ def fit(picture_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def centred(picture_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
-    """In the middle of height x width black pixels; it must not be larger."""
+    """The picture in the middle of height x width black pixels; it must not be larger than these."""
     room_HW3 = np.zeros((height, width, 3), np.uint8)
     y, x = (height - picture_HW3.shape[0]) // 2, (width - picture_HW3.shape[1]) // 2
     room_HW3[y : y + picture_HW3.shape[0], x : x + picture_HW3.shape[1]] = picture_HW3

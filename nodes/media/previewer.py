@@ -36,7 +36,7 @@ class PreviewConfig:
 
 
 class Previewer:
-    """Samples on the very model that is trained, with whatever adapter is switched on."""
+    """The `Previews` of trainer/training/run.py: samples with the model in training, its adapter switched on or off."""
 
     def __init__(self, config: PreviewConfig, denoiser: ComfyDenoiser, folder: Path) -> None:
         self.config = config
@@ -62,7 +62,10 @@ class Previewer:
         return Previewed(step, name, tuple(paths))
 
     def sample(self, prompt: list, name: str) -> np.ndarray:
-        """pixels_FHW3 uint8 of one prompt. NaN gives a black one and a warning: a run does not end by its preview."""
+        """pixels_FHW3 uint8 of one prompt; where they hold NaN, black ones and a warning.
+
+        A preview that fails must not end the run.
+        """
         sampling = self.config.sampling
         latent_BCFHW = sample_in_training(self._denoiser, prompt, sampling, self.config.shift)
         try:

@@ -27,7 +27,7 @@ from ...trainer.model.family import ModelFamily, Size
 from ..backend.denoiser import ComfyDenoiser
 
 FAMILY = families.DEFAULT
-"""Whose videos nodes sample that are not told it by a model in training."""
+"""The family whose videos are sampled, but in training, where the model tells its own."""
 
 MAX_FRAMES = 1025
 """The longest video that our nodes sample."""
@@ -40,7 +40,7 @@ class Sampling:
     negative: list
     """CONDITIONING."""
     width: int
-    """Of the video, in pixels; so is height."""
+    """Of the video, in pixels, like `height`."""
     height: int
     frames: int
     seed: int
@@ -49,7 +49,7 @@ class Sampling:
 
 
 def latent_shape(family: ModelFamily, size: Size) -> tuple[int, ...]:
-    """(B, C, F, H, W) of the latent of one video."""
+    """(1, C, F, H, W) of the latent of one video."""
     return 1, family.latent_channels, *family.latent_size(size)
 
 
@@ -76,7 +76,9 @@ def sample(
     """latent_BCFHW of one prompt, as KSampler makes it from Empty HunyuanVideo Latent, bit for bit.
 
     Args:
+        model: a MODEL.
         positive: CONDITIONING.
+        sampler_name, scheduler: as in KSampler.
         callback: called after each step.
     """
     latent_BCFHW = torch.zeros(latent_shape(FAMILY, sampling), device=comfy.model_management.intermediate_device())
@@ -113,7 +115,7 @@ def sample_in_training(denoiser: ComfyDenoiser, positive: list, sampling: Sampli
         start_BCFHW = (noise_BCFHW * sigmas[0]).to(denoiser.device)
         latent_BCFHW = comfy.k_diffusion.sampling.sample_euler(
             denoised, start_BCFHW, sigmas.to(denoiser.device), disable=True)
-    with torch.inference_mode():  # as ComfyUI's own
+    with torch.inference_mode():  # ComfyUI's own sampling gives inference tensors, too
         return denoiser.family.denormalize(latent_BCFHW.clone())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from .pictures import fit
 
 MAX_FRAMES = 6
-"""In a strip."""
+"""Frames in a strip."""
 
 
 def strip(clip_FHW3: np.ndarray, max_width: float = math.inf) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Writes mp4 files. Knows numpy and PyAV, not ComfyUI."""
+"""Writes mp4 files. Uses numpy and PyAV, not ComfyUI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ...trainer.base.files import replacing
 
 BT709 = 1
-"""This colour standard's number in H.264. Players disagree on the colours of a file that names none."""
+"""The number of this colour standard in H.264. Players disagree on the colours of a file that names no standard."""
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:

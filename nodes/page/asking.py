@@ -1,9 +1,9 @@
-"""The one door of every route: who asks, what is given, and answers as JSON.
+"""What all routes share: checks who sends a request, parses it, calls the route's handler, and sends the answer.
 
-A handler is a plain function from `Asked` to a dict (answered as JSON), a `Bytes` or the Path of a file. What it raises
-as UserError is answered as {"error": sentence}. Handlers run on threads of their own with a low priority, so that the
-server goes on and training loses as little as can be; for the same reason equal questions that wait for their turn are
-answered together.
+A handler is a plain function from `Asked` to a dict (answered as JSON), a `Bytes` or the Path of a file. A UserError
+that it raises is answered as {"error": sentence}. Handlers run on threads of their own with a low priority, so that the
+server is not blocked and training loses as little time as possible; for the same reason identical requests that wait
+in the queue share one answer.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ MAX_BODY = 64 * 1024
 """Bytes of a request; a caption is the longest that is sent."""
 
 MAX_WAITING = 256
-"""Requests in work and in the queue; further ones are asked to come again."""
+"""Requests in work and in the queue; further ones get status 503."""
 
 MAX_CLIENTS = 1000
-"""Pages whose user is remembered."""
+"""Open pages (client ids) whose user is remembered."""
 
 NICE = 10
-"""Added to the niceness of our threads, where the system knows it for threads (Linux)."""
+"""Added to the niceness of our threads, on Linux, where each thread has its own."""
 
 
 class NotFound(UserError):
@@ -46,12 +46,12 @@ class NotFound(UserError):
 
 
 class Forbidden(UserError):
-    """It lies where the page may not look; answered as 403."""
+    """It lies outside of the folders that the page may read; answered as 403."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that may be answered."""
+    """A request that has passed the checks."""
 
     user: str
     """ComfyUI's user; "default" unless it runs with --multi-user."""
@@ -61,7 +61,7 @@ class Asked:
     body: Mapping = field(default_factory=dict)
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string of the query or the body.
+        """A string from the body, else from the query.
 
         Raises:
             UserError: it is missing, or something else.
@@ -72,7 +72,11 @@ class Asked:
         return value
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
-        """A whole number of the query within its bounds."""
+        """A whole number from the query, clamped to least..most.
+
+        Raises:
+            UserError: it is something else.
+        """
         try:
             return min(most, max(least, int(self.query.get(name, default))))
         except ValueError:
@@ -81,7 +85,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """An answer that is no JSON."""
+    """An answer as bytes, with its headers."""
 
     content: bytes
     content_type: str
@@ -94,7 +98,10 @@ Handler = Callable[[Asked], "dict | Bytes | Path"]
 
 
 class Door:
-    """Adds routes to ComfyUI's server. `quick` answers wait on nothing, others may read many files."""
+    """Adds routes to ComfyUI's server.
+
+    All `quick` handlers run on one thread, all others, which may read many files, on another.
+    """
 
     def __init__(self, server: PromptServer) -> None:
         self._server = server
@@ -102,7 +109,8 @@ class Door:
                          for quick in (True, False)}
         self._num_waiting = 0
         self._turns: dict[tuple, asyncio.Future] = {}
-        """Questions that wait for their turn; a question that comes while it is being answered gets a later turn."""
+        """Requests in the queue, by what they ask. They leave it when their handler starts, so that a later identical
+        request is answered anew."""
         self._lock = threading.Lock()
 
     def get(self, path: str, handler: Handler, quick: bool = True) -> None:
@@ -110,7 +118,7 @@ class Door:
         self._server.routes.get(path)(self._answering(handler, quick, changes=False))
 
     def post(self, path: str, handler: Handler, quick: bool = True) -> None:
-        """Answer POST of JSON by a page of this very server, and nobody else."""
+        """Answer POST of JSON, from pages of this server only (same origin)."""
         self._server.routes.post(path)(self._answering(handler, quick, changes=True))
 
     def _answering(self, handler: Handler, quick: bool, changes: bool) -> Callable:
@@ -120,7 +128,7 @@ class Door:
             self._num_waiting += 1
             try:
                 asked = await self._asked(request, changes)
-                # one page that goes away must not take the answer from the others
+                # shielded: a page that disconnects must not cancel the answer of others that wait for it
                 return _response(await asyncio.shield(self._turn(handler, quick, changes, asked)))
             except _Refused as refused:
                 return _response(_error(refused.status, str(refused)))
@@ -160,7 +168,7 @@ class _Refused(Exception):
 
 
 _clients: dict[str, str] = {}
-"""The user of each page that asked something, the last one at the end; ComfyUI does not say whose prompt it runs."""
+"""ComfyUI's user by client id, the last to ask at the end: ComfyUI tells the client of a prompt, not its user."""
 
 
 def _remember(client_id: str, user: str) -> None:
@@ -171,24 +179,24 @@ def _remember(client_id: str, user: str) -> None:
 
 
 def user_of(client_id: str | None) -> str | None:
-    """ComfyUI's user behind a page's connection; None where that is not known."""
+    """ComfyUI's user behind a client id, the id of a page's connection; None where that is not known."""
     return _clients.get(client_id or "")
 
 
 def running_user() -> str | None:
-    """Whose prompt ComfyUI runs; None where no page is known to have queued it."""
+    """The user who queued the prompt that ComfyUI runs; None where no page is known to have queued it."""
     return user_of(getattr(getattr(PromptServer, "instance", None), "client_id", None))
 
 
 def pages_of(user: str | None) -> list[str | None]:
-    """The connections to send what concerns a user's run to: [None], which is all, unless ComfyUI has several users."""
+    """Client ids to send messages about a user's run to; [None], which is every page, but with --multi-user."""
     if not args.multi_user or user is None:
         return [None]
     return [client for client in list(PromptServer.instance.sockets) if user_of(client) == user]
 
 
 def is_theirs(owner: str | None, user: str) -> bool:
-    """Whether a user may see and change what an owner's graph made; what nobody is known to own is everybody's."""
+    """Whether `user` may see and change what `owner`'s graph made; all may if the owner is unknown or "default"."""
     return not args.multi_user or owner in (None, "default", user)
 
 
@@ -198,7 +206,7 @@ def _is_same_origin(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
     if origin is None:
         return True
-    # a proxy in front says what the page's address is; a foreign page cannot send this header unasked
+    # behind a reverse proxy X-Forwarded-Host is the page's host; a foreign page cannot set it without CORS
     own = (request.headers.get("X-Forwarded-Host"), request.headers.get("Host"))
     return urlsplit(origin).netloc.lower() in [host.strip().lower() for host in own if host]
 
@@ -252,7 +260,7 @@ def _response(answered: Bytes | Path) -> web.StreamResponse:
 
 
 def _step_back() -> None:
-    """Let training have the processor first."""
+    """Lower the priority of this thread, so that training has the CPU first."""
     if sys.platform == "linux":
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -26,14 +26,18 @@ class ClipProgress:
         self._done, self._said = 0, 0.0
 
     def begin(self, verb: str, number: int, label: str) -> None:
-        """Say what is done to which clip, counted from 1. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        """Say what is done to which clip, counted from 1.
+
+        Raises:
+            InterruptProcessingException: ComfyUI's, when the user pressed Cancel.
+        """
         comfy.model_management.throw_exception_if_processing_interrupted()
         if time.monotonic() >= self._said + SECONDS_BETWEEN_TEXTS:
             self._said = time.monotonic()
             show_text(self._hidden, f"{verb} {number} of {self._num_clips}: {label}")
 
     def advance(self, *_step) -> None:
-        """After a step of the sampler, whose callback this is, and after a clip was decoded."""
+        """Move the bar: the callback of the sampler after each step, and called after each decoded clip."""
         self._done += 1
         self._bar.update_absolute(self._done)
 

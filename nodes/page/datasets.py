@@ -1,4 +1,7 @@
-"""Load Dataset's contact sheet: what will be trained on before anything is queued, its thumbnails and captions."""
+"""Routes for the contact sheet in Load Dataset (web/sheet/), which shows what will be trained on before it is queued.
+
+They list folders, report on a dataset, send thumbnails and save captions.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ from . import places
 from .asking import Asked, Bytes, Door, NotFound
 
 SECONDS_A_LOOK = 1.5
-"""After which an answer says how far the reading of a new folder is; the page asks again, and others have a turn."""
+"""After which an unfinished scan is answered with its progress; the page asks again, and others are served between."""
 
 MAX_SHEETS = 8
-"""Datasets whose thumbnails can be asked for."""
+"""Datasets whose thumbnails can be requested, the latest ones."""
 
 MAX_SCANS = 2
-"""Folders that are being read."""
+"""Unfinished scans that are kept, the latest ones."""
 
 MAX_FOLDERS = 2000
 """In one answer of the folder picker."""
@@ -46,10 +49,12 @@ _PARSED = {"frame_buckets": parse_frame_buckets, "more_resolutions": parse_resol
 _Thumbnail = tuple[Sample, int, bool]
 
 _sheets: OrderedDict[str, dict[str, _Thumbnail]] = OrderedDict()
-"""What can be asked for by key, by state; this and _scans are touched by the one slow thread alone."""
+"""sheets[state][key] is a thumbnail that can be requested; `state` is a hash of a dataset as it was answered.
+
+Like _scans it is used by the one slow thread alone, so there is no lock."""
 
 _scans: OrderedDict[str, Iterator] = OrderedDict()
-"""Folders that are being read, by state."""
+"""Unfinished scans by the state of their dataset."""
 
 
 def register(door: Door) -> None:
@@ -61,7 +66,7 @@ def register(door: Door) -> None:
 
 
 def _folders(asked: Asked) -> dict:
-    """The folders in one that may be looked into; without a path, those from which all others are reached."""
+    """The subfolders of a folder that the page may read; without a path, the root folders."""
     may_read = places.reader(asked.user)
     roots = [{"name": root.name, "value": places.shown(Path(root.path)), "files": None}
              for root in places.roots(asked.user)]
@@ -92,7 +97,7 @@ def _is_shown(entry: os.DirEntry) -> bool:
 
 
 def _count_media(path: Path, budget: Iterator[int]) -> int | None:
-    """Pictures and clips right in a folder; None where that was not counted."""
+    """The number of pictures and clips directly in a folder; None if it is unreadable or `budget` is used up."""
     with suppress(OSError), os.scandir(path) as found:
         names = [entry.name for entry, _ in zip(found, budget, strict=False)]
         if next(budget, None) is not None:
@@ -101,11 +106,12 @@ def _count_media(path: Path, budget: Iterator[int]) -> int | None:
 
 
 def _dataset(asked: Asked) -> dict:
-    """What the widgets of Load Dataset choose: the report as JSON, and of each file its thumbnails and its text.
+    """The dataset that the widgets of Load Dataset choose: its report as JSON, with thumbnail keys and captions.
 
-    {"same"} if nothing changed since `known`; {"progress"} while the files are read for the first time; with an
-    "error" beside the files if the dataset cannot be used. With `gently` a folder that cannot be shown is answered
-    in the same way: browsers write each refusal into their console, and a folder is often missing while it is typed.
+    {"same": true} if nothing changed since the state `known`; {"progress"} while the files are read for the first
+    time; an "error" beside the files if the dataset cannot be used. With `gently` a folder that cannot be read is
+    answered with status 200 and an "error", too: browsers log each error status in their console, and a folder is
+    often missing while its name is typed.
     """
     try:
         return _sheet(asked)
@@ -151,7 +157,7 @@ def _put(kept: OrderedDict, key: str, value: object, most: int) -> None:
 
 
 def _look(scan: Iterator) -> object:
-    """The Manifest, or how far the scan is when its time is up."""
+    """The Manifest of a scan, or its ScanProgress when SECONDS_A_LOOK are over."""
     end = time.monotonic() + SECONDS_A_LOOK
     while True:
         try:
@@ -171,11 +177,11 @@ def _thumbnails(sample: Sample, found: dict[str, _Thumbnail]) -> dict:
 
 
 def _add_texts(files: list[dict], entries: list[Entry]) -> None:
-    """Adds to each picture and clip its caption as it stands in the file, without what is put in front of it."""
+    """Adds to each picture and clip its caption as it stands in the file, without the trigger word put before it."""
     texts, media = CaptionFiles.among(entries, Notes()), {entry.name: entry for entry in _media(entries)}
     for file in files:
         if file["file"] in media:
-            with suppress(UserError):  # it is among the files left out, with this reason
+            with suppress(UserError):  # then it is among the files left out, with this error as its reason
                 text, own, listed_in = texts.written(media[file["file"]])
                 file.update(text=text, text_file=own.name if own else None, listed_in=listed_in or None)
 
@@ -190,7 +196,7 @@ def _shelf(path: Path) -> thumbnails.Shelf:
 
 
 def _thumbnail(asked: Asked) -> Bytes:
-    """The webp behind a key that the last answers gave; no path is taken from the page here."""
+    """The WebP of a key from one of the last answers; the page sends keys here, never paths."""
     key = asked.text("id")
     known = next((sheet[key] for sheet in reversed(_sheets.values()) if key in sheet), None)
     if known is None:
@@ -205,7 +211,7 @@ def _thumbnail(asked: Asked) -> Bytes:
 
 
 def _save_caption(asked: Asked) -> dict:
-    """Write the .txt beside a picture or clip of the folder; the file is found among those that are there."""
+    """Write the .txt beside a picture or clip, whose name is looked up in the folder's listing."""
     root = places.inside(asked.text("folder"), asked.user)
     name, text, before = asked.text("file"), asked.text("text"), asked.text("before")
     entries = list(folder.walk(root, Notes(), places.reader(asked.user)))
@@ -218,10 +224,10 @@ def _save_caption(asked: Asked) -> dict:
 
 
 def _config(text: str, user: str) -> DatasetConfig:
-    """From the values of the widgets.
+    """The DatasetConfig of the widgets' values, which the page sends as JSON.
 
     Raises:
-        UserError: they are not what the widgets would hold, or lead elsewhere.
+        UserError: the values are not such as the widgets hold, or the page may not read the folder.
     """
     try:
         values = json.loads(text)

@@ -25,18 +25,19 @@ from .asking import pages_of, running_user
 logger = logging.getLogger("wantune")
 
 SECONDS_BETWEEN_MESSAGES = 0.6
-"""To the page; with ComfyUI's two for its bar, and what happens now and then, it gets at most 4 a second."""
+"""Between messages about steps; with two for ComfyUI's bar and rare events the page gets at most 4 a second."""
 
 SECONDS_BETWEEN_BARS = 1.0
-"""The page draws its whole graph anew for each."""
+"""Between updates of ComfyUI's progress bar; for each the page redraws its whole graph."""
 
 SECONDS_BETWEEN_LINES = 5.0
+"""Between lines about steps in the log."""
 
 MAX_POINTS = 64
-"""Steps in one message."""
+"""Steps that one message tells of, the latest ones."""
 
 PACE_DECAY = 0.9
-"""Of the mean of the seconds between steps."""
+"""Decay of the exponential moving average of the seconds between steps."""
 
 Result = TypeVar("Result")
 
@@ -71,7 +72,14 @@ def current() -> Current | None:
 
 
 def ask_to_stop(run: str = "") -> bool:
-    """End the run after its present step; the graph goes on with what was learned. False: it is not running."""
+    """End a run after its current step; the graph goes on with what was learned.
+
+    Args:
+        run: the name of its folder; "" for whichever is running.
+
+    Returns:
+        Whether that run is going on.
+    """
     found = _current
     if found is None or run not in ("", found.run):
         return False
@@ -80,13 +88,13 @@ def ask_to_stop(run: str = "") -> bool:
 
 
 class _Turn:
-    """That something happens at most once in so many seconds."""
+    """Limits how often something happens: once in so many seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._due = seconds, 0.0
 
     def has_come(self, now: float, is_last: bool) -> bool:
-        """Whether it is to happen now; what is the last always is."""
+        """Whether it may happen at time `now`, in seconds; the last time it always may."""
         if now < self._due and not is_last:
             return False
         self._due = now + self._seconds
@@ -94,7 +102,11 @@ class _Turn:
 
 
 class Live:
-    """Publishes the events of one run for one node."""
+    """Publishes the events of one run for one node.
+
+    Args:
+        hidden: the node's hidden inputs; None where there is no node.
+    """
 
     def __init__(self, hidden) -> None:
         self._hidden = hidden
@@ -107,7 +119,11 @@ class Live:
         self._pace, self._last_time = 0.0, time.monotonic()
 
     def describe(self, folder: RunFolder, base: str) -> None:
-        """Keep beside the run whose it is and the graph it is trained with, and show it in the node."""
+        """Write the run's owner and graph into its folder, and let the node's panel show the run.
+
+        Args:
+            base: the model it is trained on, in words.
+        """
         self._run = folder.path.name
         extra = getattr(self._hidden, "extra_pnginfo", None) or {}
         prompt = {node: {name: part for name, part in content.items() if name in ("class_type", "inputs", "_meta")}
@@ -120,7 +136,7 @@ class Live:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While the run can be stopped."""
+        """Make it the current run, which can be stopped, for the time of a block."""
         global _current
         _current = Current(self._run, running_user())
         try:
@@ -130,7 +146,11 @@ class Live:
             self._send("ended", {})
 
     def publish(self, event: Event) -> None:
-        """Show one event. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        """Show one event.
+
+        Raises:
+            InterruptProcessingException: ComfyUI's, when the user pressed Cancel.
+        """
         if isinstance(event, Started):
             self._start(event)
         elif isinstance(event, StepDone):
@@ -170,7 +190,7 @@ class Live:
                     event.num_parameters, event.total_steps, event.steps_per_epoch, done)
 
     def _send(self, name: str, content: dict) -> None:
-        """To every page of the user whose run it is."""
+        """Send the message wantune.<name> to every page of the user who queued the run."""
         server = getattr(PromptServer, "instance", None)
         if server is not None:
             message = {**content, "workflow": self._workflow, "node": self._node, "run": self._run}
@@ -194,7 +214,7 @@ class Live:
             logger.info("%s", line(event))
 
     def _now(self, event: StepDone) -> dict:
-        """Evaluation and previews count in the time that is left, but not in the speed."""
+        """Speed, time left and memory; the time left includes evaluation and previews, the speed does not."""
         total = comfy.model_management.get_total_memory()
         now = {
             "seconds_per_step": event.seconds,
@@ -209,10 +229,11 @@ class Live:
 
 
 class ProgressLine:
-    """The progress of a generator before training, as the node's bar and a line of text with the time that is left.
+    """The progress of scanning or encoding, as the node's bar and a line of text with the time that is left.
 
     Args:
-        verb: begins that line; without one there is only the bar.
+        hidden: the node's hidden inputs.
+        verb: begins that line, such as "encoding"; without one there is only the bar.
     """
 
     def __init__(self, hidden, verb: str = "") -> None:
@@ -222,7 +243,14 @@ class ProgressLine:
         self._turn = _Turn(SECONDS_BETWEEN_MESSAGES)
 
     def follow(self, progress: Generator[ScanProgress | Progress, None, Result]) -> Result:
-        """Run it to its end and give what it returns. Raises ComfyUI's interrupt when the user pressed Cancel."""
+        """Run the generator to its end.
+
+        Returns:
+            What the generator returns.
+
+        Raises:
+            InterruptProcessingException: ComfyUI's, when the user pressed Cancel.
+        """
         with closing(progress):
             while True:
                 try:
@@ -250,10 +278,10 @@ def _duration(seconds: float) -> str:
 
 
 def show_text(hidden, text: str) -> None:
-    """Write under the node with these hidden inputs; the page shows PreviewText only in core's preview nodes."""
+    """Show a text in the node with these hidden inputs; the page shows PreviewText only in ComfyUI's own nodes."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and hidden is not None:  # else ComfyUI serves as a library, without a page
-        # newer pages show Markdown, where only two spaces before its end make a line end
+        # newer front ends render Markdown, where a line break needs two spaces before it
         server.send_progress_text(text.replace("\n", "  \n"), hidden.unique_id)
 
 

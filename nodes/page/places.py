@@ -1,6 +1,6 @@
-"""Where the page may look: ComfyUI's input folder, its folders of datasets, and folders that Load Dataset has read.
+"""Which folders the page may read: ComfyUI's input and datasets folders, and folders that Load Dataset has read.
 
-Who can queue a graph already has the server read a folder; the page alone cannot.
+Whoever may queue a graph can make the server read any folder; requests of a page alone must not.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ MAX_TEXT = 4096
 """Characters of a path."""
 
 _DEVICES = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?$", re.IGNORECASE)
-"""Names that mean a device in each folder of Windows."""
+"""Names that mean a device in any folder on Windows."""
 
 _read: dict[tuple[str, str | None], None] = {}
-"""(real folder, user) that Load Dataset has read since ComfyUI started."""
+"""(folder with its links resolved, user) for what Load Dataset has read since ComfyUI started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A folder in which, and in whose folders, the page may look."""
+    """A folder that the page may read, with all folders in it."""
 
     name: str
     path: str
-    """Real."""
+    """With all links resolved."""
 
 
 def allow(folder: str | Path) -> None:
-    """Let the page look into a folder that the node which runs now reads; with --multi-user its user's page alone."""
+    """Let the page read a folder that the running node reads; with --multi-user only for the user who queued it."""
     _read[os.path.realpath(folder), running_user()] = None
 
 
 def roots(user: str) -> list[Root]:
-    """All that there are, the input folder first; one that lies in another is not named again."""
+    """All that a user's page may read, the input folder first; a folder inside another one is left out."""
     known = folder_paths.get_folder_paths("datasets") if "datasets" in folder_paths.folder_names_and_paths else []
     named = [("input", folder_paths.get_input_directory()), *(("datasets", path) for path in known),
              *(("", path) for path, owner in list(_read) if is_theirs(owner, user))]
@@ -55,21 +55,21 @@ def roots(user: str) -> list[Root]:
 
 
 def reader(user: str) -> Callable[[str], bool]:
-    """Tells whether a real path may be read."""
+    """A function that tells whether a path, its links resolved, may be read."""
     allowed = [root.path for root in roots(user)]
     return lambda real: any(_lies_in(real, root) for root in allowed)
 
 
 def inside(text: str, user: str) -> Path:
-    """The real path of a folder that is there and may be looked into.
+    """The path, links resolved, of a folder that exists and that the page may read.
 
     Args:
-        text: as in the folder widget: absolute, or from ComfyUI's input folder on.
+        text: as in the folder widget: absolute, or relative to ComfyUI's input folder.
 
     Raises:
         UserError: it is no path.
-        Forbidden: it lies elsewhere, whether it is there or not.
-        NotFound: it is not there.
+        Forbidden: it lies outside of the folders that may be read, whether it exists or not.
+        NotFound: it does not exist.
     """
     allowed = [root.path for root in roots(user)]
     path = joined(text, folder_paths.get_input_directory(), allowed)
@@ -85,13 +85,17 @@ def inside(text: str, user: str) -> Path:
 
 
 def joined(text: str, base: str, allowed: Iterable[str], windows: bool = sys.platform == "win32") -> PurePath:
-    """The path that is meant, before the file system is asked.
+    """The path that a text of the folder widget means, found without the file system.
 
-    Windows would already ask another computer for \\\\server\\share, and a device for NUL.
+    On Windows even looking for \\\\server\\share contacts another computer, and NUL a device.
+
+    Args:
+        base: ComfyUI's input folder, for relative paths.
+        allowed: root folders that may be read; one of them may lie on the network.
 
     Raises:
         UserError: it is no path.
-        Forbidden: a form that leads elsewhere.
+        Forbidden: a network, device or half-relative path of Windows.
     """
     text = text.strip().strip('"')
     if not text:
@@ -104,7 +108,7 @@ def joined(text: str, base: str, allowed: Iterable[str], windows: bool = sys.pla
     is_known = any(path.is_relative_to(root) and ".." not in path.parts for root in map(PureWindowsPath, allowed))
     written = PureWindowsPath(text)
     is_network = path.drive.startswith("\\\\") and not is_known
-    is_half = bool(written.drive) != bool(written.root)  # C:folder and \folder depend on what else runs
+    is_half = bool(written.drive) != bool(written.root)  # C:folder and \folder depend on the process's current folder
     odd = [part for part in path.parts[1:] if ":" in part or _DEVICES.match(part)]
     if is_network or is_half or odd:
         raise Forbidden(_elsewhere(text))
@@ -112,7 +116,7 @@ def joined(text: str, base: str, allowed: Iterable[str], windows: bool = sys.pla
 
 
 def shown(path: Path) -> str:
-    """What the folder widget takes for a folder: from the input folder on where it lies in it, else all of it."""
+    """A folder as a value of the folder widget: relative to the input folder where it lies in it, else absolute."""
     base = os.path.realpath(folder_paths.get_input_directory())
     return path.relative_to(base).as_posix() if _lies_in(str(path), base) else str(path)
 

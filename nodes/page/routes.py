@@ -1,4 +1,4 @@
-"""What the page asks of us: /wantune/... on ComfyUI's own server, theme by theme in the files beside this one."""
+"""Registers our HTTP routes on ComfyUI's server: those of `datasets` and `runs`, and the English help texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACK = Path(__file__).absolute().parents[2]
 
 
 def register() -> None:
-    """Add our routes; called once, before the server starts. Does nothing where ComfyUI serves as a library."""
+    """Add our routes; called once, before the server starts. Does nothing where ComfyUI is used without a server."""
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
@@ -25,7 +25,7 @@ def register() -> None:
 
 
 async def _english_help(request: web.Request) -> web.StreamResponse:
-    """The page asks for a help text by language first; <node>.md is the English one, and that of other languages."""
+    """The page requests <node>/<language>.md first; English is in <node>.md, the page's fallback for all languages."""
     path = PACK / "web" / "docs" / f"{request.match_info['node']}.md"
     if path.parent != PACK / "web" / "docs" or not path.is_file():
         raise web.HTTPNotFound

@@ -1,4 +1,4 @@
-"""Runs, as the page lists, follows, stops and deletes them."""
+"""Routes with which the page lists, follows, stops and deletes runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from . import live, shown
 from .asking import Asked, Door, NotFound, is_theirs
 
 MAX_POINTS = 2000
-"""Of a curve in one answer; more than a screen has pixels."""
+"""Of a curve in one answer; more than a screen is pixels wide."""
 
 MAX_LOGS = 8
-"""Logs that are kept in memory, to be read on."""
+"""Logs kept in memory, so that only what was appended to them has to be read."""
 
 _SAMPLE = re.compile(r"samples/\w[\w.-]{0,99}\.(mp4|jpg)", re.ASCII)
 
 _logs: OrderedDict[Path, history.RunLog] = OrderedDict()
-"""Touched by the one quick thread alone."""
+"""By the run's folder; used by the one quick thread alone, so there is no lock."""
 
 
 def register(door: Door) -> None:
@@ -38,7 +38,7 @@ def register(door: Door) -> None:
 
 
 def _node(asked: Asked) -> dict:
-    """What a node showed last; for Train Wan LoRA also its run, by its name where nothing else is known."""
+    """What a node showed last, and the run of Train Wan LoRA: as remembered, else the newest run of the name."""
     found = shown.recall(asked.user, asked.text("workflow", ""), asked.text("node", ""))
     run, name = found.get("run"), asked.text("run_name", "").strip()
     if not isinstance(run, str) or _find(run, asked.user) is None:
@@ -55,7 +55,7 @@ def _list(asked: Asked) -> dict:
 
 
 def _one(asked: Asked) -> dict:
-    """One run with its curve."""
+    """One run with its loss curve, previews and current speed."""
     folder = _folder(asked)
     log = _logs.pop(folder, None) or history.RunLog(folder / "log.jsonl")
     _logs[folder] = log
@@ -77,10 +77,10 @@ def _one(asked: Asked) -> dict:
 
 
 def _file(asked: Asked) -> Path:
-    """A preview of a run."""
+    """A file of a run's previews: an mp4, or its strip of frames as jpg."""
     folder, name = _folder(asked), asked.text("name")
     path = folder / name
-    # a link in the folder may lead anywhere
+    # a symbolic link in the folder may lead anywhere
     if not _SAMPLE.fullmatch(name) or not path.is_file() or path.resolve().parent != folder.resolve() / "samples":
         raise NotFound(f"{name!r} is no preview of {folder.name}; ask for the names that the run lists.")
     return path
@@ -105,13 +105,13 @@ def _delete(asked: Asked) -> dict:
 
 
 def _stop(asked: Asked) -> dict:
-    """End the present run after its present step, save, and go on in the graph with what was learned."""
+    """End the current run after its current step, save, and go on in the graph with what was learned."""
     run, current = asked.text("run", ""), live.current()
     return {"stopping": current is not None and is_theirs(current.user, asked.user) and live.ask_to_stop(run)}
 
 
 def _current(folder: Path) -> live.Current | None:
-    """What goes on in a run; None when it does not."""
+    """The state of a run that is going on; None when it is not."""
     current = live.current()
     return current if current and current.run == folder.name else None
 
@@ -131,7 +131,7 @@ def _folder(asked: Asked) -> Path:
 
 
 def _find(run: str, user: str) -> Path | None:
-    """Looked up among what there is, so that no name can lead elsewhere."""
+    """A run's folder, if it is the user's; looked up in the listing of runs, so that no name can lead out of it."""
     root = paths.runs_folder()
     names = os.listdir(root) if root.is_dir() else []
     return root / run if run in names and _is_run_of(root / run, user) else None

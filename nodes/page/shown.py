@@ -1,6 +1,6 @@
-"""What our nodes showed last, so that a page that is opened anew, or a second one, shows it again.
+"""Remembers what our nodes showed last, so that a page that is reloaded, or a second one, shows it again.
 
-Kept by user, workflow and node in an SQLite file; without that file nothing is lost but what nodes show.
+Kept by user, workflow and node in an SQLite file, which may be deleted: only what nodes show is lost with it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..backend import paths
 from .asking import running_user
 
 MAX_NODES = 500
-"""The nodes that showed something most recently."""
+"""Nodes that are remembered, those that showed something most recently."""
 
 COMPARISON = "wantune_compare"
-"""What the page's player shows (web/compare/video_compare.js), among what a node shows."""
+"""The key, in a node's `ui` output, of what the page's player shows (web/compare/video_compare.js)."""
 
 _TABLE = """CREATE TABLE IF NOT EXISTS shown (
     turn INTEGER PRIMARY KEY, node TEXT, kind TEXT, data TEXT, UNIQUE (node, kind))"""
-"""Each row that is written gets the highest turn."""
+"""`turn` grows with each row that is written, so it orders the rows by age."""
 
 _FORGET = """DELETE FROM shown WHERE node NOT IN (
     SELECT node FROM shown GROUP BY node ORDER BY max(turn) DESC LIMIT ?)"""
@@ -34,7 +34,7 @@ _FORGET = """DELETE FROM shown WHERE node NOT IN (
 def key_of(hidden) -> tuple[str, str]:
     """(workflow, node) as the page knows them; the workflow is "" for a graph that was queued without a page.
 
-    Of a node within subgraphs, ComfyUI gives the way to it ("5:12"), the page knows its last part.
+    The id of a node within subgraphs is the path to it ("5:12") in ComfyUI, and its last part in the page.
     """
     extra = getattr(hidden, "extra_pnginfo", None)
     workflow = extra.get("workflow") if isinstance(extra, dict) else None
@@ -44,7 +44,7 @@ def key_of(hidden) -> tuple[str, str]:
 
 
 def remember(hidden, kind: str, data: object) -> None:
-    """Keep JSON-able data that the node with these hidden inputs shows; a full disk costs only this memory."""
+    """Keep data, which must fit JSON, that the node with these hidden inputs shows; where writing fails, forget it."""
     workflow, node = key_of(hidden)
     if not workflow:
         return
@@ -65,7 +65,13 @@ def recall(user: str, workflow: str, node: str) -> dict[str, object]:
 
 
 def video_output(hidden, video: Path, data: dict, *outputs) -> io.NodeOutput:
-    """A saved video as output and in ComfyUI's own player; where there is a page, our player shows `data` instead."""
+    """A saved video as a node's output, shown by our player in the page, or by ComfyUI's where our scripts are missing.
+
+    Args:
+        video: lies in ComfyUI's output folder.
+        data: what our player shows, see web/compare/video_player.js.
+        outputs: of the node, after the video.
+    """
     remember(hidden, "compare", data)
     return io.NodeOutput(InputImpl.VideoFromFile(str(video)), *outputs,
                          ui={**ui.PreviewVideo([paths.saved_result(video)]).as_dict(), COMPARISON: [data]})
@@ -82,7 +88,7 @@ def _database() -> Database:
 
 
 def _rows_of(content: object) -> Iterator[tuple]:
-    """Of the JSON file of earlier versions: {node: {kind: data}}, the newest last."""
+    """Rows of the JSON file that earlier versions wrote: {node: {kind: data}}, the newest last."""
     for name, entry in content.items() if isinstance(content, dict) else ():
         for kind, data in entry.items() if isinstance(entry, dict) else ():
             yield name, kind, json.dumps(data)

@@ -1,4 +1,8 @@
-"""For tests of gradients: a model with an adapter that is not zero, driven as nodes/train.py drives it."""
+"""For tests of gradients: a model with an adapter that is not zero, set up as trainer/training/run.py does it.
+
+Shape legend: B batch, C latent channels, F latent frames, H height, W width, L text tokens, D width of the text
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -76,14 +80,14 @@ class AdaptedModel:
 
     @contextmanager
     def attached(self, gradient_checkpointing: bool = False) -> Iterator[None]:
-        """The adapter in the model, and what must hold during forward and backward."""
+        """Holds the adapter in the model and autograd on, as during a training step."""
         with torch.inference_mode(), torch.inference_mode(False):
             with self.denoiser.attached(self.adapter, self.linears, gradient_checkpointing, memory=0):
                 with self.denoiser.training():
                     yield
 
     def loss_B(self, batch: Batch) -> torch.Tensor:
-        """The trainer's loss; only while attached."""
+        """The trainer's loss of each sample, (B,); only while attached."""
         from wantune.trainer.training import objective
 
         return objective.denoising_loss(
@@ -91,6 +95,6 @@ class AdaptedModel:
         )
 
     def gradients(self, loss_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of the mean loss, by the adapter's keys."""
+        """Gradients of the mean loss, by the keys of the adapter's state dict."""
         gradients = torch.autograd.grad(loss_B.mean(), self.adapter.parameters)
         return dict(zip(self.adapter.state_dict(), gradients, strict=True))

@@ -15,23 +15,23 @@ from wantune.trainer.settings.data import DatasetConfig
 
 
 def scan(folder: Path, memory: Path | None = None, **settings) -> Manifest:
-    """At resolution 64, with the trigger word zwx, unless said otherwise."""
+    """Scan a folder; at resolution 64 and with the trigger word zwx, unless `settings` says otherwise."""
     return scanning.scan(config(folder, **settings), memory)
 
 
 def config(folder: Path, **settings) -> DatasetConfig:
-    """The settings of `scan`."""
+    """The DatasetConfig that `scan` uses."""
     return DatasetConfig(folder=str(folder), **{"resolution": 64, "trigger_word": "zwx", **settings})
 
 
 def noise(number: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A picture like no other of another number."""
+    """A picture of random pixels, another one for each number; `size` is (width, height)."""
     width, height = size
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def draw(path: Path, number: int = 0, caption: str | None = None, size: tuple[int, int] = (96, 64)) -> Path:
-    """Write one, and its caption if there is one, in a folder that is made."""
+    """Write the picture of `noise`, and its caption unless that is None; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise(number, size).save(path)
     if caption is not None:
@@ -49,7 +49,7 @@ def link(path: Path, target: Path | str) -> None:
 
 
 def names(manifest: Manifest) -> list[str]:
-    """Of the files that are trained on, each once."""
+    """Names of the files that are trained on, each once."""
     return sorted({clip.name for clip in manifest.samples})
 
 
@@ -60,17 +60,17 @@ def sample_of(manifest: Manifest, name: str) -> Sample:
 
 
 def captions_of(manifest: Manifest) -> dict[str, tuple[str, ...]]:
-    """By name."""
+    """The captions of each file that is trained on, by its name."""
     return {clip.name: clip.captions for clip in manifest.samples}
 
 
 def reasons(manifest: Manifest) -> dict[str, str]:
-    """Of the files left out, by name; each names its file and ends as a sentence."""
+    """Why files were left out, by name; fails unless each reason names its file and ends as a sentence."""
     for rejection in manifest.rejected:
         assert rejection.name in rejection.reason and rejection.reason.endswith("."), rejection.reason
     return {rejection.name: rejection.reason for rejection in manifest.rejected}
 
 
 def notes_on(manifest: Manifest, name: str) -> list[str]:
-    """The notes that speak of a file."""
+    """The notes about a file."""
     return [note for note in manifest.notes if name in note.split(": ")[0].split(" and ")[0].split(", ")]

@@ -1,7 +1,8 @@
-"""A process with ComfyUI and the small world that forks one that fills a cache or trains, whenever it is told to.
+"""A process that has loaded ComfyUI and the small world once, and forks a child for each command it gets.
 
-Started by killer.py as `python killable.py COMFYUI_FOLDER`. Each line on stdin is JSON: the name of a function below
-and its arguments; it prints the child's number, and how the child ended.
+Started by killer.py as `python killable.py COMFYUI_FOLDER`. Each line on stdin is a command in JSON, the name of a
+function below (fill or train) and its arguments. It prints the child's process id and, at its end, its exit code, which
+is -9 where it was killed.
 """
 
 import json
@@ -46,7 +47,10 @@ def main(comfyui: Path) -> None:
 
 
 def fill(folder: str, place: str) -> None:
-    """Scan and fill with what makes many kinds of files: windows, orders of tags, masks, two resolutions."""
+    """Scan `folder` and fill the cache `place`, with settings that make many kinds of files.
+
+    These are windows of clips, orders of tags, masks and two resolutions.
+    """
     from wantune.tests.support import tools
     from wantune.trainer.data import scan
     from wantune.trainer.encoded import fill as filling
@@ -60,7 +64,7 @@ def fill(folder: str, place: str) -> None:
 
 
 def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
-    """Train with a checkpoint every other step; what was learned and each loss go to result.json."""
+    """Train on `folder` with a checkpoint every other step; writes the LoRA and each loss to `place`/result.json."""
     import folder_paths
 
     from wantune.nodes import train

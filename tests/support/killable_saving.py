@@ -1,8 +1,8 @@
-"""A process that forks ones that save checkpoints in a loop, and kills each at the moment it is told.
+"""A process that, for each command, forks a child that saves checkpoints in a loop, and kills it at a given moment.
 
-Started by test_killed_saving.py as `python killable_saving.py`. Each line on stdin is JSON, [folder of runs, steps,
-share]: kill it after so many steps and such a share of what one takes. It prints the last step whose saving was done
-when the child was killed, and how the child ended.
+Started by tests/trainer/runs/test_killed_saving.py. Each line on stdin is a command in JSON, [folder of runs, steps,
+share]: kill the child after it has saved `steps` checkpoints, and `share` (0..1) of the time that one takes. It prints
+[the last step that was saved completely, the child's exit code].
 """
 
 import itertools
@@ -17,11 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789abcdef" * 4
 NUMBERS = 30_000
-"""In each tensor, so that writing takes a while."""
+"""Values of each tensor; so many that writing takes a while."""
 
 
 def import_trainer() -> None:
-    """The trainer alone, as `wantune.trainer`."""
+    """Make the trainer importable as `wantune.trainer`, without ComfyUI."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tests")]
     pack = types.ModuleType("wantune")
     pack.__path__ = [str(ROOT)]
@@ -60,7 +60,11 @@ def main() -> None:
 
 
 def save_on(root: Path, writer: int) -> None:
-    """As a run does: go on from the newest one, save, delete what is older, log; never ends by itself."""
+    """Save as a run does, without end: go on from the newest checkpoint, save, delete older ones, log.
+
+    Args:
+        writer: file descriptor to which each saved step is written, in 4 bytes.
+    """
     import torch
 
     from wantune.trainer.runs.events import Saved

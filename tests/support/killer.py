@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Killer:
-    """A process that forks workers, and an end for them."""
+    """Starts killable.py, has it fork workers, and kills them."""
 
     def __init__(self, comfyui: Path) -> None:
         script = Path(__file__).with_name("killable.py")
@@ -20,7 +20,15 @@ class Killer:
         assert "ready\n" in iter(self._process.stdout.readline, ""), "it did not start"
 
     def run(self, *command, kill_after: float | None = None) -> int:
-        """Do it, and kill -9 the worker after so many seconds; returns its exit status."""
+        """Run a function of killable.py in a worker.
+
+        Args:
+            command: the function's name and arguments.
+            kill_after: seconds after which the worker gets SIGKILL; None lets it end by itself.
+
+        Returns:
+            The worker's exit code, -9 if it was killed.
+        """
         self._process.stdin.write(json.dumps(command, default=str) + "\n")
         self._process.stdin.flush()
         child = int(self._process.stdout.readline())
@@ -29,7 +37,7 @@ class Killer:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """No more workers."""
+        """End killable.py."""
         self._process.stdin.close()
         self._process.wait(60)
 

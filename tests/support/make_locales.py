@@ -1,6 +1,6 @@
 """Writes locales/en/nodeDefs.json from the schemas, which are the one place where English names and tooltips stand.
 
-    python tests/support/make_locales.py
+    PYTHONPATH=tests python tests/support/make_locales.py
 
 Run it in the environment of the tests after a schema was changed, then translate what is new in
 locales/zh/nodeDefs.json; tests/nodes/test_locales.py says what that is.
@@ -14,7 +14,7 @@ LOCALES = Path(__file__).resolve().parents[2] / "locales"
 
 
 def english() -> dict[str, dict]:
-    """Of every node what the page shows, in the format of ComfyUI's own nodeDefs.json; outputs go by their number."""
+    """The texts of each node in the format of ComfyUI's own nodeDefs.json; outputs are named by their number."""
     from wantune.nodes import WanTuneExtension
 
     nodes = asyncio.run(WanTuneExtension().get_node_list())
@@ -22,7 +22,7 @@ def english() -> dict[str, dict]:
 
 
 def text(translation: dict) -> str:
-    """As the files are written."""
+    """The content of a nodeDefs.json."""
     return json.dumps(translation, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -38,6 +38,6 @@ def _described(schema) -> dict:
 
 
 if __name__ == "__main__":
-    import conftest  # noqa: F401  beside this file: makes the pack and ComfyUI importable
+    import conftest  # noqa: F401  tests/conftest.py: makes the pack and ComfyUI importable
 
     (LOCALES / "en" / "nodeDefs.json").write_text(text(english()), encoding="utf-8", newline="\n")

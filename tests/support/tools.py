@@ -22,7 +22,7 @@ PICTURES = {
 
 
 def write_pictures(folder: Path, size: tuple[int, int] | None = None) -> Path:
-    """The four pictures with captions, at most `size`, in a folder."""
+    """Write the four pictures with captions to a folder, scaled down to fit `size`, (width, height)."""
     import skimage
 
     source = Path(skimage.__file__).parent / "data"
@@ -62,7 +62,7 @@ def load_clip(path: Path = WORLD / "umt5.safetensors"):
 
 
 def random_dit(folder: Path, **sizes) -> Path:
-    """A file of random weights: two blocks of width 128, unless said otherwise."""
+    """A transformer's file of random weights: two blocks of width 128, unless `sizes` says otherwise."""
     return random_models.make_dit(folder / "random_dit.safetensors", **sizes)
 
 
@@ -84,7 +84,7 @@ def scale_to_fp8(path: Path) -> Path:
 
 
 class Watch:
-    """Stands for the node's display: keeps the events, shows each to `look`, and may ask the run to stop."""
+    """Stands in for `Live` (nodes/page/live.py): keeps the events, shows each to `look`, may ask the run to stop."""
 
     def __init__(self, look=lambda event: None) -> None:
         self.events, self.said, self.stop, self._look = [], [], False, look
@@ -116,7 +116,7 @@ def drained(progress) -> tuple[list, object]:
 
 
 def sample(model, seed: int = 0, steps: int = 2, frames: int = 5, size: int = 64, cfg: float = 1.0) -> torch.Tensor:
-    """A latent from ComfyUI's own sampler: euler, simple."""
+    """latent_BCFHW from ComfyUI's own sampler (euler, simple); `size` is height and width in pixels."""
     import comfy.sample
 
     with torch.inference_mode():

@@ -59,7 +59,7 @@ def world(folder: Path) -> World:
 
 
 def output_folder(path: Path):
-    """ComfyUI's output folder, for as long as a block lasts."""
+    """Set ComfyUI's output folder; the MonkeyPatch that is returned puts it back by undo()."""
     import folder_paths
 
     patch = pytest.MonkeyPatch()

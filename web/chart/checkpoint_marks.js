@@ -11,7 +11,7 @@ const STAR = 'M0 -8L2.2 -2.8L7.8 -2.4L3.5 1.2L4.9 6.7L0 3.7L-4.9 6.7L-3.5 1.2L-7
 
 /** Draws the marks of all series anew into `layer`; `choose(series, checkpoint)` is called with what was clicked. */
 export function drawMarks(layer, series, { x, bottom, isInside }, choose) {
-  if (layer.matches(':active')) return // the mark that is pressed would be gone before the click
+  if (layer.matches(':active')) return // replacing the mark that is pressed would lose its click
   const focused = layer.querySelector(':focus')?.dataset.key
   const marks = series.flatMap((each, index) =>
     spread((each.checkpoints ?? []).filter(isInside), x, MARK_GAP).map((checkpoint) => ({
@@ -21,7 +21,7 @@ export function drawMarks(layer, series, { x, bottom, isInside }, choose) {
       style: series.length > 1 ? `fill: ${colourOf(each, index)}` : '',
       act: () => choose(each, checkpoint),
     })))
-  // one stop for Tab, from which arrow keys lead on
+  // Tab reaches one mark only, from which arrow keys lead to the others
   const reached = marks.find(({ key }) => key === focused) ?? marks.at(-1)
   layer.replaceChildren(...marks.map((mark) => markElement(mark, mark === reached)))
   if (focused) [...layer.children].find((mark) => mark.dataset.key === focused)?.focus({ preventScroll: true })

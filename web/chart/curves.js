@@ -3,12 +3,12 @@
 import { svg } from '../shared/elements.js'
 import { band, line } from './paths.js'
 
-/** Of several runs, in their order. */
+/** CSS colours of the curves of several runs, in the order of the runs. */
 export const COLOURS = ['one', 'two', 'three', 'four', 'five', 'six'].map((name) => `var(--wt-${name})`)
 
 export const colourOf = ({ colour }, index) => colour ?? COLOURS[index % COLOURS.length]
 
-/** The lines of all series; the raw losses of one alone, as a band. */
+/** The lines of all series; if there is only one, also a band from its lowest to its highest raw losses. */
 export function curves(series, area) {
   return series.flatMap((each, index) =>
     curvesOf(each, area.parts[index], colourOf(each, index), series.length === 1, area))
@@ -26,7 +26,7 @@ function curvesOf({ heldOut = [] }, part, colour, isOne, { x, y, yRate }) {
     svg('path', { class: 'wt-base', d: line(steps, heldOut.map((each) => each.base_loss), x, y), style: heldStroke }),
     svg('path', { class: 'wt-smooth', d: line(part.step, part.smooth, x, y), style: stroke }),
     svg('path', { class: 'wt-held', d: line(steps, losses, x, y), style: heldStroke }),
-    // a line through one point is not seen
+    // a path through one point draws nothing
     heldOut.length === 1 &&
       svg('circle', { class: 'wt-held', cx: x(steps[0]), cy: y(losses[0]), r: 2.5, style: heldStroke }),
   ].filter(Boolean)

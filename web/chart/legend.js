@@ -7,7 +7,7 @@ import { colourOf } from './curves.js'
 import { epochOf, lastStep, nearest } from './loss_series.js'
 import { shownCurve } from './plot_area.js'
 
-/** [{name, value, kind, colour}] at a step, null for none; `kind` is that of the line before the name. */
+/** [{name, value, kind, colour}] at a step, null for the last; `kind` is the style of the line before the name. */
 export function legendItems(series, view, step, hasRate) {
   const [one] = series
   if (!one) return []
@@ -32,7 +32,7 @@ export function legendItems(series, view, step, hasRate) {
 }
 
 function smoothOf(each, index, view, at) {
-  // a shorter run stays at its last value
+  // beyond the end of a shorter run its last value is shown
   const value = at <= lastStep(each.curve) ? valuesOf(each, view, at).smooth : each.curve.smooth.at(-1)
   return { name: each.name, kind: 'smooth', colour: colourOf(each, index), value: compact(value) }
 }

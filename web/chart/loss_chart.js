@@ -20,7 +20,7 @@ export class LossChart {
   #pointed = null // a step
   #shown = { isLog: false, hasRate: false }
   #area = plotArea([], null, this.#shown, [0, 0])
-  #told = 0
+  #told = 0 // the timer that calls onzoom
   #onzoom
   #oncheckpoint
   #svg = svgElements()
@@ -31,8 +31,8 @@ export class LossChart {
   #spoken = el('div', { class: 'wt-spoken', 'aria-live': 'polite' })
   #observer = new ResizeObserver(() => requestAnimationFrame(() => this.#draw()))
 
-  /** onzoom(first, last) is told the window of steps once it rests, 0 and 0 for all; oncheckpoint(series, checkpoint)
-   * what was clicked. */
+  /** onzoom(first, last) is called with the window of steps once it no longer changes, with 0, 0 for all steps;
+   * oncheckpoint(series, checkpoint) with the mark that was clicked. */
   constructor({ onzoom = () => {}, oncheckpoint = () => {} } = {}) {
     stylesheet('chart/chart.css')
     this.#onzoom = onzoom
@@ -55,9 +55,9 @@ export class LossChart {
   }
 
   /**
-   * [{run, name, colour, curve, detail, heldOut, checkpoints, stepsPerEpoch}]: `curve` as loss_series.js has it
+   * [{run, name, colour, curve, detail, heldOut, checkpoints, stepsPerEpoch}]: `curve` as loss_series.js describes it
    * (fromAnswer of GET /wantune/runs/{run}), `heldOut` [{step, loss, base_loss}], `checkpoints` [{step, best}]; colour
-   * and detail may be left out. `detail` {first, last, curve} is drawn instead of the curve while the window lies within
+   * and detail may be left out. `detail` {first, last, curve} is drawn instead of the curve while the window lies in
    * first..last.
    */
   show(series) {
@@ -110,7 +110,7 @@ export class LossChart {
     this.#drawCursor()
   }
 
-  /** Gives what the legend says now. */
+  /** Draws the line at the pointed step, and the legend; returns the legend's items. */
   #drawCursor() {
     const [first, last] = this.#steps()
     const { x, bottom } = this.#area
@@ -147,9 +147,9 @@ export class LossChart {
   }
 }
 
-/** The layers of the drawing, `root` around them, the box that is chosen, and the rectangle outside which no line is seen. */
+/** The layers of the drawing in `root`; `chosen` is the box being dragged, `clipped` the rectangle that clips lines. */
 function svgElements() {
-  const clip = `wt-clip-${made++}` // an id is one of the whole page
+  const clip = `wt-clip-${made++}` // ids must be unique in the whole page
   const [grid, lines, cursor, marks] = ['grid', 'lines', 'cursor', 'marks'].map((name) => svg('g', { class: `wt-${name}` }))
   lines.setAttribute('clip-path', `url(#${clip})`)
   const clipped = svg('rect')

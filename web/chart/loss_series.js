@@ -1,11 +1,12 @@
-// Curves of a run: continuing and thinning them. Pure, tested by tests/web/chart/loss_series.test.mjs.
+// Loss curves of a run: appending points, thinning them out. Pure, tested by tests/web/chart/loss_series.test.mjs.
 //
-// A curve is {step, low, high, smooth, rate, ema: {value, weight}, decay}: equally long arrays, one entry a bucket of
-// steps, `step` its last step, low and high the least and largest loss in it (null where none was finite).
+// A curve is {step, low, high, smooth, rate, ema: {value, weight}, decay}: equally long arrays, an entry for each
+// bucket of steps: `step` its last step, low and high its least and largest loss (null where none was finite), smooth
+// the moving average of the loss, rate the learning rate. `ema` continues that average, which is value / weight.
 
 export const MOST_POINTS = 600
 
-/** The curve of the server's answer; empty without one. */
+/** The curve in the answer of GET /wantune/runs/{run}; an empty one without an answer. */
 export function fromAnswer(answer) {
   const { step = [], low = [], high = [], smooth = [], learning_rate: rate = [] } = answer?.curve ?? {}
   const { ema = { value: 0, weight: 0 }, ema_decay: decay = 0.98 } = answer ?? {}
@@ -14,7 +15,7 @@ export function fromAnswer(answer) {
 
 export const lastStep = (curve) => curve.step.at(-1) ?? 0
 
-/** The curve with points [step, loss or null, rate] after it, and whether some between were missed. */
+/** {curve, isGap}: the curve with points [step, loss or null, rate] appended, and whether steps are missing in it. */
 export function append(curve, points) {
   const fresh = points.filter(([step]) => step > lastStep(curve))
   if (!fresh.length) return { curve, isGap: false }
@@ -45,7 +46,7 @@ export function append(curve, points) {
 const least = (a, b) => (a == null ? b : b == null ? a : Math.min(a, b))
 const largest = (a, b) => (a == null ? b : b == null ? a : Math.max(a, b))
 
-/** What lies in steps first..last and the entry on either side, in at most `most` buckets of equal length. */
+/** The part of a curve in steps first..last, and one entry on either side, in at most `most` equal buckets. */
 export function thinned(curve, first, last, most = MOST_POINTS) {
   const from = Math.max(0, above(curve.step, first) - 1)
   const to = Math.min(curve.step.length, above(curve.step, last + 0.5) + 1)

@@ -1,6 +1,6 @@
-// Paths of SVG through points. Pure, tested by tests/web/chart/paths.test.mjs.
+// SVG path data through points. Pure, tested by tests/web/chart/paths.test.mjs.
 
-/** "M1 2L3 4" through the points whose value is there; a missing one breaks the line. */
+/** "M1 2L3 4" through the points; a value that is not finite breaks the line. */
 export function line(steps, values, x, y) {
   let path = ''
   let isDown = false

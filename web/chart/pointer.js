@@ -6,7 +6,7 @@ const WHEEL_FACTOR = 1.2
 const LEAST_DRAG = 5
 
 /**
- * Makes `plot`, a focusable element, zoomable. The wheel is the chart's only while it has the focus, else the canvas's.
+ * Makes `plot`, a focusable element, zoomable. The wheel zooms the chart only while it has the focus, else the canvas.
  *
  * chart: {stepAt(pixel), view() -> [first, last], end() -> last step there is, setView(window or null),
  * point(pixel or null), pointNext(count of entries or ±Infinity), select([from, to] in pixels, or null)}
@@ -23,7 +23,7 @@ export function followPointer(plot, chart) {
   })
 }
 
-/** In pixels of the plot, however far the canvas is zoomed. */
+/** The x of an event in pixels of the plot, however far the canvas is zoomed. */
 function pixelOf(event, plot) {
   const box = plot.getBoundingClientRect()
   return ((event.clientX - box.left) * plot.clientWidth) / box.width

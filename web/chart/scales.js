@@ -3,7 +3,7 @@
 
 const LOW_SHARE = 0.02
 
-/** The losses to show: all that is smooth or measured, and the raw ones but for the outermost 2 % on either side. */
+/** [least, most] loss to show: covers all of `smooth` and `others`, and the raw losses but for 2 % at either end. */
 export function lossRange(curves, others = [], isLog = false) {
   const isUsable = (value) => Number.isFinite(value) && (!isLog || value > 0)
   const usable = (values) => values.filter(isUsable).sort((a, b) => a - b)
@@ -65,7 +65,7 @@ export function epochMarks([first, last], stepsPerEpoch, count) {
     .map((epoch) => ({ epoch, step: epoch * stepsPerEpoch }))
 }
 
-/** At most one mark for each `gap` pixels; the best one and later ones go first. */
+/** At most one mark for each `gap` pixels; the best one, then later ones, take precedence. */
 export function spread(marks, place, gap) {
   const chosen = []
   for (const mark of [...marks].sort((a, b) => Number(b.best) - Number(a.best) || b.step - a.step)) {

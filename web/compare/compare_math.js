@@ -1,6 +1,6 @@
 // The arithmetic of the video player: pure, tested by tests/web/compare/compare_math.test.mjs.
 
-const SLOW = 0.03
+const SLOW = 0.03 // least and largest change of the playback rate
 const FAST = 0.25
 
 const ACTIONS = new Map([
@@ -8,7 +8,7 @@ const ACTIONS = new Map([
   ['b', 'blink'], ['s', 'split'], ['d', 'side'], ['f', 'large'],
 ])
 
-/** A number between two bounds; the lower one where it is none. */
+/** A number limited to low..high; low where it is not finite. */
 export function clamp(value, low, high) {
   return Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : low
 }
@@ -39,7 +39,7 @@ export function frameAt(seconds, fps, frames) {
   return clamp(Math.floor(seconds * fps + 1e-3), 0, Math.max(0, frames - 1))
 }
 
-/** A time at which a frame is shown for certain: its middle, as players round the edges differently. */
+/** A time, in seconds, at which a frame is certainly shown: its middle, as browsers round its ends differently. */
 export function timeOf(frame, fps) {
   return (frame + 0.5) / fps
 }
@@ -53,7 +53,7 @@ export function stepped(frame, by, frames, isLooping) {
 
 /**
  * How a video that runs `drift` seconds ahead of the clock comes back: {seek: true} when it is a frame off or more,
- * else a playback rate that takes up the difference unseen.
+ * else {rate}, a playback rate that makes up for the difference unnoticed.
  */
 export function correction(drift, fps) {
   const frame = 1 / fps

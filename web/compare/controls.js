@@ -1,9 +1,9 @@
-// The buttons under the videos.
+// The buttons under the videos of the player.
 
 import { el, svg } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 
-// drawn, since not every system's fonts have these signs
+// SVG paths, since not every system's fonts have these symbols
 const ICONS = {
   play: 'M4 2 13 8 4 14Z',
   pause: 'M4 2H7V14H4ZM9 2H12V14H9Z',
@@ -38,7 +38,7 @@ export function createControls(isPair, hasStrip, act) {
   return { buttons: { ...left, ...right }, counter, bar }
 }
 
-/** Makes the button for playing one for pausing, and back. */
+/** Shows the play button as a pause button, or back. */
 export function showPlaying(play, isPlaying) {
   const name = t(isPlaying ? 'compare.pause' : 'compare.play')
   if (play.getAttribute('aria-label') === name && play.dataset.playing) return

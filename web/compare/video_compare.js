@@ -9,7 +9,7 @@ import { VideoPlayer } from './video_player.js'
 const HEIGHTS = { WanTune_CompareVideos: 300, WanTune_CompareCheckpoints: 340 }
 const MIN_WIDTH = 460
 
-/** ComfyUI shows the side-by-side video as well, which is for pages without this script. */
+/** Hides ComfyUI's own player of the node's output, which is for pages without this script. */
 function hideOwnPlayer(node) {
   node.previewMediaType = 'video'
   node.hideOutputImages = true // Nodes 2.0; versions that do not know it are told in compare.css

@@ -1,4 +1,4 @@
-// One or two videos that run as one: the first is the clock, the second follows it frame by frame.
+// One or two videos that play in step: the first is the clock, the second is kept at the same frame.
 
 import { correction, frameAt, stepped, timeOf } from './compare_math.js'
 
@@ -64,7 +64,7 @@ export class VideoPair {
     this.seek(this.#frame)
   }
 
-  /** The next or an earlier frame; the videos stand still then. */
+  /** Moves by so many frames, and pauses. */
   step(by) {
     this.#isWanted = false
     for (const video of this.videos) video.pause()
@@ -77,7 +77,7 @@ export class VideoPair {
     await Promise.all(this.videos.map((video) => sought(video, timeOf(frame, this.fps))))
   }
 
-  /** Nothing is decoded while nobody can see it. */
+  /** Pauses the videos while they are out of view, so that nothing is decoded. */
   setSeen(isSeen) {
     this.#isSeen = isSeen
     if (!isSeen) for (const video of this.videos) video.pause()
@@ -100,7 +100,7 @@ export class VideoPair {
 
   async #resume() {
     if (!this.#isWanted || !this.#isSeen) return
-    // a pause, or the source's going, breaks play() off
+    // play() rejects when the video is paused, or its source removed, before it starts
     await Promise.all(this.videos.map((video) => video.play().catch(() => {})))
   }
 

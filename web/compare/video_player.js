@@ -14,7 +14,7 @@ const isMotionReduced = () => window.matchMedia('(prefers-reduced-motion: reduce
 
 class Missing extends Error {}
 
-/** The address of a saved file that is there; no blob: ComfyUI's policy with --disable-api-nodes plays none. */
+/** The URL of a saved file, if it exists. Not a blob: URL, which ComfyUI's CSP forbids with --disable-api-nodes. */
 async function addressOf(file, signal) {
   const address = savedFile(file)
   const response = await fetch(address, { method: 'HEAD', signal, cache: 'no-store' })
@@ -37,12 +37,12 @@ export class VideoPlayer {
     stylesheet('compare/compare.css')
     this.element = el('div', { class: 'wt-player', role: 'group' })
     this.element.addEventListener('keydown', (event) => this.#onKey(event))
-    // the other half of a key that we took
+    // the keydown was handled here, so ComfyUI must not see the keyup either
     this.element.addEventListener('keyup', (event) => { if (actionOf(event)) event.stopPropagation() })
     this.#watcher.observe(this.element)
   }
 
-  /** What the server says is to be shown; nothing for a node that has not run yet. */
+  /** Shows the data of video_output() in nodes/page/shown.py; a hint without data, for a node that has not run yet. */
   async show(data) {
     if (data && this.#pair && isSame(data, this.#data)) return
     this.#clear()
@@ -137,7 +137,7 @@ export class VideoPlayer {
     }
     frame.addEventListener('pointerdown', (event) => {
       if (this.#mode !== 'split' || event.button !== 0) return
-      // neither the node nor the canvas shall be dragged along
+      // else the node or the canvas would be dragged along
       event.preventDefault()
       event.stopPropagation()
       frame.setPointerCapture(event.pointerId)
@@ -177,7 +177,7 @@ export class VideoPlayer {
   #arrange() {
     const { stage, frame, buttons, isPair, videos, left, right, handle } = this.#parts
     const mode = isPair ? this.#mode : 'single'
-    // a handle that goes would take the focus, and so the keys, with it
+    // hiding the handle while it has the focus would lose the focus, and with it the keys
     if (mode !== 'split' && document.activeElement === handle) this.element.focus({ preventScroll: true })
     frame.dataset.mode = stage.dataset.mode = mode
     frame.style.setProperty('--wt-ratio', ratioOf(this.#data, mode))

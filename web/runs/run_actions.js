@@ -1,15 +1,15 @@
-// What the list of runs does in the graph.
+// What the list of runs does with ComfyUI's graph and dialogs.
 
 import { app } from '../../../scripts/app.js'
 
 /** Opens the graph a run was trained with. */
 export async function openWorkflow({ workflow, prompt }, name) {
-  // under a name of its own it becomes a tab of its own, so that nothing unsaved is lost
+  // a graph with a name opens in a tab of its own, so that nothing unsaved is lost
   if (workflow) await app.loadGraphData(workflow, true, true, name)
   else await app.loadApiJson(prompt, name)
 }
 
-/** Puts a node with a checkpoint of a run into the middle of what is seen of the graph; whether there is such a node. */
+/** Adds Load Run LoRA for a checkpoint in the middle of the visible graph; false where there is no such node type. */
 export function addLoadRunLora(run, step) {
   const node = window.LiteGraph.createNode('WanTune_LoadRunLoRA')
   if (!node) return false
@@ -27,7 +27,7 @@ export function addLoadRunLora(run, step) {
   return true
 }
 
-/** Asks in ComfyUI's own way; resolves to whether the user is sure. */
+/** Asks in ComfyUI's own dialog; resolves to whether the user agreed. */
 export async function confirmDeletion(title, message, name) {
   const { dialog } = app.extensionManager
   if (!dialog?.confirm) return window.confirm(message)

@@ -1,4 +1,4 @@
-// The sidebar tab with all runs: their curves over each other, their LoRAs, going on with one, deleting one.
+// The sidebar tab with all runs: compares their loss curves, loads their LoRAs, continues and deletes runs.
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
@@ -27,7 +27,7 @@ app.registerExtension({
       tooltip: t('runs.tooltip'),
       type: 'custom',
       render(container) {
-        browser?.close() // a page may show a tab again without having said that it was closed
+        browser?.close() // ComfyUI may render a tab again without having called destroy
         browser = new RunBrowser(container)
       },
       destroy: () => browser?.close()
@@ -39,7 +39,7 @@ class RunBrowser {
   #runs = []
   #chosen = [] // names of the runs whose curves are shown, in the order of their colours
   #order = 'date'
-  #pictures = new Map() // promises of addresses, by run and file
+  #pictures = new Map() // promises of blob: URLs, by run and file
   #closing = new AbortController()
   #chart = new LossChart()
   #overlay = el('div', { class: 'wt-overlay', hidden: true }, this.#chart.element)

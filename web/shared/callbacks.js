@@ -1,4 +1,4 @@
-// Hearing of what ComfyUI tells nodes and widgets.
+// Listening to the callbacks that ComfyUI calls on nodes and widgets.
 
 /** Calls `react` with the same arguments after a callback of an object, whether it has one yet or not. */
 export function after(object, name, react) {

@@ -1,4 +1,4 @@
-// Small ways to make elements; no framework.
+// Short functions that make HTML and SVG elements, in place of a framework.
 
 const SVG = 'http://www.w3.org/2000/svg'
 

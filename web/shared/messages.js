@@ -1,4 +1,4 @@
-// What we say, in the page's language: locales/<language>/main.json, which ComfyUI serves at /i18n.
+// Our texts in the page's language, from locales/<language>/main.json, which ComfyUI serves at /i18n.
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'

@@ -1,15 +1,15 @@
-// A panel of ours in a node, in the classic canvas and in Nodes 2.0 alike.
+// Puts a panel of HTML elements into a node, in the classic canvas and in Nodes 2.0 alike.
 
 import { app } from '../../../scripts/app.js'
 import { stylesheet } from './elements.js'
 
-/** What the server knows a node by. */
+/** {workflow, node}: the ids by which the server knows a node. */
 export function nodeKey(node) {
   const graph = node.graph?.rootGraph ?? node.graph ?? app.graph
   return { workflow: graph?.id ?? '', node: String(node.id) }
 }
 
-/** Whether a message of the server, {workflow, node}, is about this node; inside subgraphs it names the way to it. */
+/** Whether a message of the server, {workflow, node}, is about this node; inside subgraphs its id is a path, "5:12". */
 export function isAbout(message, node) {
   const key = nodeKey(node)
   return message.workflow === key.workflow && String(message.node).split(':').at(-1) === key.node
@@ -17,8 +17,8 @@ export function isAbout(message, node) {
 
 const MARGIN = 10 // which the classic canvas leaves around an element
 
-/** Puts `element` into the node under its widgets, at least `height` pixels high; it grows with the node, and what is
- * done in it does not move the node. It is saved neither with the workflow nor with the prompt. */
+/** Puts `element` into the node under its widgets, at least `height` pixels high; it grows with the node, and dragging
+ * in it does not move the node. It is saved neither with the workflow nor with the prompt. */
 export function addPanel(node, name, element, height) {
   stylesheet('shared/style.css')
   element.classList.add('wantune', 'widget-expands') // the latter makes Nodes 2.0 give it the height that is left
@@ -33,11 +33,11 @@ export function addPanel(node, name, element, height) {
     if (event.button === 0) event.stopPropagation()
   })
   element.addEventListener('keydown', (event) => {
-    // Delete would take away the node; keys with Ctrl stay ComfyUI's, such as Ctrl+Enter
+    // Delete would remove the node; keys with Ctrl, such as Ctrl+Enter, are left to ComfyUI
     if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation()
   })
   element.addEventListener('wheel', (event) => {
-    // the classic canvas lies behind the element and would not hear of it; Nodes 2.0 sees to that itself
+    // the classic canvas behind the element does not get the event; Nodes 2.0 forwards it itself
     if (!canScroll(event.target, element)) app.canvas.processMouseWheel(event)
   }, { passive: false })
   return widget

@@ -1,9 +1,9 @@
-// Draws now and then: at most once a second, and not at all while nobody can see it.
+// Limits drawing to once a second, and to while the element is visible.
 
 const MILLISECONDS_BETWEEN = 1000
 
-/** `draw` is called soon after ask(), once for many of them, and at once after now(); stop() ends it.
- * `onshown` is called when it can be seen again. */
+/** Returns {ask, now, stop, isVisible}: `draw` is called once soon after any number of ask(), and at once after now();
+ * stop() ends it. `onshown` is called when the element becomes visible. */
 export function redrawing(element, draw, onshown = () => {}) {
   let isAsked = false
   let isInView = false
@@ -50,7 +50,7 @@ export function redrawing(element, draw, onshown = () => {}) {
     document.removeEventListener('visibilitychange', look)
   }
 
-  /** What the user did must be answered at once. */
+  /** For what the user did, which must be shown at once. */
   function now() {
     clearTimeout(timer)
     timer = 0

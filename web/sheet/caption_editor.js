@@ -1,9 +1,10 @@
-// A caption that is edited in its tile: saved on leaving or with Ctrl+Enter, Escape gives the old text back.
+// A text field for a caption in its tile: saved on leaving or with Ctrl+Enter, Escape restores the old text.
 
 import { el } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 
-/** `save(text, before)` gives a promise of the text as it was saved; `done()` is called after it. */
+/** `save(text, before)` resolves to the text as it was saved; `done()` is called after it, however it ended, and after
+ * Escape. */
 export function captionEditor(file, save, done) {
   let before = file.text
   let isSaving = false

@@ -1,4 +1,4 @@
-// The contact sheet in Load Dataset: what will be trained on, as its widgets and its folder are now.
+// The contact sheet in Load Dataset: what will be trained on, with the present values of its widgets and files.
 
 import { app } from '../../../scripts/app.js'
 import { after } from '../shared/callbacks.js'
@@ -19,14 +19,14 @@ const EDITING = 'wantune_edit_captions'
 const HEIGHT = 360
 const TILE = { width: 100, height: 186, gap: 8 }
 const EDITED_HEIGHT = 226
-const MAX_NAMED = 2 // sizes in the line of totals; with more it gives their number
+const MAX_NAMED = 2 // sizes that the line of totals names; of more it gives only the number
 
-const TICK = 400 // milliseconds between two looks at the widgets
-const DEBOUNCE = 300
-const POLL = 3000 // between two looks at the folder, or longer where a look takes long
-const PATIENCE = 50 // so many times as long as a look took: training beside it loses two percent at most
+const TICK = 400 // milliseconds between two checks of the widgets
+const DEBOUNCE = 300 // milliseconds without a change before a request
+const POLL = 3000 // least milliseconds between two requests about the folder
+const PATIENCE = 50 // that time is at least so many times a request's duration, so training loses 2 % at most
 
-/** Dataset Settings behind the settings socket, through reroutes; null where there is none. */
+/** The active Dataset Settings node linked to the settings socket, also through reroutes; null where there is none. */
 function settingsOf(node) {
   const slot = node.inputs?.findIndex((input) => input.name === 'settings') ?? -1
   let origin = slot < 0 ? null : node.getInputNode?.(slot)
@@ -44,12 +44,12 @@ class ContactSheet {
   constructor(node) {
     this.node = node
     this.answer = null
-    this.asked = '' // the widgets' values that were asked for last
-    this.state = ''
-    this.awaited = '' // those that are asked for in a moment
+    this.asked = '' // the widgets' values in the last request
+    this.state = '' // the server's hash of the dataset that is shown
+    this.awaited = '' // the widgets' values in the request that is about to be sent
     this.asking = null
     this.nextPoll = 0
-    this.kept = null // an answer for when no caption is being edited
+    this.kept = null // an answer to show once no caption is being edited
     this.queue = thumbnailQueue((query, signal) => media('thumbnail', query, signal))
     this.build()
     this.timer = setInterval(() => this.tick(), TICK)
@@ -74,7 +74,7 @@ class ContactSheet {
         el('label', { class: 'wt-switch', title: t('sheet.edit_tip') }, this.editing, t('sheet.edit'))),
       this.status, this.notes, this.grid.element)
     for (const kind of ['keydown', 'pointerdown', 'dblclick']) {
-      this.element.addEventListener(kind, (event) => event.stopPropagation()) // else the canvas takes it for its own
+      this.element.addEventListener(kind, (event) => event.stopPropagation()) // else the canvas would react, too
     }
   }
 
@@ -92,7 +92,7 @@ class ContactSheet {
         return (await post('caption', { folder, file: item.file.file, text, before })).text
       },
       edited: () => this.ask(),
-      missing: () => { this.state = '' } // the server started anew
+      missing: () => { this.state = '' } // the server restarted: request the dataset again
     })
   }
 
@@ -145,7 +145,7 @@ class ContactSheet {
   take(answer) {
     this.kept = null
     if (this.grid.isBusy()) {
-      this.kept = answer // once the caption that is being edited is done
+      this.kept = answer // shown by tick() once no caption is being edited
       return
     }
     this.state = answer.state ?? ''

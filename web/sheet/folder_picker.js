@@ -1,4 +1,4 @@
-// A dialog that lists folders ComfyUI allows, and gives the one that was chosen.
+// A dialog for choosing a dataset folder among those the server allows (nodes/page/places.py).
 
 import { el, stylesheet } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
@@ -75,7 +75,7 @@ class FolderPicker {
   }
 
   #onKey(event) {
-    event.stopPropagation() // else ComfyUI's shortcuts
+    event.stopPropagation() // else ComfyUI's shortcuts would act
     const buttons = [...this.#list.querySelectorAll('button')]
     const index = buttons.indexOf(document.activeElement)
     const to = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: buttons.length - 1 }[event.key]

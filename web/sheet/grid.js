@@ -1,4 +1,4 @@
-// Virtual scrolling: of any number of items only the tiles in view are in the page.
+// Virtual scrolling: however many items there are, only the tiles in view are in the page.
 
 import { el } from '../shared/elements.js'
 import { layoutOf, movedBy, placeOf, scrolledTo, visibleRange } from './layout.js'
@@ -10,15 +10,15 @@ export class SheetGrid {
   #tiles = new Map() // {tile, version, placed} by the key of its item
   #items = []
   #indexOf = new Map()
-  #versions = new WeakMap() // what an item says, to tell whether its tile still shows it
+  #versions = new WeakMap() // items as JSON, to tell whether a tile still shows its item
   #layout
   #current = 0 // the tile that Tab reaches
   #frame = 0
   #observer = new ResizeObserver(() => this.#redraw())
 
   /**
-   * `makeTile(item)` gives {element, isBusy(), leave(), activate(key)}. A tile that is busy (its caption is being
-   * edited) or has the focus stays in the page wherever it lies. `tileSize()` gives {width, height, gap}.
+   * `makeTile(item)` returns {element, isBusy(), leave(), activate(key)}. A tile that is busy (its caption is being
+   * edited) or has the focus stays in the page wherever it lies. `tileSize()` returns {width, height, gap}.
    */
   constructor(makeTile, tileSize, label) {
     this.#makeTile = makeTile
@@ -29,7 +29,7 @@ export class SheetGrid {
     this.element = el('div', { class: 'wt-scroller', tabindex: '-1', 'data-capture-wheel': 'true' }, this.#field)
     this.element.addEventListener('scroll', () => this.#redraw(), { passive: true })
     this.element.addEventListener('wheel', (event) => {
-      if (!event.ctrlKey && !event.metaKey) event.stopPropagation() // with these the canvas zooms
+      if (!event.ctrlKey && !event.metaKey) event.stopPropagation() // with Ctrl the canvas zooms
     })
     this.#observer.observe(this.element)
   }
@@ -93,7 +93,7 @@ export class SheetGrid {
     return this.#versions.get(item)
   }
 
-  /** A tile for an item, made if there is none that shows it, in its place. */
+  /** Puts the tile of an item in its place; makes it if there is none, or one that shows an older version. */
   #put(index) {
     const item = this.#items[index]
     const version = this.#versionOf(item)

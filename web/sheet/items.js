@@ -12,7 +12,7 @@ const values = (node, names) => {
   return Object.fromEntries(known.map(({ name, value }) => [name, value]))
 }
 
-/** What the widgets of Load Dataset and of a connected Dataset Settings node choose, as the server takes it. */
+/** The values of the widgets of Load Dataset and of a connected Dataset Settings node, as the server takes them. */
 export function configOf(node, settings = null) {
   return { ...values(node, WIDGETS), ...(settings && { settings: values(settings, SETTINGS) }) }
 }
@@ -40,10 +40,10 @@ const KINDS = {
   without_caption: ({ file }) => file.text != null && !file.text.trim()
 }
 
-/** What the filter box offers. */
+/** The kinds that the filter box offers. */
 export const FILTERS = Object.keys(KINDS)
 
-/** The items of a kind in whose name, captions or reason each word of the text stands. */
+/** The items of a kind (one of FILTERS) whose name, captions or reason contain each word of the text. */
 export function filtered(items, text, kind) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean)
   return items.filter((item) => {

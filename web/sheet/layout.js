@@ -1,7 +1,7 @@
 // Where the tiles of the contact sheet lie, which of them are in view, and where keys lead: pure, tested by
 // tests/web/sheet/layout.test.mjs.
 
-/** Columns, tile sizes and the whole height of a sheet of `count` tiles in so many pixels. */
+/** Columns, tile sizes and the total height of a sheet of `count` tiles that is `width` pixels wide. */
 export function layoutOf(count, width, tile) {
   const columns = Math.max(1, Math.floor((width + tile.gap) / (tile.width + tile.gap)))
   const rows = Math.ceil(count / columns)
@@ -15,7 +15,7 @@ export function layoutOf(count, width, tile) {
   }
 }
 
-/** Where a tile lies. */
+/** {x, y} of a tile in pixels. */
 export function placeOf(layout, index) {
   return {
     x: (index % layout.columns) * (layout.tileWidth + layout.gap),
@@ -31,7 +31,7 @@ export function visibleRange(layout, count, scrollTop, viewHeight, overscan = 1)
   return [Math.min(count, first * layout.columns), Math.min(count, Math.max(0, last) * layout.columns)]
 }
 
-/** How far to scroll so that a tile is seen. */
+/** The scrollTop at which a tile is in view, nearest to the present one. */
 export function scrolledTo(layout, index, scrollTop, viewHeight) {
   const { y } = placeOf(layout, index)
   if (y < scrollTop || layout.tileHeight > viewHeight) return y

@@ -1,8 +1,8 @@
 // Fetching thumbnails, a few at a time and the newest first: pure, tested by tests/web/sheet/thumbnail_queue.test.mjs.
 
 /**
- * `load(id, signal)` gives a promise. `want(id, signal)` gives its result; what is aborted before its turn is never
- * loaded, and rejects with an AbortError.
+ * Returns {want}: want(id, signal) resolves to what `load(id, signal)` does. What is aborted before its turn is never
+ * loaded, and rejects with an AbortError. `most` loads run at a time.
  */
 export function thumbnailQueue(load, most = 4) {
   const waiting = []

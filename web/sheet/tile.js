@@ -1,4 +1,4 @@
-// One item of the contact sheet: its picture after the crop, badges, name and caption.
+// The tile of one item of the contact sheet: its picture as cropped for training, badges, name and caption.
 
 import { el } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
@@ -6,7 +6,7 @@ import { captionEditor } from './caption_editor.js'
 import { bucketName, marked } from './items.js'
 import { TilePicture } from './tile_picture.js'
 
-/** `trigger` is marked in the caption; `save` and `edited` are those of captionEditor, `want` and `missing` of TilePicture. */
+/** `trigger` is marked in the caption. `save` and `edited` go to captionEditor, `want` and `missing` to TilePicture. */
 export function sheetTile({ file, sample }, { want, trigger, isEditing, save, edited, missing }) {
   const editor = isEditing && file.text != null ? captionEditor(file, save, edited) : null
   const picture = sample && new TilePicture(sample, badges(file, sample), { want, missing })

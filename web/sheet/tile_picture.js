@@ -1,10 +1,10 @@
-// The picture in a tile of the contact sheet: a still, and what moves while it is pointed at, each asked for when it is
-// needed.
+// The picture in a tile of the contact sheet: a still, and for clips an animation while it is pointed at. Each is
+// requested when it is needed.
 
 import { el } from '../shared/elements.js'
 
-const PASSING = 120 // milliseconds in view before a thumbnail is asked for
-const HOVER = 150
+const PASSING = 120 // milliseconds in view before a thumbnail is requested
+const HOVER = 150 // milliseconds of pointing before a clip plays
 
 const isCalm = () => matchMedia('(prefers-reduced-motion: reduce)').matches
 
@@ -14,10 +14,10 @@ export class TilePicture {
   #missing
   #image = el('img', { alt: '', draggable: 'false' })
   #leaving = new AbortController()
-  #playing = null // {stopping, url} of what moves
+  #playing = null // {stopping, url} of the animation
   #still = ''
 
-  /** `want(id, signal)` gives a promise of an address that is revoked here; `missing()` is called when it is not there. */
+  /** `want(id, signal)` resolves to a blob: URL, which is revoked here; `missing()` is called on status 404. */
   constructor(sample, badges, { want, missing }) {
     this.#sample = sample
     this.#want = want

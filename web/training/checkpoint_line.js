@@ -1,4 +1,4 @@
-// The line under the chart about the checkpoint that was clicked: how it is loaded.
+// The line under the chart that says how to load the checkpoint that was clicked.
 
 import { el } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
@@ -13,7 +13,7 @@ export class CheckpointLine {
     this.#draw()
   }
 
-  /** What there is of a run now: the chosen one may have been deleted since, or be the best no longer. */
+  /** The present checkpoints of a run: the chosen one may have been deleted, or be no longer the best. */
   show(run, checkpoints) {
     const step = run === this.#run ? this.#chosen?.step : undefined
     this.#run = run

@@ -15,7 +15,7 @@ export class PreviewDialog {
   #previews = []
   #index = -1
   #loading = null
-  #addresses = new Map() // by file
+  #addresses = new Map() // URLs of videos, by file
   #videos = el('div', { class: 'wt-videos' })
   #title = el('strong', { 'aria-live': 'polite' })
   #slider = el('input', { type: 'range', min: 0, step: 1, 'aria-label': t('chart.preview_slider'),
@@ -27,7 +27,7 @@ export class PreviewDialog {
     el('div', { class: 'wt-row wt-stepper' }, button('chart.preview_previous', () => this.#move(-1), '\u25c0'),
       this.#slider, button('chart.preview_next', () => this.#move(1), '\u25b6')))
 
-  /** Opens it; nothing is in it before update(). */
+  /** Opens the dialog, empty until update(); onclosed() is called when it closes. */
   constructor(onclosed) {
     const element = this.#element
     element.addEventListener('keydown', (event) => this.#onKey(event), { capture: true })
@@ -56,7 +56,7 @@ export class PreviewDialog {
     this.#run = run
     this.#previews = previews
     this.#slider.max = Math.max(0, previews.length - 1)
-    // the newest is followed, an older one that is looked at stays
+    // whoever looks at the newest is shown newer ones; an older one stays
     const same = previews.findIndex((preview) => preview.name === name)
     this.#select(isLast || same < 0 ? previews.length - 1 : same)
   }

@@ -1,4 +1,4 @@
-// The newest preview of a run as strips of frames; clicked, a dialog plays it and steps through all of the run.
+// The newest preview of a run as strips of frames; a click opens the dialog that plays all previews of the run.
 
 import { el } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
@@ -10,7 +10,7 @@ export class PreviewStrip {
   element = el('div', { class: 'wt-previews' })
   #run = null
   #previews = []
-  #shown = '' // what is seen, or on its way
+  #shown = '' // key of the preview that is shown or being loaded
   #addresses = []
   #loading = null
   #dialog = null

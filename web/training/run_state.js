@@ -1,6 +1,7 @@
-// What is known of one run: the server's answer and the messages after it. Pure: tests/web/training/run_state.test.mjs.
+// The state of one run, from the server's answer and later messages. Pure, tested by
+// tests/web/training/run_state.test.mjs.
 //
-// Texts are {key, values} for t() of messages.js.
+// Texts are {key, values} for t() of ../shared/messages.js.
 
 import { append, epochOf, fromAnswer as curveOf } from '../chart/loss_series.js'
 
@@ -29,6 +30,7 @@ export function fromAnswer(answer) {
 const bySteps = (list, entry) =>
   [...list.filter(({ step }) => step !== entry.step), entry].sort((a, b) => a.step - b.step)
 
+// by a message's name: [the next state, whether to request the run again]
 const HEARD = {
   step(state, message) {
     const { curve, isGap } = append(state.curve, message.points ?? [])
@@ -36,13 +38,13 @@ const HEARD = {
     for (const name of ['points', 'workflow', 'node', 'run', 'step', 'total_steps', 'epoch']) delete now[name]
     return [{ ...running(state, message), curve, now }, isGap]
   },
-  // what the run did before, and whether it begins anew, is in its folder
+  // only the run's folder tells what it did before, and whether it begins anew
   started: (state, message) => [running(state, message), true],
   evaluated(state, { step, loss, base_loss, is_best: isBest }) {
     const best = isBest ? { step, loss } : state.best
     return [{ ...state, best, heldOut: bySteps(state.heldOut, { step, loss, base_loss }) }, false]
   },
-  // older checkpoints may have been deleted for it
+  // older checkpoints may have been deleted when this one was saved
   saved: (state, { step }) => [{ ...state, checkpoints: bySteps(state.checkpoints, { step, best: false }) }, true],
   previewed(state, { step, name, files }) {
     return [{ ...state, previews: bySteps(state.previews, { step, name, files }) }, false]
@@ -62,14 +64,14 @@ function running(state, message) {
   }
 }
 
-/** The state after a message of the server, by its name behind "wantune.", and whether it has to be asked again. */
+/** {state, ask}: the state after the message wantune.<name>, and whether to request the run again. */
 export function heard(state, name, message) {
   if (!state || (message.run && message.run !== state.run)) return { state, ask: true }
   const [next, ask] = HEARD[name]?.(state, message) ?? [state, false]
   return { state: next, ask }
 }
 
-/** Seconds as the two largest of days, hours, minutes and seconds. */
+/** A text for seconds, in the two largest of days, hours, minutes and seconds; null for no duration. */
 export function duration(seconds) {
   if (!Number.isFinite(seconds) || seconds < 0) return null
   const whole = Math.round(seconds)
@@ -85,7 +87,7 @@ const digits = (value) => (!Number.isFinite(value) ? null : value.toFixed(value 
 
 const gibibytes = (bytes) => (bytes / 2 ** 30).toFixed(1)
 
-/** [{name, value}] beside the chart; value is a text, a string, or null where it is not known. */
+/** [{name, value}] beside the chart; value is {key, values}, a string, or null where it is not known. */
 export function figures(state) {
   const now = state.now ?? {}
   const { memory_bytes: used, memory_total_bytes: total } = now
@@ -101,7 +103,7 @@ export function figures(state) {
 const NAMES = { 'early stop': 'early_stop' }
 const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted']
 
-/** What it is at, in a word or two. */
+/** Whether it is running, stopping or how it ended, in a word or two. */
 export function condition(state) {
   if (state.isStopping) return text('state_stopping')
   return text(`state_${KNOWN.includes(state.state) ? NAMES[state.state] ?? state.state : 'interrupted'}`)

@@ -1,4 +1,4 @@
-// The face of Train Wan LoRA: chart, numbers, previews, and Stop & use. What it shows is the server's; nothing is kept.
+// The panel in Train Wan LoRA: chart, numbers, previews, and Stop & use. All it shows comes from the server.
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
@@ -19,10 +19,10 @@ const MILLISECONDS_OF_SILENCE = 10000
 const MESSAGES = ['started', 'step', 'evaluated', 'saved', 'previewed', 'finished', 'ended']
 const ENDINGS = ['reconnected', 'execution_success', 'execution_interrupted', 'execution_error']
 
-/** What is to be told of the server's messages: one entry a node. */
+/** The panels that get the server's messages, one for each node. */
 const panels = new Set()
 
-// from the beginning, not only while there is a panel: ComfyUI warns of messages nobody listens to
+// added at once, not only while there is a panel: ComfyUI warns of messages without a listener
 for (const name of MESSAGES) {
   api.addEventListener(`wantune.${name}`, ({ detail: message }) => panels.forEach((panel) => panel.hear(name, message)))
 }
@@ -51,11 +51,11 @@ function follow(node, element) {
 
 class TrainPanel {
   #node
-  #state = null // of the run, as run_state.js has it
+  #state = null // of the run, as run_state.js describes it
   #detail = null // the curve within the window that was zoomed to
   #zoomWindow = null
   #error = ''
-  // one question at a time, and not more than one a second; what comes up meanwhile is asked afterwards
+  // one request at a time and at most one a second; #isStale: another one is needed afterwards
   #isStale = true
   #isAsking = false
   #timer = 0
@@ -83,7 +83,7 @@ class TrainPanel {
     this.#timer = setTimeout(() => this.#load(), wait)
   }
 
-  /** A message of the server, by its name behind "wantune.". */
+  /** Takes the server's message wantune.<name>. */
   hear(name, message) {
     // a second browser has the graph under an id of its own, but shows the same run
     if (!isAbout(message, this.#node) && message.run !== this.#state?.run) return
@@ -126,7 +126,7 @@ class TrainPanel {
     this.#zoomWindow = last ? [first, last] : null
     if (!this.#state || !this.#zoomWindow || lastStep(this.#state.curve) <= MOST_POINTS) return
     const { run } = this.#state
-    // a little more on either side, so that the lines go on to the edges
+    // a little more on either side, so that the lines reach the edges of the chart
     const margin = Math.ceil((last - first) / 20)
     const range = { first: Math.max(1, first - margin), last: last + margin }
     const answer = await get(pathOfRun(run), { points: MOST_POINTS, ...range }).catch(() => null)

@@ -1,4 +1,4 @@
-// What is seen of a run in Train Wan LoRA: its state and progress, chart, numbers and previews, or how to begin.
+// The elements of the panel in Train Wan LoRA: a run's state, progress, chart, numbers and previews, or a hint.
 
 import { el, stylesheet } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
@@ -9,7 +9,7 @@ import { condition, figures, outcome, position } from './run_state.js'
 
 const say = ({ key, values }) => t(key, values)
 
-/** A text that stays as it is is not read out again. */
+/** Sets a text only where it changes, so that screen readers do not read it again. */
 function write(target, words) {
   if (target.textContent !== words) target.textContent = words
 }
@@ -29,7 +29,7 @@ export class TrainView {
   #strip = new PreviewStrip()
   #body
 
-  /** Fills `element`; onstop() is called by Stop & use, onzoom(first, last) as LossChart says. */
+  /** Fills `element`; onstop() is called by Stop & use, onzoom(first, last) as in LossChart. */
   constructor(element, { onstop, onzoom }) {
     stylesheet('training/training.css')
     this.#element = element
@@ -42,7 +42,7 @@ export class TrainView {
       this.#strip.element)
   }
 
-  /** A run as run_state.js has it, or null; `detail` is LossChart's. */
+  /** Shows a run as run_state.js describes it, or a hint for null; `detail` as in LossChart.show(). */
   show(run, detail, error) {
     if (!run) return this.#showHint(error)
     if (!this.#body.isConnected) this.#element.replaceChildren(this.#body)
