@@ -1,2 +1,2 @@
-"""What everything stands on: `errors` (how a mistake is told, how content is named), `files` (written whole or not at
-all), `remembered` (facts of files, valid while these do not change)."""
+"""What all other folders use: `errors` (the error shown to the user, the hash that names content), `files` (atomic
+writes), `database` (SQLite files used as caches), `remembered` (facts about files, valid while these do not change)."""

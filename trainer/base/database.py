@@ -1,4 +1,4 @@
-"""SQLite files that only save time: whatever is wrong with one costs what it held, and is never an exception."""
+"""SQLite files used as caches: whatever is wrong with one loses only its content, and never raises an exception."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WAIT = 5.0
 class Database:
     """One table in one file. Threads may share the object, and processes the file.
 
-    The file is open from the first `rows` to the next `write` or `close`: to open it for each question takes many
-    times as long as the question, and Windows deletes no file that is open. There is no write-ahead log, since that
-    does not work on network drives.
+    The file is open from the first `rows` to the next `write` or `close`: opening it for each query takes many times as
+    long as the query, and Windows does not delete a file that is open. There is no write-ahead log, since that does not
+    work on network drives.
 
     Args:
         path: None for a database that is always empty.
-        table: its CREATE TABLE IF NOT EXISTS. Another layout needs another name.
+        table: its CREATE TABLE IF NOT EXISTS statement. A table of another layout needs another name.
     """
 
     def __init__(self, path: Path | None, table: str) -> None:
@@ -34,22 +34,22 @@ class Database:
         self._lock = threading.Lock()
 
     def rows(self, query: str, *values: object) -> list[tuple]:
-        """What a SELECT finds; nothing in a file that is missing, damaged, or locked for longer than WAIT."""
+        """The rows of a SELECT; none if the file is missing, damaged, or locked for longer than WAIT."""
         with self._lock:
             try:
                 if not self._is_readable or (self._connection is None and not self._open()):
                     return []
                 return self._connection.execute(query, values).fetchall()
             except (OSError, sqlite3.Error) as error:
-                self._is_readable = False  # until it is closed: the next thousand questions need not wait as well
+                self._is_readable = False  # until it is closed, so that further queries do not wait as well
                 self._is_damaged = _is_damage(error)
                 return []
 
     def write(self, *changes: tuple[str, Iterable[tuple]]) -> bool:
-        """Run each statement with each of its rows, all in one transaction; a damaged file is made anew.
+        """Run each statement with each of its rows, all in one transaction; a damaged file is replaced.
 
         Returns:
-            Whether it is written; not on a disk that is full or read-only, or while another process holds the file.
+            Whether it was written; False if the disk is full or read-only, or another process holds the file.
         """
         if self._path is None:
             return False
@@ -68,16 +68,16 @@ class Database:
             return True
 
     def close(self) -> None:
-        """Until the next question."""
+        """Close the file; the next query opens it again."""
         with self._lock:
             self._close()
 
     def take_over(self, insert: str, rows_of: Callable[[object], Iterable[tuple]]) -> None:
-        """Add what the JSON file holds that earlier versions kept under the same name, and delete it.
+        """Import the JSON file (same name, .json) that earlier versions used instead, and delete it.
 
         Args:
-            insert: an INSERT OR IGNORE, so that what is in the database already stays.
-            rows_of: makes its rows from the content, which may be anything.
+            insert: an INSERT OR IGNORE statement, so that rows that are in the database already stay.
+            rows_of: makes the rows from the file's parsed content, which may be of any type.
         """
         if self._path is None:
             return
@@ -107,7 +107,7 @@ class Database:
     def _run(self, changes: tuple[tuple[str, Iterable[tuple]], ...]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._is_damaged:
-            # the journal first, which would be played back into the next file of that name
+            # the journal first: SQLite would replay a journal that is left over into the new file
             for path in (self._path.with_name(f"{self._path.name}-journal"), self._path):
                 path.unlink(missing_ok=True)
             self._is_damaged = False
@@ -118,5 +118,5 @@ class Database:
 
 
 def _is_damage(error: Exception) -> bool:
-    """An OperationalError is the disk's, or a lock's; of a DatabaseError itself there is only a damaged file."""
+    """Whether the file is damaged: sqlite3 raises DatabaseError itself then, and a subclass for the disk or a lock."""
     return type(error) is sqlite3.DatabaseError

@@ -1,4 +1,4 @@
-"""How the library speaks of a mistake, and how it names content."""
+"""The error that is shown to the user, and the hash that names content."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one sentence that says what, what was found, and what to do."""
+    """An error that the user can fix: one sentence that says what is wrong, what was found, and what to do."""
 
 
 def content_hash(*parts: object) -> str:
-    """sha256, in hex, of JSON-able parts: the one way keys of caches and runs are made."""
+    """sha256, in hex, of JSON-serializable parts; all keys of caches and runs are made with it."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

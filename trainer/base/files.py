@@ -1,4 +1,4 @@
-"""Files written as a whole or not at all, whenever the process is killed, and told apart by their bytes."""
+"""Atomic file writes, safe against a killed process, and what tells that a file changed: stamps and digests."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file does: bytes, and nanoseconds of its content and of its entry in the folder."""
+    """Differs when a file has changed, without reading it."""
 
     size: int
+    """Bytes."""
     modified: int
+    """st_mtime_ns: nanoseconds since 1970 of the last change of the content."""
     changed: int
+    """st_ctime_ns: of the last change of its metadata; on Windows of its creation."""
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """Raises OSError as `stat` does."""
+        """The stamp of a file as it is now. Raises OSError as `stat` does."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path`, whose folder is made; when the block ends well it takes path's place.
+    """Write a file atomically: yields a temporary path beside `path`, which replaces `path` unless the block raises.
+
+    The folder is created if it is missing; the block must write the temporary file.
 
     Raises:
         OSError: what the file system says, after the temporary file is removed.
@@ -48,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file's bytes, however large it is."""
+    """sha256, in hex, of a file's bytes; reads 1 MiB at a time."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

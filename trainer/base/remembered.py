@@ -1,4 +1,4 @@
-"""What was found out about files, for as long as they do not change: a second look costs no reading."""
+"""A cache of facts about files, valid while these do not change, so that unchanged files are not read again."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ SETTLED = 2.0
 
 _TABLE = """CREATE TABLE IF NOT EXISTS known (
     name BLOB PRIMARY KEY, version TEXT, stamp TEXT, facts TEXT, crc32 INTEGER) WITHOUT ROWID"""
-"""The checksum is of all the others: SQLite has none, and gives what it reads from a damaged file."""
+"""crc32 is that of the other columns: SQLite has no checksums, and may return wrong values from a damaged file."""
 
 
 class Remembered:
     """Facts by name, valid while the file's Stamp and the version are the same.
 
-    They are kept in an SQLite file from `save` on, or only in memory. Threads may share the object, and processes the
-    file; each adds what it found. Loses nothing but time when the file is missing, damaged or of another version.
+    New facts are in memory until `save` writes them to an SQLite file. Threads may share the object, and processes the
+    file; each adds what it found. A file that is missing, damaged or of another version costs nothing but time.
+
+    Args:
+        path: of the SQLite file; None keeps the facts in memory only.
+        version: facts that were saved under another version are ignored.
     """
 
     def __init__(self, path: Path | None, version: str) -> None:
@@ -47,7 +51,7 @@ class Remembered:
         return json.loads(known[1]) if known is not None and known[0] == _text(stamp) else None
 
     def put(self, name: str, stamp: Stamp, facts: dict, written_by_us: bool = False) -> None:
-        """Remember facts about a file; what JSON cannot hold, such as a fraction, becomes text.
+        """Remember facts about a file; values that JSON lacks, such as a Fraction, become text.
 
         Args:
             written_by_us: this program wrote the file and is done with it. Any other file may just be changing, and is
@@ -58,12 +62,12 @@ class Remembered:
                 self._new[name] = _text(stamp), json.dumps(facts, default=str, separators=(",", ":"))
 
     def names(self) -> list[str]:
-        """All that something is known of."""
+        """All names with facts, be they valid or outdated."""
         saved = self._database.rows("SELECT name FROM known WHERE version = ?", self._version)
         return sorted({os.fsdecode(name) for (name,) in saved} | self._new.keys())
 
     def keep(self, names: set[str]) -> None:
-        """Forget all others."""
+        """Forget the facts of all other names."""
         with self._lock:
             self._new = {name: known for name, known in self._new.items() if name in names}
         kept = {os.fsencode(name) for name in names}
@@ -72,7 +76,7 @@ class Remembered:
             self._database.write(("DELETE FROM known WHERE name = ?", gone))
 
     def save(self) -> None:
-        """Write what is new, and close the file; a full or read-only disk costs time later and nothing else."""
+        """Write the new facts and close the file; if the disk is full or read-only, they stay in memory."""
         with self._lock:
             rows = sorted(self._row(os.fsencode(name), *known) for name, known in self._new.items())
             if rows and self._database.write(("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)):
@@ -94,5 +98,5 @@ class Remembered:
 
 
 def _text(stamp: Stamp) -> str:
-    """As text, since a time in nanoseconds may be larger than SQLite's integers."""
+    """The stamp as text, since a time in nanoseconds may be larger than SQLite's integers."""
     return f"{stamp.size} {stamp.modified} {stamp.changed}"

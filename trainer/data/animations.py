@@ -12,16 +12,17 @@ from . import pictures
 from .windows import Source
 
 ROUNDING = Fraction(1, 1000)
+"""Seconds: Pillow gives durations in milliseconds."""
 
 UNSET = Fraction(1, 10)
-"""Seconds a frame is shown whose duration is 0: what browsers do."""
+"""Seconds that a frame with the duration 0 is shown, as in browsers."""
 
 
 def probe(path: Path, name: str) -> Source:
     """Size, frames and times of an animation.
 
     Raises:
-        UserError: damaged.
+        UserError: the file is damaged.
     """
     width = height = count = 0
     seconds = last = Fraction(0)
@@ -35,7 +36,7 @@ def timed(path: Path, name: str, background: str) -> Iterator[tuple[Fraction, Im
     """(seconds after the first frame, 8-bit RGB picture) of every frame; one frame is in memory at a time.
 
     Raises:
-        UserError: damaged.
+        UserError: the file is damaged.
     """
     seconds = Fraction(0)
     for duration, image in _frames(path, name):
@@ -47,6 +48,6 @@ def _frames(path: Path, name: str) -> Iterator[tuple[Fraction, Image.Image]]:
     with pictures.open_image(path.read_bytes(), name) as image:
         for index in range(image.n_frames):
             image.seek(index)
-            image.load()  # webp knows a frame's duration only then
+            image.load()  # Pillow knows the duration of a webp frame only after this
             milliseconds = Fraction(image.info.get("duration") or 0)
             yield milliseconds / 1000 or UNSET, image

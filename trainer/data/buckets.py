@@ -40,7 +40,7 @@ def sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
 def choose(width: int, height: int, resolution: int, multiple: int, frames: int = 1) -> Bucket:
     """The bucket of so many frames whose aspect ratio is nearest to that of a width x height picture.
 
-    Of two equally near the one nearer to resolution^2 pixels is taken.
+    Of two equally near ones the one whose area is nearer to resolution^2 pixels is taken.
 
     Args:
         multiple: `ModelFamily.side_multiple`.

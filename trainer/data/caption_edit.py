@@ -1,7 +1,7 @@
-"""A caption that was edited in the page, into the .txt beside its picture; nothing that was written before is lost.
+"""Saving a caption that was edited in the page to the .txt beside its picture; no earlier text of the user is lost.
 
-What stood in the .txt is kept as <name>.txt.bak. That file is never written again: if the .txt was changed elsewhere
-since it was last saved from here, that text becomes .bak2, and so on.
+The previous content of the .txt is kept as <name>.txt.bak, which is never overwritten: if the .txt was changed
+elsewhere since it was last saved from here, that text becomes .bak2, and so on.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .captions import CaptionFiles
 from .folder import Entry
 
 _saved: dict[str, str] = {}
-"""sha256 of what was last saved from here, by path: that is no text of the user's own that has to be kept."""
+"""sha256 of what was last saved from here, by path: such a text needs no backup."""
 
 
 def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
-    """Write the caption of a picture or clip and give its file.
+    """Write the caption of a picture or clip, and return the path of its .txt.
 
     Args:
-        texts: of its folder, as it is now.
+        texts: the caption files of its dataset folder, as they are now.
         before: the text as it was when the user began to edit it.
 
     Raises:
-        UserError: it was changed meanwhile, or cannot be saved.
-        OSError: the file system refuses; the old text stands.
+        UserError: the caption was changed elsewhere meanwhile, or the text cannot be saved.
+        OSError: the file system refuses; the old text is unchanged.
     """
     present, own, listed_in = texts.written(entry)
     if _plain(present) != _plain(before):
@@ -56,6 +56,7 @@ def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
 
 
 def _keep(path: Path) -> None:
+    """Copy a .txt to the next free backup name, unless it was saved from here or that backup exists."""
     content = path.read_bytes()
     if _saved.get(str(path)) == hashlib.sha256(content).hexdigest():
         return

@@ -1,7 +1,7 @@
 """From the texts of a dataset folder to the captions that are encoded.
 
 A file's own `.txt` comes first, then `captions.json` (file name -> caption or list of captions) and
-`metadata.jsonl` (one object a line), which speak for their folder and those in it.
+`metadata.jsonl` (one object per line), which apply to their folder and its subfolders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .folder import CAPTION_FILES, Entry, key_of, stem_of
 from .notes import Notes
 
 TAG_ORDERS = 8
-"""Orders of the tags of a caption that are taken in turn: each is one text in the cache."""
+"""Number of orders of a caption's tags, which visits take in turn: each is one text in the cache."""
 
 MIN_TAGS = 3
 """Comma-separated parts from which on a caption is a list of tags."""
@@ -31,14 +31,15 @@ _TEXT_KEYS = ("text", "captions", "caption", "prompt")
 _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _LETTER = rf"[^\W{_IDEOGRAPHS}]"
-"""Of an alphabet, or a digit: what separates words in scripts that separate them."""
+"""A letter of an alphabetic script, or a digit: next to one, a match would be a part of a longer word. Ideographs are
+not in it, since they are written without spaces between words."""
 
 
 class CaptionFiles:
     """All texts of a dataset folder.
 
-    `read` gives the captions as they were written, `written` what stands in the file; `unused` names those that no
-    file asked for.
+    `read` returns captions on one line each, `written` the text as it stands in the file; `unused` lists those whose
+    picture or clip was never asked for.
     """
 
     def __init__(self, texts: Iterable[Entry], lists: Iterable[Entry], notes: Notes) -> None:
@@ -56,13 +57,13 @@ class CaptionFiles:
 
     @classmethod
     def among(cls, entries: Iterable[Entry], notes: Notes) -> CaptionFiles:
-        """Those among all files of a folder."""
+        """The caption files among all files of a dataset folder."""
         entries = list(entries)
         return cls([entry for entry in entries if entry.suffix == ".txt"],
                    [entry for entry in entries if entry.path.name.lower() in CAPTION_FILES], notes)
 
     def read(self, entry: Entry) -> list[str]:
-        """Its captions, each on one line; none if nothing was written.
+        """The captions of a picture or clip, each on one line; empty if there are none.
 
         Raises:
             UserError: the caption cannot be read.
@@ -77,7 +78,9 @@ class CaptionFiles:
         return [own] if own else listed
 
     def written(self, entry: Entry) -> tuple[str, Entry | None, str]:
-        """(text as it stands in the file, its .txt, the list that has captions for it); "" and None for neither.
+        """(the caption as it stands in its file, its .txt, the name of the list file that has captions for it).
+
+        "" and None stand for what is missing.
 
         Raises:
             UserError: the .txt cannot be read.
@@ -88,7 +91,7 @@ class CaptionFiles:
         return content if content.strip() or not listed else listed[0], text, source
 
     def unused(self) -> Iterator[tuple[str, str]]:
-        """(name, remark) of texts without their file."""
+        """(name, remark) of captions without a picture or clip."""
         for stem, entry in self._texts.items():
             if stem not in self._asked_texts:
                 yield entry.name, "a caption without its picture; add the picture or delete it."
@@ -97,7 +100,7 @@ class CaptionFiles:
                 yield key, f"named in {source}, but there is no such picture or clip; correct the name."
 
     def _listing(self, entry: Entry) -> tuple[int, str, list[str]]:
-        """(rank, list, captions) of the list that speaks for a file."""
+        """(precedence, name, captions) of the list file that applies to a picture or clip."""
         found = [self._listed[key] for key in (key_of(entry.name), stem_of(entry.name)) if key in self._listed]
         return max(found, key=lambda each: each[0], default=(0, "", []))
 
@@ -105,10 +108,10 @@ class CaptionFiles:
 def finished(
     written: list[str], entry: Entry, config: DatasetConfig, family: ModelFamily, notes: Notes
 ) -> tuple[str, ...]:
-    """The captions as they are encoded, trigger word and orders of tags included.
+    """The captions as they are encoded, with trigger word and orders of tags.
 
     Raises:
-        UserError: there is none, and what config falls back to gives none.
+        UserError: no caption was written, and config.caption_fallback gives none.
     """
     trigger = config.trigger_word.strip()
     texts = written or _fallback(entry, config, notes)
@@ -124,16 +127,17 @@ def finished(
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
-    """Whether the trigger word stands in it as a word of its own ("art" is not in "party")."""
+    """Whether the trigger word occurs in the caption as a word of its own ("art" is not in "party")."""
     before = rf"(?<!{_LETTER})" if re.match(_LETTER, trigger) else ""
     after = rf"(?!{_LETTER})" if re.search(rf"{_LETTER}$", trigger) else ""
     return re.search(before + re.escape(trigger) + after, caption) is not None
 
 
 def estimate_tokens(caption: str) -> int:
-    """About as many tokens as UMT5 makes of it, before there is a text encoder to ask.
+    """Estimated number of UMT5 tokens, for when no text encoder is loaded yet.
 
-    Four in three for each word of an alphabet, one for each mark and each character of Chinese, Japanese, Korean.
+    4/3 for each word of an alphabetic script, one for each punctuation mark and each character of Chinese, Japanese or
+    Korean, and one for the end.
     """
     ideographs = len(_IDEOGRAPH.findall(caption))
     rest = _IDEOGRAPH.sub(" ", caption)
@@ -191,7 +195,7 @@ def _with_trigger(text: str, trigger: str, entry: Entry, config: DatasetConfig, 
 
 
 def _tag_orders(caption: str, trigger: str) -> list[str]:
-    whole = caption.replace(trigger, _PLACEHOLDER) if trigger else caption  # a trigger word may have commas
+    whole = caption.replace(trigger, _PLACEHOLDER) if trigger else caption  # a trigger word may contain commas
     tags = [tag.strip().replace(_PLACEHOLDER, trigger) for tag in whole.split(",") if tag.strip()]
     if len(tags) < MIN_TAGS:
         return [caption]
@@ -201,7 +205,7 @@ def _tag_orders(caption: str, trigger: str) -> list[str]:
         rest.remove(tag)
     draw = random.Random(caption)
     orders = [", ".join([*first, *rest])]
-    for _ in range(4 * TAG_ORDERS):  # short lists have fewer orders than that
+    for _ in range(4 * TAG_ORDERS):  # bounded, since short lists have fewer than TAG_ORDERS orders
         order = ", ".join([*first, *draw.sample(rest, len(rest))])
         if order not in orders:
             orders.append(order)
@@ -209,7 +213,7 @@ def _tag_orders(caption: str, trigger: str) -> list[str]:
 
 
 def _in_turn(orders: list[list[str]]) -> list[str]:
-    """First orders first, so that several captions come by turns."""
+    """Interleaves the orders of several captions, so that visits alternate between the captions."""
     longest = max(len(order) for order in orders)
     return [order[i % len(order)] for i in range(longest) for order in orders]
 

@@ -1,4 +1,4 @@
-"""What is in a file: everything a scan must read it for, kept so that an unchanged file is not read again."""
+"""All that a scan must read a picture's or clip's file for, remembered so that an unchanged file is not read again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .folder import Entry
 from .windows import Source
 
 VERSION = f"1, Pillow {PIL.__version__}, PyAV {av.__version__}"
-"""What is remembered of files is forgotten when it changes."""
+"""Facts that were remembered under another version are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Facts:
     source: Source | None = None
     """What a clip holds; None for a picture."""
     is_transparent: bool = False
-    """Some of the picture shows what lies under it."""
+    """Whether some pixels are not opaque."""
     pages: int = 1
     """Pictures in the file; the first is used."""
     stamp: Stamp = Stamp(0, 0, 0)
@@ -46,7 +46,7 @@ class Facts:
 def probe(entry: Entry, memory: Remembered) -> Facts:
     """Facts of a picture or clip, read from the file or, if it did not change, remembered.
 
-    What the file system refuses is a fault that is not remembered.
+    An error of the file system becomes a fault, too, but is not remembered.
     """
     try:
         stamp = Stamp.of(entry.path)
@@ -74,7 +74,7 @@ def _read(entry: Entry) -> Facts:
     if not path.stat().st_size:
         raise UserError(f"{name} is empty (0 bytes); export or download it again.")
     if path.suffix.lower() in video.SUFFIXES:
-        with path.open("rb"):  # permissions are the system's to explain, not FFmpeg's
+        with path.open("rb"):  # raises the system's error if permissions are missing, not FFmpeg's
             source = video.probe(path, name)
         return _of_clip(name, files.digest(path), source)
     data = path.read_bytes()

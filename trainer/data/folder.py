@@ -1,4 +1,4 @@
-"""What lies in a dataset folder and the folders in it, with what the file system says of each file."""
+"""Lists the files of a dataset folder and its subfolders."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ MASKS = "masks"
 CAPTION_FILES = ("captions.json", "metadata.jsonl")
 
 BACKUP = re.compile(r"\.txt\.bak\d*$", re.IGNORECASE)
-"""How the name of a caption's older text ends, which is kept when the page saves another."""
+"""How the names of the backups end that caption_edit.py makes of a caption's earlier texts."""
 
 LEADS_OUT = ("a link to somewhere that the page may not read; it is left out of the sheet, and used when queued "
              "if Load Dataset can read it.")
 
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
-"""Put there by systems and not by people; passed over without a word, as are names that begin with a dot."""
+"""Names that operating systems create; skipped without a note, as are names that begin with a dot."""
 
 _REPEATS = re.compile(r"([1-9]\d*)_")
-"""kohya's name of a folder: 10_name."""
+"""kohya's folder names: 10_name for 10 repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file; `name` is its path from the dataset folder on, with slashes on every system."""
+    """A file; `name` is its path relative to the dataset folder, with forward slashes on every system."""
 
     path: Path
     name: str
 
     @property
     def suffix(self) -> str:
-        """Of its name, in small letters."""
+        """Its extension in lower case, such as ".png"."""
         return self.path.suffix.lower()
 
     @property
@@ -55,7 +55,7 @@ class Entry:
 
     @property
     def repeats(self) -> int | None:
-        """What the nearest folder called `10_name` says."""
+        """The repeats that the nearest folder called `10_name` gives; None without one."""
         for part in reversed(PurePosixPath(self.name).parts[:-1]):
             if match := _REPEATS.match(part):
                 return int(match[1])
@@ -63,12 +63,12 @@ class Entry:
 
 
 def key_of(name: str) -> str:
-    """A name as captions and masks are looked up by: one form of accents, and slashes alone."""
+    """A name in the form by which captions and masks are looked up: Unicode NFC, forward slashes."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
 
 
 def stem_of(name: str) -> str:
-    """The key of a name without its ending."""
+    """`key_of` a name without its extension."""
     return key_of(str(PurePosixPath(name).with_suffix("")))
 
 
@@ -76,10 +76,10 @@ def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None
     """Every visible file, folder by folder and by name; links are followed, but no folder is read twice.
 
     Args:
-        may_read: whether a real path may be read; what links lead to elsewhere is left out with a note.
+        may_read: whether a resolved path may be read; links to other paths are skipped with a note. None allows all.
 
     Raises:
-        UserError: no such folder, or it cannot be read.
+        UserError: the folder does not exist or cannot be read.
     """
     if not os.path.isdir(root):  # False also where permissions hide it
         raise UserError(f"The folder {root} does not exist; give the folder that holds your pictures or clips.")
@@ -116,7 +116,7 @@ def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None
             else:
                 yield Entry(folder / entry.name, prefix + entry.name)
 
-    # links last, so that what is left out as a second way to a folder is the link
+    # links last, so that of two ways to one folder the link is the one that is skipped
     links: list[tuple[Path, str]] = []
     yield from visit(root, "")
     while links:
@@ -130,7 +130,7 @@ def check(root: Path, may_read: Callable[[str], bool] | None = None) -> None:
 
 
 def fingerprint(entries: Iterable[Entry]) -> str:
-    """Changes when one of the files does, or another comes or goes."""
+    """A hash that differs when a file has changed, was added or removed."""
     return content_hash([(entry.name, _stamp(entry.path)) for entry in entries])
 
 

@@ -1,4 +1,4 @@
-"""What dataset folders turned out to hold: samples, files left out, and what to know of them."""
+"""The result of scanning dataset folders: samples, files left out with reasons, and notes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Sample:
 
     path: Path
     name: str
-    """The path from its dataset folder on."""
+    """The file's path relative to its dataset folder."""
     family: ModelFamily
     captions: tuple[str, ...]
     """As they are encoded, trigger word included; several are taken in turn."""
     trigger_word: str
     """Of its dataset."""
     width: int
-    """Of the file, as it is shown."""
+    """Pixels of the file as it is shown, before it is scaled to its bucket; likewise `height`."""
     height: int
     digest: str
     """sha256 of the file's bytes."""
@@ -39,16 +39,16 @@ class Sample:
     source: Source | None = None
     """What the video holds; None for a picture."""
     starts: tuple[int, ...] = (0,)
-    """First frames of its windows, counted at the family's rate; more than one are taken in turn."""
+    """First frames of its windows, counted at the family's fps; visits take several in turn."""
     background: str = ""
-    """What is laid under it, as #rrggbb; "" where nothing is transparent."""
+    """The colour on which it is composited, as #rrggbb; "" where nothing is transparent."""
     mask: Mask | None = None
     caption_dropout: float = 0.0
     """Share of its visits in which it has an empty caption."""
 
     @property
     def content(self) -> list:
-        """All of it that changes what is learned."""
+        """All parts of the sample that training depends on, for digests."""
         mask = (self.mask.digest, self.mask.is_alpha) if self.mask else None
         return [self.digest, self.captions, str(self.bucket), self.repeats, self.starts, self.background, mask,
                 self.caption_dropout]
@@ -71,13 +71,13 @@ class Manifest:
     samples: tuple[Sample, ...]
     """Trained on."""
     held_out: tuple[Sample, ...]
-    """Kept out of training, to be measured on."""
+    """Kept out of training, for the held-out loss."""
     rejected: tuple[Rejection, ...]
     notes: tuple[str, ...]
 
     @property
     def family(self) -> ModelFamily:
-        """The models it is meant for, the same for all samples."""
+        """The model family, the same for all samples."""
         return self.samples[0].family
 
     @property
@@ -87,15 +87,15 @@ class Manifest:
 
     @property
     def trigger_word(self) -> str:
-        """The trigger words of all parts."""
+        """The trigger words of all joined datasets, separated by commas."""
         words = (config.trigger_word.strip() for config in self.configs)
         return ", ".join(dict.fromkeys(word for word in words if word))
 
 
 def hold_out(samples: Sequence[Sample], count: int, folder: str) -> set[str]:
-    """Digests of so many files, a function of all files' contents and not of their names or order.
+    """Digests of `count` files to hold out, a function of all files' contents and not of their names or order.
 
-    A file that is added or taken away changes at most one of them.
+    A file that is added or removed changes at most one of them.
 
     Raises:
         UserError: no file would be left to train on.
@@ -117,7 +117,7 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
     """Several datasets as one, each with its own repeats, resolution and trigger word.
 
     Raises:
-        UserError: what one of them holds out is all that another has, or they are meant for different models.
+        UserError: no file is left to train on, or they are meant for different model families.
     """
     meant_for = {manifest.family.name for manifest in manifests}
     if len(meant_for) > 1:

@@ -1,4 +1,4 @@
-"""Where the loss counts: a grey picture of the same name, or the picture's own alpha, on the grid of the latent."""
+"""Loss masks: a grey picture of the same name, or the picture's own alpha channel, scaled to the grid of the latent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import pictures
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """White is learned, black is not; grey counts in between."""
+    """The file of a loss mask: white is trained on, black is not, grey is a weight in between."""
 
     path: Path
     name: str
@@ -26,14 +26,14 @@ class Mask:
 
 
 def read(mask: Mask, grid_HW: tuple[int, int]) -> torch.Tensor:
-    """mask_HW, fp32 in 0..1, cropped as the picture is and averaged over the pixels of each latent pixel.
+    """mask_HW, fp32 in 0..1, cropped as the picture is and averaged over the pixels of each latent position.
 
     Args:
         grid_HW: rows and columns of the latent.
 
     Raises:
-        UserError: damaged, or black wherever the picture is trained on.
-        OSError: it is gone.
+        UserError: the mask is damaged, or black wherever the picture is trained on.
+        OSError: the file is missing or unreadable.
     """
     data = mask.path.read_bytes()
     grey = pictures.open_alpha(data, mask.name) if mask.is_alpha else _open(data, mask.name)
@@ -45,13 +45,13 @@ def read(mask: Mask, grid_HW: tuple[int, int]) -> torch.Tensor:
 
 
 def check(data: bytes, name: str) -> None:
-    """Raises UserError if nothing is white."""
+    """Raises UserError if the mask is damaged or all black."""
     if _open(data, name).getextrema()[1] == 0:
         raise UserError(f"{name} is black all over; paint white what is to be learned.")
 
 
 def fits(mask_size: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a mask of so many pixels lies on a picture of so many: the same shape, to a pixel of rounding."""
+    """Whether a mask and a picture of these (width, height) have one aspect ratio, up to a pixel of rounding."""
     (mask_width, mask_height), (width, height) = mask_size, size
     return abs(mask_width * height - width * mask_height) <= max(width, height, mask_width, mask_height)
 

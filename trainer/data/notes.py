@@ -1,13 +1,13 @@
-"""What the user should know although no file is left out for it: each remark once, with all its files."""
+"""Remarks for the user about a dataset's files, for which no file is left out: each remark once, with its files."""
 
 from __future__ import annotations
 
 NAMES = 3
-"""Files that a note names; of the others it gives the number."""
+"""Number of files that a note lists by name; the others are counted."""
 
 
 class Notes:
-    """Remarks about files, gathered by what they say."""
+    """Remarks about files, grouped by their text."""
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, None]] = {}
@@ -17,7 +17,7 @@ class Notes:
         self._names.setdefault(remark, {})[name] = None
 
     def sentences(self) -> tuple[str, ...]:
-        """Each remark once, in the order in which they came up."""
+        """Each remark once, with its files, in the order of their first `add`."""
         return tuple(f"{_listed(list(names))}: {remark}" for remark, names in self._names.items())
 
 

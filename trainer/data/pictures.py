@@ -1,4 +1,4 @@
-"""From a file of one picture to pixels; animations among them are told apart and read by `animations`."""
+"""From a picture's file to pixels; animations are detected here and read by animations.py."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 """Read with Pillow: pictures, and animated gif, webp, png and avif."""
 
 ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
-"""Formats whose further frames are shown one after the other; those of others are pages and previews."""
+"""Formats in which several frames are an animation; in the others they are pages or previews."""
 
 _TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
-"""Where a PNG can say that it is shown turned; after the pixels, too, so only decoding tells."""
+"""PNG chunks that can hold an orientation; they may follow the pixels, so that the file must be decoded to know it."""
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, which other packs switch off: 24-bit pixels of a quarter of a GiB."""
+"""Pillow's default limit (a quarter of a GiB of 24-bit pixels), checked here because other node packs disable it."""
 
 _AVIF, _HEIC = (b"ftypavif", b"ftypavis"), (b"ftypheic", b"ftypheix", b"ftypmif1")
 
 _CLIP_MARKS = ((4, b"ftyp", ".mp4"), (0, b"\x1a\x45\xdf\xa3", ".mkv"), (8, b"AVI ", ".avi"))
-"""Where in a clip's first bytes what stands, and how such a file is called."""
+"""(offset, bytes, extension): signatures of clips."""
 
 
 @contextmanager
 def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
-    """Pillow's view of a file, not decoded yet; whatever goes wrong while it is read becomes a sentence.
+    """Opens a picture without decoding it; any error inside the context but MemoryError becomes a UserError.
 
     Raises:
-        UserError: not a picture, truncated, or so large that Pillow takes it for an attack.
+        UserError: the file is not a picture, is truncated, or has more than MAX_PIXELS (a decompression bomb).
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -73,7 +73,7 @@ class Picture:
     """As it is shown, after EXIF's orientation."""
     height: int
     is_animated: bool
-    """More than one frame, shown one after the other; the other fields are not known then."""
+    """Whether it is an animation; the other fields are not known then."""
     is_transparent: bool = False
     pages: int = 1
     """Of a TIFF; the first is the picture."""
@@ -83,7 +83,7 @@ def probe(data: bytes, name: str) -> Picture:
     """Read a picture's file to its end, so that damage is found now and not in training.
 
     Raises:
-        UserError: as open_image; or there is nothing to see in it.
+        UserError: as open_image; or the picture is fully transparent.
     """
     with open_image(data, name) as image:
         frames = getattr(image, "n_frames", 1)
@@ -109,7 +109,7 @@ def probe(data: bytes, name: str) -> Picture:
 
 
 def open_picture(data: bytes, name: str, background: str = "white") -> Image.Image:
-    """Decode a whole picture to 8-bit RGB, turned as its EXIF says, alpha laid on a colour.
+    """Decode a picture to 8-bit RGB, rotated as its EXIF says, composited on the background colour.
 
     Raises:
         UserError: as open_image.
@@ -120,7 +120,7 @@ def open_picture(data: bytes, name: str, background: str = "white") -> Image.Ima
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """8-bit RGB, alpha laid on a colour."""
+    """8-bit RGB, composited on the background colour where the image has alpha."""
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips 16-bit grey to 255 when it converts; keep the high byte instead.
         samples = np.asarray(image).astype(np.float32)
@@ -135,7 +135,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def open_alpha(data: bytes, name: str) -> Image.Image:
-    """How opaque a picture is, turned as its EXIF says: 8-bit grey, white where it has no alpha.
+    """The alpha channel of a picture, rotated as its EXIF says: 8-bit grey, white if it has none.
 
     Raises:
         UserError: as open_image.
@@ -153,7 +153,7 @@ def fit(
 
 
 def crop(size: tuple[int, int], width: int, height: int) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of what is left of a picture of a size in the shape of width x height."""
+    """(left, top, right, bottom) of the centre crop of a picture of this size to the aspect ratio width : height."""
     scale = max(width / size[0], height / size[1])
     crop_width, crop_height = width / scale, height / scale
     left, top = (size[0] - crop_width) / 2, (size[1] - crop_height) / 2

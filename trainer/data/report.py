@@ -1,4 +1,4 @@
-"""The report before training, as text and as JSON: each file with its fate, then the totals."""
+"""The report before training, as text and as JSON: the totals, and what becomes of each file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MIB = 2**20
 
 
 def text(manifest: Manifest, max_files: int | None = None) -> str:
-    """All of it in lines.
+    """The report as lines of text.
 
     Args:
-        max_files: name no more files of a kind than this, and say how many more there are; None names all.
+        max_files: list no more lines of a kind (used, left out, note), and say how many more there are; None: all.
     """
     files = _files(manifest)
     used = len({path for path, _ in files})
@@ -31,10 +31,10 @@ def text(manifest: Manifest, max_files: int | None = None) -> str:
 
 
 def to_json(manifest: Manifest, more: Callable[[Sample], dict] = lambda _sample: {}) -> dict:
-    """The same as plain data: `files` (used and left out), `totals`, `notes`.
+    """The report as plain data: `files` (used and left out), `totals`, `notes` and more.
 
     Args:
-        more: what else to say of a sample.
+        more: returns further entries for a sample's dict.
     """
     held_out = {sample.digest for sample in manifest.held_out}
     files = [_file(samples, samples[0].digest in held_out, more) for samples in _files(manifest).values()]
@@ -54,14 +54,13 @@ def to_json(manifest: Manifest, more: Callable[[Sample], dict] = lambda _sample:
 
 
 def left_out(rejected: Iterable[Rejection]) -> list[dict]:
-    """Of to_json's `files` those that are not used."""
+    """The entries of to_json's `files` for files that are not used."""
     return [{"file": rejection.name, "path": str(rejection.path), "used": False, "reason": rejection.reason}
             for rejection in rejected]
 
 
 def expected_bytes(manifest: Manifest) -> int:
-    """About how much disk the cache takes: latents in fp32 exactly, captions in 16 bits by the
-    estimate of their tokens."""
+    """Estimated bytes of the cache on disk: fp32 latents exactly, 16-bit captions by their estimated tokens."""
     samples = [*manifest.samples, *manifest.held_out]
     latents = {(sample.digest, sample.bucket, start, sample.background)
                for sample in samples for start in sample.starts}
@@ -72,7 +71,7 @@ def expected_bytes(manifest: Manifest) -> int:
 
 
 def _files(manifest: Manifest) -> dict[object, list[Sample]]:
-    """The samples of each file, in the order of paths; one that is joined twice with other captions is two."""
+    """The samples of each file, in the order of paths; a file joined twice with different captions counts as two."""
     files: dict[object, list[Sample]] = {}
     for sample in sorted((*manifest.samples, *manifest.held_out), key=lambda sample: str(sample.path)):
         files.setdefault((sample.path, sample.captions), []).append(sample)

@@ -26,11 +26,11 @@ from .notes import Notes
 MAX_THREADS = 8
 
 MIN_KEPT = 0.5
-"""A picture that loses more than this share of itself to its bucket's shape is mentioned."""
+"""A note is given about a picture of which its bucket's crop keeps less than this share."""
 
 
 class NothingUsable(UserError):
-    """No file of a folder can be used; tells why of each."""
+    """No file of a folder can be used; `rejected` has the reason for each."""
 
     def __init__(self, sentence: str, rejected: tuple[Rejection, ...], notes: tuple[str, ...]) -> None:
         super().__init__(sentence)
@@ -48,7 +48,7 @@ class ScanProgress:
 
 
 def scan(config: DatasetConfig, memory: Path | None = None) -> Manifest:
-    """`scanning` without a look at its progress."""
+    """As `scanning`, but without progress: returns the Manifest."""
     progress = scanning(config, memory)
     while True:
         try:
@@ -60,11 +60,11 @@ def scan(config: DatasetConfig, memory: Path | None = None) -> Manifest:
 def scanning(
     config: DatasetConfig, memory: Path | None = None, may_read: Callable[[str], bool] | None = None
 ) -> Iterator[ScanProgress]:
-    """Look at every file of the folder and say what becomes of it; the generator returns the Manifest.
+    """Read every file of the folder and decide what becomes of it; yields progress and returns the Manifest.
 
     Args:
-        memory: a folder where what files hold is remembered, so that unchanged ones are not read again.
-        may_read: as `folder.walk` takes it.
+        memory: a folder for the remembered facts of files, so that unchanged files are not read again; None for none.
+        may_read: as for `folder.walk`.
 
     Raises:
         UserError: the folder is missing or empty, or the model family takes no clips of these lengths.
@@ -83,7 +83,7 @@ def scanning(
     samples, rejected = [], []
     for entry in media:
         try:
-            found = texts.read(entry)  # first, so that no caption of a file that is left out passes for unused
+            found = texts.read(entry)  # first: a caption of a file that is left out is not unused
             mask = _mask(entry, facts_of, painted.get(entry.name), config)
             written = captions.finished(found, entry, config, family, notes)
             samples += _samples(entry, facts_of[entry.name], mask, written, config, family, notes)
@@ -103,7 +103,7 @@ def scanning(
 def _probe(
     entries: list[Entry], config: DatasetConfig, memory: Path | None, is_all: bool
 ) -> Iterator[ScanProgress]:
-    """Returns the Facts of each file by name; reading and decoding wait for disks and release Python's lock."""
+    """Yields progress, returns the Facts of each file by name. Threads help: reading and decoding release the GIL."""
     known = Remembered(memory / f"{content_hash(config.folder)[:16]}.sqlite" if memory else None, facts.VERSION)
     found = {}
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "wantune-scan")
@@ -112,7 +112,7 @@ def _probe(
         for done, (entry, each) in enumerate(zip(entries, facts_in_turn, strict=True), 1):
             found[entry.name] = each
             yield ScanProgress(done, len(entries), entry.name)
-        if is_all:  # of a look at some of the files the others are still worth remembering
+        if is_all:  # a scan of only some files must not forget the facts of the others
             known.keep(set(found))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -169,7 +169,7 @@ def _samples(
     entry: Entry, held: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig,
     family: ModelFamily, notes: Notes,
 ) -> list[Sample]:
-    """What is trained on of one file at each resolution it is large enough for: a picture, or windows of a video."""
+    """The samples of one file, at each resolution it is large enough for: a picture, or windows of a video."""
     cuts = [windows.Cut(1, (0,))]
     if held.source is not None:
         num_frames = held.source.frames_at(family.fps)
@@ -222,7 +222,7 @@ def _too_short(name: str, num_frames: int, frame_buckets: tuple[int, ...], famil
 
 
 def _note_twins(media: list[Entry], samples: list[Sample], config: DatasetConfig, notes: Notes) -> None:
-    """Mention files that have a name, a content or a caption in common."""
+    """Add notes about files that have a name, a content or a caption in common."""
     used = {sample.name: sample for sample in samples}
     names, contents, texts = defaultdict(list), defaultdict(list), defaultdict(list)
     for entry in media:

@@ -1,4 +1,4 @@
-"""Small pictures of what will be trained on, cut as training cuts it, and the folder in which they are kept."""
+"""Thumbnails of samples, cropped and cut as in training, and the folder in which they are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERSION = 2
 """Thumbnails of another version are made anew."""
 
 MAX_SIDE = 192
-"""Pixels."""
+"""Pixels of the longer side, at most."""
 
 MAX_FRAMES = 40
 """Of a moving thumbnail; of longer windows every second frame is shown, or every third."""
@@ -29,14 +29,14 @@ MAX_FRAMES = 40
 QUALITY = 75
 
 UNLEARNED = 0.3
-"""How bright a masked part is that is not learned."""
+"""The brightness of parts that the mask excludes from training is multiplied by this."""
 
 MAX_BYTES = 256 * 2**20
-"""Of all thumbnails that are kept."""
+"""Total size of the thumbnails that are kept."""
 
 
 def key_of(sample: Sample, start: int, is_moving: bool) -> str:
-    """Changes with all that changes what is seen."""
+    """The key of a thumbnail: a hash of all that its pixels depend on."""
     mask = (sample.mask.digest, sample.mask.is_alpha) if sample.mask else None
     return content_hash(
         "thumbnail", VERSION, sample.digest, str(sample.bucket), sample.background, mask, start,
@@ -44,7 +44,7 @@ def key_of(sample: Sample, start: int, is_moving: bool) -> str:
 
 
 def make(sample: Sample, start: int, is_moving: bool) -> bytes:
-    """A webp of a picture or of a window's first frame; of all the window if it is moving.
+    """A webp of a picture, or of the first frame of a window; an animation of the whole window if `is_moving`.
 
     Raises:
         UserError: the file is damaged, changed or gone.
@@ -78,7 +78,7 @@ def _frames(sample: Sample, start: int, count: int) -> Iterator[Image.Image]:
 
 
 def _small(image: Image.Image, sample: Sample, mask: Image.Image | None) -> Image.Image:
-    """The crop that training sees, without the way over the bucket's size."""
+    """The crop that training sees, scaled directly to the thumbnail instead of via the bucket's size."""
     box = pictures.crop(image.size, sample.bucket.width, sample.bucket.height)
     small = image.resize(_size(sample), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return small if mask is None else Image.composite(small, small.point(lambda value: value * UNLEARNED), mask)
@@ -100,7 +100,7 @@ def _mask(mask: Mask, sample: Sample) -> Image.Image:
 
 
 class Shelf:
-    """Thumbnails by key in one folder of bounded size; for one thread. A full disk costs only time."""
+    """Thumbnails by key in one folder of bounded size; not thread-safe. A full disk costs only time."""
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         self._folder = folder
@@ -108,7 +108,7 @@ class Shelf:
         self._bytes: int | None = None
 
     def get(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """What is kept under a key, or else what `make` makes, which is kept."""
+        """The thumbnail that is kept under a key, or else the result of `make`, which is then kept."""
         path = self._folder / f"{key}.webp"
         with contextlib.suppress(OSError):
             return path.read_bytes()
@@ -120,7 +120,7 @@ class Shelf:
         return content
 
     def _account(self, num_bytes: int) -> None:
-        """Remove the oldest once there are too many bytes, and some more, so that this is seldom done."""
+        """Add to the total; above the limit delete the oldest down to 3/4 of it, so that this is seldom done."""
         if self._bytes is not None:
             self._bytes += num_bytes
             if self._bytes <= self._max_bytes:

@@ -28,19 +28,19 @@ from .windows import Source
 SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
 
 MAX_ROUNDING = Fraction(1, 1000)
-"""Seconds. Files that count in coarser ticks do so because their frames lie exactly on them."""
+"""Seconds. A coarser time base does not round more: files have one because their frames lie exactly on its ticks."""
 
 MAX_REORDER = 32
-"""Frames stored before others that are shown earlier; codecs allow 16."""
+"""Frames that may be stored before a frame that is shown earlier; codecs allow 16."""
 
 MAX_GAP = 60
 """Seconds between two frames; more is taken for a broken timestamp."""
 
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
-"""What FFmpeg may take a file for; without it a playlist with a clip's name would make it read other files."""
+"""Formats that FFmpeg may detect; otherwise a playlist with a clip's name would make it read other files."""
 
 _MATRICES = {1: "ITU709", 7: "SMPTE240M"}
-"""The colour matrices, by their number in the frame, that older PyAV does not apply by itself."""
+"""Colour matrices that older PyAV does not apply by itself: FFmpeg's AVColorSpace number to PyAV's name."""
 
 _TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270, (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
@@ -48,14 +48,14 @@ _TURNS = {
     (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM, (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
-"""What the display matrix (a, b, c, d), x' = ax + cy and y' = bx + dy, asks for."""
+"""The transposition for a display matrix (a, b, c, d), which maps x' = ax + cy and y' = bx + dy."""
 
 
 def probe(path: Path, name: str) -> Source:
     """Size, frames and times of a clip: reads every packet, decodes one frame.
 
     Raises:
-        UserError: no clip, no video in it, cut off, or without usable timestamps.
+        UserError: the file is not a clip, has no video, is cut off, or has no usable timestamps.
     """
     with _opened(path, name) as (container, stream):
         stamps, last_ticks = _presentation_times(container, stream, name)
@@ -88,13 +88,13 @@ def read(
 
     Args:
         name: what messages call the file.
-        source: what probe said of it.
+        source: the result of `probe`.
         start: the first frame, counted at `fps` frames a second.
         background: the colour under a transparent animation.
 
     Raises:
         UserError: the file is damaged in or before the window.
-        OSError: it is gone.
+        OSError: the file is missing or unreadable.
     """
     pixels_FHW3 = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
     count = 0
@@ -180,7 +180,7 @@ def _timed(path: Path, name: str, source: Source, seconds: Fraction) -> Iterator
     for step_back in (0, 2, 10, None):
         with _opened(path, name) as (container, stream):
             target = seconds - step_back if step_back is not None else Fraction(0)
-            # In avi a frame's time is known only from all before it.
+            # In avi a frame's time follows only from all frames before it, so there is no seeking.
             if target > 0 and container.format.name != "avi":
                 try:
                     container.seek(math.floor((source.first + target) / stream.time_base), stream=stream)
@@ -190,7 +190,7 @@ def _timed(path: Path, name: str, source: Source, seconds: Fraction) -> Iterator
             for stamp, frame in _decoded(container, stream, name):
                 time = stamp * stream.time_base - source.first
                 if is_first and target > 0 and time > seconds:
-                    break  # the index led behind the window
+                    break  # the seek went too far; try again from further back
                 if previous is not None and time < previous:
                     raise UserError(_broken(name, f"they run backwards at {float(time):.2f} s"))
                 is_first, previous = False, time

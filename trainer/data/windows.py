@@ -1,6 +1,6 @@
 """Which frames of a clip are trained on: pure arithmetic on times, in exact fractions of a second.
 
-Clips are read at the rate `fps` at which the model family makes frames: frame k of a window is what a player shows
+Clips are read at the frame rate `fps` of the model family: frame k of a window is what a player shows
 (start + k) / fps seconds after the first frame. Frames are found by their timestamps and never by counting them.
 """
 
@@ -44,13 +44,13 @@ class Source:
         return float(round(self.num_frames / self.seconds, 3)) if self.seconds else 0.0
 
     def frames_at(self, fps: int) -> int:
-        """Frames of the clip at so many a second; an end that is late by a rounded timestamp makes none more."""
+        """Frames of the clip at so many per second; an end that is late only by a timestamp's rounding adds none."""
         return max(1, math.ceil((self.seconds - self.rounding) * fps))
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A sample cut from a clip: `frames` frames from a start; several starts are taken in turn."""
+    """A sample cut from a clip: `frames` frames from a start; visits take several starts in turn."""
 
     frames: int
     starts: tuple[int, ...]
@@ -58,13 +58,14 @@ class Cut:
 
 
 def cut(mode: str, num_frames: int, frame_buckets: Sequence[int], digest: str) -> list[Cut]:
-    """The samples a clip of num_frames gives; none if it is shorter than each frame bucket.
+    """The samples of a clip of num_frames; none if it is shorter than each frame bucket.
 
-    Always the longest bucket that fits. The last frame may be held for one frame, so that a clip is not lost
+    The longest bucket that fits is taken. The last frame may be shown for one frame more, so that a clip is not lost
     because it is one frame short of a bucket.
 
     Args:
-        mode: one of config.EXTRACTION_MODES.
+        mode: one of EXTRACTION_MODES in settings/data.py.
+        num_frames: at the family's fps.
         frame_buckets: the allowed numbers of frames; 1 is a picture and never a clip.
         digest: of the file; the random windows are a function of it.
     """
@@ -86,7 +87,7 @@ def cut(mode: str, num_frames: int, frame_buckets: Sequence[int], digest: str) -
 
 
 def longest(num_frames: int, frame_buckets: Sequence[int]) -> int | None:
-    """The longest clip bucket that num_frames fill, the last of them held for at most one frame."""
+    """The longest clip bucket that num_frames fill, the last of them shown at most once more; None if there is none."""
     return max((frames for frames in frame_buckets if 1 < frames <= num_frames + 1), default=None)
 
 
@@ -101,9 +102,9 @@ def _chunks(num_frames: int, frame_buckets: Sequence[int]) -> list[Cut]:
 def shown(
     timed: Iterable[tuple[Fraction, Frame]], source: Source, start: int, count: int, fps: int
 ) -> Iterator[Frame]:
-    """The frames shown at start/fps, (start+1)/fps ... seconds: each the last whose time has come.
+    """The frames that a player shows at start/fps, (start+1)/fps ... seconds: each the last whose time has come.
 
-    Ends early where the frames do: the last is held for its own time and one frame more.
+    Ends early where the clip does: the last frame is shown for its own duration and one frame more.
 
     Args:
         timed: (seconds after the first frame, frame), ascending, from a frame at or before start/fps seconds.

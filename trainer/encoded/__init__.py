@@ -1,2 +1,2 @@
-"""What the encoders make of samples, and in which order it is trained on: `cache` (which file belongs to what content),
-`store` (the files, with checksums), `fill` (encoding what is missing), `batches` (the order, and reading ahead)."""
+"""Latents and conditions on disk, and the order in which training takes them: `cache` (which file belongs to what
+content), `store` (the files, with checksums), `fill` (encodes what is missing), `batches` (order and reading ahead)."""

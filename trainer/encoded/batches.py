@@ -1,4 +1,5 @@
-"""The order of samples: epochs over samples x repeats, one bucket a batch, position in two integers."""
+"""The order of samples: an epoch visits each one `repeats` times, a batch has one bucket, the position is two integers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from .cache import CachedSample, Visit
 from .store import read_tensor
 
 AHEAD = 2
-"""Batches read before their turn."""
+"""Batches that are read ahead."""
 
 Position = tuple[int, int]
 """(epoch, batches already taken in it)"""
@@ -24,16 +25,16 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Epoch:
-    """Each visit is a row of three arrays; a batch is a run of rows."""
+    """The order of one epoch. Row i of the first three arrays is one visit to a sample; a batch is a range of rows."""
 
     indices: np.ndarray
-    """Of clips."""
+    """Index of the sample."""
     visits: np.ndarray
-    """How often the clip was seen before."""
+    """How often the sample was visited before, in all epochs."""
     is_dropped: np.ndarray
-    """Whether the caption is."""
+    """Whether the caption is dropped in this visit."""
     batches: np.ndarray
-    """(first row, last row + 1) of each batch, in the order in which they are taken."""
+    """(number of batches, 2): first row and last row + 1 of each batch, in the order in which they are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Batch:
     latent_BCFHW: torch.Tensor
     """fp32."""
     conditions: dict[str, torch.Tensor]
-    """(B, ...) each, fp32, by kind; a text_BLD has zeros after the shorter texts."""
+    """(B, ...) each, fp32, by kind; in text_BLD shorter texts are padded with zero rows."""
     mask_B11HW: torch.Tensor | None
     """fp32 in 0..1; None where no sample has a mask."""
 
@@ -59,7 +60,7 @@ def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch
     """Read the files of samples of one bucket.
 
     Args:
-        kinds: the conditions of the model family, which say how several become one.
+        kinds: the conditions of the model family; their `collate` makes one tensor of those of several samples.
 
     Raises:
         UserError: a cache file has gone or is damaged.
@@ -81,7 +82,7 @@ def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch
 
 
 def batches_per_epoch(samples: Sequence[CachedSample], batch_size: int) -> int:
-    """How many batches an epoch has: in each bucket the last may be shorter."""
+    """Number of batches in an epoch; the last of each bucket may be shorter."""
     visits: Counter = Counter()
     for sample in samples:
         visits[sample.bucket] += sample.repeats
@@ -102,7 +103,7 @@ class BucketSampler:
         self.epoch = 0
         self.cursor = 0
         self.steps_per_epoch = batches_per_epoch(samples, batch_size)
-        """The same in every epoch."""
+        """Batches per epoch, before gradient accumulation; the same in every epoch."""
 
     def next(self) -> list[Visit]:
         """The next batch, all of one bucket; shorter than the batch size at the end of a bucket."""
@@ -111,7 +112,7 @@ class BucketSampler:
         return visits
 
     def upcoming(self) -> Iterator[tuple[Position, list[Visit]]]:
-        """Endlessly what `next` will give, with its position; moves nothing."""
+        """Endless iterator over what `next` will return, with positions; the sampler's own position stays."""
         epoch, cursor = self.epoch, self.cursor
         while True:
             if cursor == self.steps_per_epoch:
@@ -149,7 +150,7 @@ class BucketSampler:
             first += ends[-1]
         rows = np.concatenate(indices)
         dropouts = np.array([sample.caption_dropout for sample in self._samples])[rows]
-        # a stream of its own, so that the order is the same with and without dropout
+        # a random stream of its own, so that the order is the same with and without caption dropout
         is_dropped = np.random.default_rng([self._seed, epoch, 1]).random(len(rows)) < dropouts
         return _Epoch(rows, np.concatenate(visits), is_dropped, random.permutation(np.concatenate(batches)))
 
@@ -167,7 +168,7 @@ class LookAhead:
         """The next batch; the sampler's position moves by one, whatever is read ahead."""
         upcoming = self._sampler.upcoming()
         wanted = dict(next(upcoming) for _ in range(AHEAD + 1))
-        # a position that was set from outside makes the rest worthless
+        # after a change of the sampler's position (a resumed run) other batches that were read ahead are useless
         self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, visits, self._kinds)
                          for position, visits in wanted.items()}
         position = next(iter(wanted))

@@ -1,8 +1,8 @@
 """Encode once: latents, conditions and masks on disk, keyed by content, shared by all runs.
 
-A latent is keyed by the file's bytes, its bucket, where a clip is cut, what lies under its transparency and the VAE; a
-condition by what it is made from (a caption, or the same pixels) and its encoder. A changed caption redoes one text, a
-changed picture one latent, and nothing goes stale.
+A latent is keyed by the file's bytes, its bucket, where a clip is cut, the background colour under transparency and the
+VAE; a condition by what it is made from (a caption, or the same pixels) and its encoder. So a changed caption
+re-encodes one text, a changed picture one latent, and no entry is ever out of date.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ VERSION = 2
 """Part of every key: raise it when what is stored for the same content changes."""
 
 _FIRST_FPS, _FIRST_STRIDE = 16, 8
-"""Keys leave these out: they belong to the family that there was when keys were made up."""
+"""fps and spatial stride of Wan2.1, the only family when keys were defined: keys leave these values out, so that caches
+from that time stay valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One visit to a sample: the files that are read for it."""
+    """The cache files that are read for one visit to a sample."""
 
     name: str
     latent_path: Path
@@ -39,33 +40,33 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class CachedSample:
-    """Where the encoded forms of one sample lie."""
+    """One sample and the cache files of its latents, conditions and mask."""
 
     name: str
     bucket: Bucket
     repeats: int
     latent_paths: tuple[Path, ...]
-    """Of its windows, which are taken in turn."""
+    """One for each of its windows, which visits take in turn."""
     captions: tuple[Mapping[str, Path], ...]
-    """For each of its captions, which are taken in turn: the conditions that are made from it, by kind."""
+    """For each of its captions, which visits take in turn: the conditions that are made from it, by kind."""
     windows: tuple[Mapping[str, Path], ...] = ()
     """For each of its windows: the conditions that are made from its pixels, by kind; empty where there are none."""
     mask_path: Path | None = None
     empty_caption: Mapping[str, Path] = field(default_factory=dict)
-    """What stands for the conditions of a caption where it is dropped."""
+    """The conditions of the empty caption, by kind, for visits that drop the caption."""
     caption_dropout: float = 0.0
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files it needs."""
+        """All cache files of this sample."""
         conditions = [path for by_kind in (*self.captions, *self.windows, self.empty_caption)
                       for path in by_kind.values()]
         return (*self.latent_paths, *conditions, *([self.mask_path] if self.mask_path else []))
 
     def visit(self, number: int, is_caption_dropped: bool = False) -> Visit:
-        """What is seen at the number-th visit, from 0: every window meets every caption in time."""
+        """The files of the number-th visit, from 0. Windows and captions advance so that all their pairs occur."""
         windows, captions = len(self.latent_paths), len(self.captions)
-        # where both come round together, the captions move on by one
+        # counts with a common divisor would repeat the same lcm pairs forever: shift the captions by one after these
         turn = number + number // math.lcm(windows, captions) if math.gcd(windows, captions) > 1 else number
         caption = self.empty_caption if is_caption_dropped else self.captions[turn % captions]
         window = self.windows[number % windows] if self.windows else {}
@@ -80,24 +81,25 @@ class CachedDataset:
     samples: tuple[CachedSample, ...]
     """Trained on."""
     held_out: tuple[CachedSample, ...]
-    """Kept out of training, to be measured on."""
+    """Kept out of training, for the held-out loss."""
     digest: str
     """Of the data, the captions and all encoders."""
     trigger_word: str
     captions: tuple[str, ...]
-    """The first of each sample that is trained on."""
+    """The first caption of each sample that is trained on."""
     left_out: tuple[Rejection, ...] = ()
-    """What could not be read to the end after all."""
+    """Files that the scan accepted, but that could not be read when they were to be encoded."""
     notes: tuple[str, ...] = ()
 
 
 def locate(
     samples: Sequence[Sample], store: Store, codec_id: str, encoder_ids: Mapping[str, str]
 ) -> list[CachedSample]:
-    """Where each sample's latents, conditions and mask belong, whether they are there or not.
+    """The cache files of each sample's latents, conditions and mask, whether they exist or not.
 
     Args:
-        encoder_ids: of the encoder of each kind of condition.
+        codec_id: `id` of the VAE.
+        encoder_ids: `id` of the encoder of each kind of condition, by kind.
     """
 
     def caption_paths(sample: Sample, caption: str) -> dict[str, Path]:
@@ -127,12 +129,12 @@ def locate(
 
 
 def _name(kind: ConditionKind) -> tuple[str, ...]:
-    """What tells the keys of kinds apart; texts were there first and have none."""
+    """The part of a key that tells kinds of conditions apart; text, the first kind, has none."""
     return () if kind.name == "text" else (kind.name,)
 
 
 def _window(sample: Sample, start: int, encoder_id: str) -> list:
-    """The content of a window's pixels as an encoder makes something of it."""
+    """The parts of the key of what an encoder makes from the pixels of one window."""
     timing = [start] if sample.source else []
     if sample.source and sample.family.fps != _FIRST_FPS:
         timing.append(sample.family.fps)

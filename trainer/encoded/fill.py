@@ -1,4 +1,4 @@
-"""Filling the cache: files are decoded ahead and written behind, so that the encoder never waits for a disk."""
+"""Filling the cache: threads decode files ahead of the encoder and write behind it, so that it waits for no disk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .cache import CachedDataset, CachedSample, locate
 from .store import Store
 
 READERS = min(8, os.cpu_count() or 1)
-"""Threads that decode: an encoder on a GPU is faster than one of them."""
+"""Threads that decode; an encoder on a GPU is faster than one of them."""
 
 MAX_AHEAD = 50_000
-"""Tokens decoded before their turn, whose pixels wait in memory: about 140 MiB. One item always is."""
+"""Tokens whose decoded pixels may wait in memory for the encoder: about 140 MiB. One item always may, however large."""
 
 
 Located = Sequence[tuple[Sample, CachedSample]]
-"""Each sample with where its files belong."""
+"""Each sample with its cache files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Job:
     """One file of the cache and how it is made."""
 
     kind: str
-    """What it is one of: captions, latents, masks."""
+    """For Progress: captions, latents, masks, or the cache folder of another kind of condition."""
     name: str
     path: Path
     work: float
-    """How much of it there is, against others of its kind: tokens of a latent."""
+    """Relative to other jobs of its kind: tokens of a latent, 1 for others."""
     read: Callable[[], object]
-    """Runs ahead, in a thread; a UserError means that the item is left out."""
+    """Runs ahead in a thread; if it raises UserError, the item is left out."""
     encode: Callable[[object], torch.Tensor] | None
     """Runs in the caller's thread; None where nothing is to be encoded."""
     source: Path | None = None
@@ -65,9 +65,9 @@ class Progress:
 
 
 def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
-    """Do all jobs whose file is not there yet; returns what could not be read: {its file in the cache: why}.
+    """Do all jobs whose cache file is missing; yields progress, returns {cache file: Rejection} of what is unreadable.
 
-    Closing the generator waits for the file that is being written, and keeps all that are there.
+    Closing the generator waits for the file that is being written, and keeps all that were written.
     """
     missing = [job for job in jobs if not store.use(job.path)]
     done, total = len(jobs) - len(missing), len(jobs)
@@ -101,7 +101,7 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
 
 
 def _ahead(jobs: Sequence[Job], reader: ThreadPoolExecutor) -> Iterator[tuple[Job, Future]]:
-    """Each job with what it reads, while the next are read already."""
+    """Each job with the future of its `read`; the jobs after it are being read meanwhile."""
     waiting: deque[tuple[Job, Future]] = deque()
     work = 0.0
     for job in jobs:
@@ -118,14 +118,14 @@ def fill(
 ) -> Iterator[Progress]:
     """Encode what is missing, one encoder after the other: the conditions kind by kind, then the latents.
 
-    The generator returns the CachedDataset. A file that changed since it was scanned, or proves damaged, is left
-    out of it with a reason.
+    The generator yields progress and returns the CachedDataset. A file that changed since it was scanned, or proves
+    damaged, is left out with a reason.
 
     Args:
         encoders: one for each kind of condition of the manifest's family, by its name.
 
     Raises:
-        UserError: an encoder gave something that is not finite, the disk is full, or nothing is left to train on.
+        UserError: an encoder returned a value that is not finite, the disk is full, or nothing is left to train on.
     """
     family, samples = manifest.family, [*manifest.samples, *manifest.held_out]
     ids = {kind.name: encoders[kind.name].id for kind in family.conditions}
@@ -190,7 +190,7 @@ def _window_jobs(
     kind: str, located: Located, path_of: Callable[[CachedSample, int], Path],
     encoder: LatentCodec | ConditionEncoder, title: str,
 ) -> list[Job]:
-    """What is made from pixels, a job for each file once."""
+    """One job for each cache file that is made from pixels; samples may share one."""
     jobs = {}
     for sample, cached in located:
         for number, start in enumerate(sample.starts):
@@ -210,7 +210,7 @@ def _mask_jobs(located: Located) -> list[Job]:
 
 
 def _pixels(sample: Sample, start: int) -> np.ndarray:
-    """pixels_FHW3 of the very content that was scanned."""
+    """uint8 pixels_FHW3 of a window; UserError if the file is gone or its content is not what was scanned."""
     try:
         return _picture(sample) if sample.source is None else _window(sample, start)
     except OSError as error:
@@ -261,7 +261,7 @@ def _finite(tensor: torch.Tensor, what: str) -> torch.Tensor:
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """In 16 bits where that loses nothing: text encoders compute in them and give fp32."""
+    """The tensor in bf16 or fp16 if that loses nothing: many text encoders compute in 16 bits and return fp32."""
     for dtype in (torch.bfloat16, torch.float16):
         smaller = tensor.to(dtype)
         if torch.equal(smaller.to(tensor.dtype), tensor):

@@ -1,9 +1,9 @@
-"""The cache's files: one tensor each, named by content, with a checksum that is believed and nothing else.
+"""The cache's files: one tensor each, named by a hash of content, and trusted only if their checksum is right.
 
     latents/<key>.safetensors   texts/<key>.safetensors   masks/<key>.safetensors   and one folder for each further
                                 kind of condition
-    index.sqlite                which files were found whole, by size and times, and when they were last used
-    id                          changes when files that someone may rely on are taken away
+    index.sqlite                which files were found undamaged, by size and times, and when they were last used
+    id                          changes when cache files are deleted, on which a ComfyUI graph may rely
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS_A_DAY = 86400
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of all cache files, or of some."""
+    """Number and total bytes of cache files."""
 
     files: int
     bytes: int
@@ -52,20 +52,20 @@ class Store:
 
     @property
     def id(self) -> str:
-        """The same until the cache, or files of it, are taken away."""
+        """The same until the cache or some of its files are deleted."""
         path = self.folder / "id"
         with suppress(OSError):
             return path.read_text(encoding="ascii")
         return renew(self.folder)
 
     def path(self, kind: str, key: str) -> Path:
-        """Where a tensor belongs, whether it is there or not."""
+        """The file of a tensor, whether it exists or not."""
         return self.folder / kind / f"{key}.safetensors"
 
     def use(self, path: Path) -> int:
-        """The length of a tensor's first dimension; 0 if the file is missing, damaged or foreign.
+        """Check a file and mark it as used now: the length of its tensor's first dimension, 0 if it cannot be used.
 
-        The file is read, unless it is as it was when it was last found whole.
+        The file is read, unless it has not changed since it was last found undamaged.
         """
         try:
             stamp = Stamp.of(path)
@@ -77,7 +77,7 @@ class Store:
         return length
 
     def write(self, path: Path, tensor: torch.Tensor) -> None:
-        """Write through a temporary file, so that a killed process never leaves half a cache file behind.
+        """Write a tensor atomically, so that a killed process never leaves half a cache file behind.
 
         Raises:
             UserError: the disk is full or cannot be written to.
@@ -91,13 +91,13 @@ class Store:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """While files are added: what killed processes left half written is removed, the index is saved at the end."""
+        """Encloses writes: on entry removes temporary files of killed processes, on exit saves the index."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", blocking=False)
-        with suppress(Timeout):  # someone else fills this cache, and the half-written files may be theirs
+        with suppress(Timeout):  # another process fills this cache, and the temporary files may be its
             lock.acquire()
             for path in self.folder.rglob("*.tmp"):
-                with suppress(OSError):  # the page's thumbnails are written at any time; Windows keeps what is open
+                with suppress(OSError):  # the page may be writing a thumbnail; Windows deletes no open file
                     path.unlink(missing_ok=True)
         try:
             yield
@@ -106,15 +106,18 @@ class Store:
             lock.release()
 
     def size(self) -> Size:
-        """Of all that is kept."""
+        """Size of the whole cache."""
         sizes = [status.st_size for _, status in self._files()]
         return Size(len(sizes), sum(sizes))
 
     def prune(self, max_age_days: float | None, max_bytes: int | None) -> tuple[Size, Size]:
-        """Delete what was not used for so many days, then what was used longest ago until the rest is small enough.
+        """Delete files not used for so many days, then those used longest ago until at most max_bytes are left.
+
+        Args:
+            max_age_days: None for no limit; likewise max_bytes.
 
         Returns:
-            What was deleted and what is left.
+            The sizes of what was deleted and of what is left.
         """
         used = sorted((self._last_used(path, status), path.name, path, status) for path, status in self._files())
         total, now, deleted = sum(status.st_size for *_, status in used), time.time(), []
@@ -151,7 +154,7 @@ def read_tensor(path: Path) -> torch.Tensor:
     """The tensor of one cache file.
 
     Raises:
-        UserError: the file has gone or is damaged; it is deleted then, so that it is made again.
+        UserError: the file is missing or damaged; a damaged one is deleted, so that it is encoded again.
     """
     try:
         return _read(path)
@@ -164,14 +167,14 @@ def read_tensor(path: Path) -> torch.Tensor:
 
 
 def write_tensor(path: Path, tensor: torch.Tensor) -> None:
-    """One tensor with its checksum, written as a whole or not at all."""
+    """Write one tensor with its checksum atomically. Raises OSError or SafetensorError."""
     tensor = tensor.contiguous()
     with replacing(path) as temporary:
         save_file({"tensor": tensor}, temporary, metadata={"crc32": _checksum(tensor)})
 
 
 def renew(folder: Path) -> str:
-    """Give the cache another id, so that graphs which rely on it look again."""
+    """Give the cache a new id, so that ComfyUI executes the nodes that rely on it again."""
     name = uuid.uuid4().hex
     with replacing(folder / "id") as temporary:
         temporary.write_text(name, encoding="ascii")
@@ -179,9 +182,9 @@ def renew(folder: Path) -> str:
 
 
 def _read(path: Path) -> torch.Tensor:
-    """Raises ValueError if the checksum is another one."""
+    """The tensor of a cache file. Raises ValueError if its checksum is wrong."""
     with safe_open(path, "pt") as file:
-        tensor = file.get_tensor("tensor").clone()  # not a view of the file, which could not be replaced then
+        tensor = file.get_tensor("tensor").clone()  # a view maps the file, and Windows replaces no mapped file
         expected = (file.metadata() or {}).get("crc32")
     if _checksum(tensor) != expected:
         raise ValueError("its checksum is wrong")

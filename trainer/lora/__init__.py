@@ -1,2 +1,2 @@
-"""LoRA files, the only place that knows their names: `keys` (every writer's names of modules, brought to ours), `file`
-(writing, reading, metadata, and training on from one)."""
+"""LoRA files, the only place that knows their key names: `keys` (the names of other trainers, normalized to ours),
+`file` (writing, reading, metadata, and continuing to train a LoRA)."""

@@ -1,4 +1,4 @@
-"""LoRA files: what is written, with which metadata, how any of them is read, and how one is trained on.
+"""LoRA files: writing them with metadata, reading those of any trainer, and continuing to train one.
 
 We write `diffusion_model.<module>.lora_A.weight`, `.lora_B.weight` and `.alpha`, which ComfyUI, diffusers
 and kijai's WanVideoWrapper read; LoKr and LoHa under LyCORIS' names (`.lokr_w1`, `.hada_w1_a` and so on), which ComfyUI
@@ -27,7 +27,7 @@ from .keys import PREFIX, check_complete, check_fit, modules_of, normalize, spli
 
 
 class LoraStateDict(dict):
-    """A LORA_MODEL that remembers what it is: a plain state dict to ComfyUI, with `metadata` for us."""
+    """The tensors of a LoRA with the `metadata` of its file; to ComfyUI a plain state dict (type LORA_MODEL)."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
         super().__init__(tensors)
@@ -35,10 +35,10 @@ class LoraStateDict(dict):
 
 
 def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """The file's tensors of an adapter's `state_dict`: prefixed, with one fp32 `.alpha` a module.
+    """The tensors of a file from an adapter's `state_dict`: keys prefixed, one fp32 scalar `.alpha` per module.
 
     Args:
-        alpha: `LoraConfig.file_alpha`. Readers pass over it where LoKr's second factor is whole, and so does training.
+        alpha: `LoraConfig.file_alpha`. Readers ignore it where LoKr's W2 is one full matrix, and so does training.
     """
     tensors = {}
     for key, value in state.items():
@@ -51,7 +51,7 @@ def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, t
 def metadata(
     config: TrainConfig, dataset: CachedDataset, name: str, base_model: str, base_digest: str, step: int
 ) -> dict[str, str]:
-    """What LoRA managers show of a file: kohya's `ss_*`, Stability's `modelspec.*`, and our own settings.
+    """The metadata of a file, as LoRA managers show it: kohya's `ss_*`, Stability's `modelspec.*`, our own `wantune.*`.
 
     Sources: kohya-ss/sd-scripts docs/train_network_README; Stability-AI/ModelSpec.
     """
@@ -126,7 +126,7 @@ def load(path: Path) -> LoraStateDict:
 
 
 def _with_alpha(state: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Write out the alpha that diffusers keeps in the file's metadata; without it the scale would be 1."""
+    """Add as `.alpha` tensors what diffusers keeps in the file's metadata; without it the scale would be 1."""
     try:
         settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         alpha = next((float(v) for k, v in settings.items() if k.split(".")[-1] == "lora_alpha"), None)
@@ -141,10 +141,10 @@ def _with_alpha(state: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> 
 def continued(
     state: Mapping[str, torch.Tensor], lora: LoraConfig, sizes: Mapping[str, tuple[int, int]]
 ) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """Settings and matrices with which training goes on from a LoRA that `load` has read.
+    """Settings and initial matrices for continuing to train a LoRA that `load` has read.
 
-    Rank and alpha are the file's, whatever `lora` says; where modules differ, they are those of the highest rank, and
-    another scale is multiplied into a module's B, so that the function is that of the file.
+    Rank and alpha come from the file and not from `lora`. Where modules differ, the highest rank and its most frequent
+    alpha are taken, and a module with another alpha / rank has its B rescaled, so that its update stays the same.
 
     Args:
         sizes: (out_features, in_features) of each of the model's Linears by its name.
@@ -153,7 +153,7 @@ def continued(
         The settings, and `<module>.lora_A.weight` (rank, in), `.lora_B.weight` (out, rank) for `Adapter.start_from`.
 
     Raises:
-        UserError: it is no plain LoRA, or one for another model.
+        UserError: the state is no plain LoRA (DoRA, LoKr, LoHa ...), is incomplete, or is for another model.
     """
     if lora.kind not in ("lora", "rslora"):
         raise UserError(f"kind is {lora.kind}, but only a plain LoRA can be continued; choose lora or rslora.")
@@ -192,7 +192,7 @@ def _check_plain(modules: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 of names, shapes and bytes."""
+    """sha256, in hex, of names, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())

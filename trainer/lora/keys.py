@@ -1,6 +1,6 @@
-"""The names of LoRA modules: every writer's, brought to the one form that we write.
+"""The keys of LoRA files: those of other trainers, normalized to the one form that WanTune writes.
 
-ComfyUI passes over most of them in silence; here each is read, or named as not understood.
+ComfyUI silently skips keys that it does not know; here each key is understood, or reported as not understood.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "diffusion_model."
 _PREFIXES = ("base_model.model.", "model.", "diffusion_model.", "transformer.", "unet.")
 _UNDERSCORE_PREFIXES = ("lora_unet__", "lora_unet_", "lycoris_", "lora_transformer_")
 
-# longest first: a suffix that ends like another must win
+# longest first, since some end like others (processor.lora.down.weight and lora.down.weight)
 _SUFFIXES = {
     "lora_linear_layer.down.weight": "lora_A.weight",
     "lora_linear_layer.up.weight": "lora_B.weight",
@@ -59,7 +59,8 @@ _FROM_DIFFUSERS = (
     (re.compile(r"^proj_out$"), "head.head"),
 )
 
-# Wan's own names, whose inner underscores must survive the way back from lora_unet_blocks_0_self_attn_q
+# Wan's names in kohya's form, where dots became underscores (lora_unet_blocks_0_self_attn_q): only some of the
+# underscores become dots again
 _UNDERSCORED = re.compile(
     r"blocks_(\d+)_(self_attn|cross_attn|attn1|attn2|ffn)_"
     r"(k_img|v_img|norm_q|norm_k|q|k|v|o|to_q|to_k|to_v|to_out_0|add_k_proj|add_v_proj|net_0_proj|net_2|0|2)"
@@ -69,24 +70,25 @@ _PAIRS = (
     ("lora_A.weight", "lora_B.weight"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"),
     ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"), ("hada_w1_a", "hada_w2_a"),
 )
-"""Matrices of which one without the other is nothing."""
+"""Matrices of a module that are useless without each other."""
 
 _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "Wan 14B"}
+"""Models by the width of their tokens (the in_features of self_attn.q)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How the modules of a LoRA meet those of a model."""
+    """Which modules of a LoRA match the Linears of a model."""
 
     matched: tuple[str, ...]
     unknown: tuple[str, ...]
-    """Modules, or keys nobody understands, that the model does not have."""
+    """Modules that the model does not have, and keys that are not understood."""
     misshapen: tuple[str, ...]
-    """Modules the model has in another size."""
+    """Modules that the model has with another shape."""
 
     @property
     def total(self) -> int:
-        """All modules of the file."""
+        """Number of all modules of the LoRA."""
         return len(self.matched) + len(self.unknown) + len(self.misshapen)
 
     def __str__(self) -> str:
@@ -94,7 +96,7 @@ class Fit:
 
 
 def normalize(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same LoRA under the keys that we write, whoever wrote it; keys not understood stay as they are."""
+    """The same LoRA under the keys that WanTune writes, whichever trainer wrote it; keys not understood stay."""
     normalized = {}
     for key, value in state.items():
         module, suffix = split(key)
@@ -103,7 +105,7 @@ def normalize(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def modules_of(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of a normalized state dict by module, without the prefix; unknown keys by their own name."""
+    """{module: {matrix: tensor}} of a normalized state dict, without PREFIX; {key: {"": tensor}} if not understood."""
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in state.items():
         module, suffix = split(key)
@@ -115,7 +117,7 @@ def modules_of(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.T
 
 
 def compare(state: Mapping[str, torch.Tensor], sizes: Mapping[str, tuple[int, int]]) -> Fit:
-    """Lay a normalized LoRA on a model.
+    """Match the modules of a normalized LoRA with the Linears of a model.
 
     Args:
         sizes: (out_features, in_features) of each of the model's Linears by its name.
@@ -132,10 +134,10 @@ def compare(state: Mapping[str, torch.Tensor], sizes: Mapping[str, tuple[int, in
 
 
 def check_fit(state: Mapping[str, torch.Tensor], sizes: Mapping[str, tuple[int, int]]) -> Fit:
-    """`compare`, and refuse what does not fit.
+    """As `compare`, but refuses a LoRA that does not fit.
 
     Raises:
-        UserError: the LoRA was made for another model; says for which, and what the model is.
+        UserError: the LoRA was made for another model; the message says for which, and what the model is.
     """
     fit = compare(state, sizes)
     if fit.misshapen or not fit.matched:
@@ -145,10 +147,10 @@ def check_fit(state: Mapping[str, torch.Tensor], sizes: Mapping[str, tuple[int, 
 
 
 def check_complete(state: Mapping[str, torch.Tensor]) -> int:
-    """The number of modules of a normalized LoRA, each of them whole.
+    """The number of modules of a normalized LoRA, after a check that each has all its matrices.
 
     Raises:
-        UserError: nothing in it, or one of a pair of matrices is missing.
+        UserError: the LoRA is empty, or one of a pair of matrices is missing.
     """
     modules = modules_of(state)
     if not modules:
@@ -180,7 +182,7 @@ def describe_model(sizes: Mapping[str, tuple[int, int]]) -> str:
 
 
 def split(key: str) -> tuple[str, str]:
-    """Module and our name of the matrix, such as `lora_A.weight`; (key, "") for a key nobody understands."""
+    """(module, our name of the matrix, such as `lora_A.weight`) of a key; (key, "") if it is not understood."""
     for suffix, ours in _SUFFIXES.items():
         if key.endswith("." + suffix):
             return key[: -len(suffix) - 1], ours
@@ -209,7 +211,7 @@ def _module_name(module: str) -> str:
 
 
 def _lokr_factors(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-    """One name for each of the two factors, whether whole or a product."""
+    """A key that stands for each of the two factors, whether it is one matrix or the product of two."""
     first, second = (f"lokr_{name}" if f"lokr_{name}" in tensors else f"lokr_{name}_a" for name in ("w1", "w2"))
     return first, second
 
@@ -219,7 +221,7 @@ def _dotted(leaf: str) -> str:
 
 
 def _size(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
-    """(out_features, in_features) of a module's update, or None where its kind does not tell."""
+    """(out_features, in_features) of a module's update, or None where its matrices do not tell."""
     if "lora_A.weight" in tensors and "lora_B.weight" in tensors:
         return tensors["lora_B.weight"].shape[0], tensors["lora_A.weight"][0].numel()
     if "hada_w1_a" in tensors and "hada_w1_b" in tensors:

@@ -1,12 +1,13 @@
-"""Which Linears carry an adapter, and the forward of those whose own in PEFT would be dear.
+"""Which Linears carry an adapter, and our own forward for LoKr and LoHa, where PEFT's is expensive.
 
-PEFT's LoKr and LoHa add `x @ dW.T` with a dW of the weight's full size: as many matrix products again as the model
-has, in backward twice as many, and dW kept until then. Parameters, their start and dW stay PEFT's; the forward is ours:
+PEFT's LoKr and LoHa add `x @ dW.T` with a dW of the weight's full size: as many matrix multiplications again as the
+model itself has, twice as many in backward, and dW is saved for backward. The parameters, their initialization and the
+definition of dW are PEFT's; the forward is ours:
 
-- LoKr multiplies by its two small factors, one after the other, and remembers x alone: a third of the time that PEFT's
-  forward adds, and 0.1 instead of 9 MiB kept (1536 x 1536, 1024 tokens, fp32 on a CPU).
-- LoHa has no such form (its dW has rank r squared), so dW is built and kept, and a Linear takes two to three times as
-  long; in fp32, because the products of its small numbers would underflow in fp16.
+- LoKr multiplies by its two small factors, one after the other, and saves only x for backward: a third of the time that
+  PEFT's forward adds, and 0.1 instead of 9 MiB saved (1536 x 1536, 1024 tokens, fp32 on a CPU).
+- LoHa's dW cannot be factored like that (its rank is up to rank squared), so dW is built and saved, and a Linear takes
+  two to three times as long; in fp32, because the products of its small entries would underflow in fp16.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..base.errors import UserError
 from ..settings.training import LoraConfig
 
 DEFAULT = "default"
-"""PEFT's name of the one adapter there is."""
+"""PEFT's name for an adapter; each layer has only this one."""
 
 _BLOCK = re.compile(r"\w+\.(\d+)\.")
 """The number in <blocks>.<number>.<name>, whatever the family calls its blocks."""
@@ -35,7 +36,7 @@ def chosen(config: LoraConfig, names: Sequence[str]) -> list[str]:
     """The names that `targets` and the block range choose, in the order given.
 
     Raises:
-        UserError: none is left; says what was asked for, and how the names look.
+        UserError: no name is left; the message says what was asked for and what the names look like.
     """
     last = float("inf") if config.last_block == -1 else config.last_block
     in_range = []
@@ -57,7 +58,11 @@ def chosen(config: LoraConfig, names: Sequence[str]) -> list[str]:
 
 
 def kronecker(x: torch.Tensor, w1_AC: torch.Tensor, w2_BD: torch.Tensor) -> torch.Tensor:
-    """x @ kron(W1, W2).T for x (..., C * D), giving (..., A * B), without the product in between."""
+    """x @ kron(W1, W2).T for x (..., C * D), giving (..., A * B), without building kron(W1, W2).
+
+    Args:
+        w1_AC: W1, of A rows and C columns; w2_BD likewise.
+    """
     (rows_1, columns_1), (rows_2, columns_2) = w1_AC.shape, w2_BD.shape
     x = x.unflatten(-1, (columns_1, columns_2))
     if columns_1 * rows_2 <= rows_1 * columns_2:  # the order with the smaller intermediate
@@ -68,18 +73,18 @@ def kronecker(x: torch.Tensor, w1_AC: torch.Tensor, w2_BD: torch.Tensor) -> torc
 
 
 def lokr_delta(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """dW x of PEFT's LoKr layer, scaled: dW = W1 (x) W2, where W2 = w2_a @ w2_b unless it is whole."""
+    """dW x of PEFT's LoKr layer, scaled: dW = kron(W1, W2), where W2 = w2_a @ w2_b or one full matrix."""
     w1_AC = layer.lokr_w1[DEFAULT] * layer.scaling[DEFAULT]
     if DEFAULT in layer.lokr_w2:
         w2_BD = layer.lokr_w2[DEFAULT]
     else:
         w2_BD = layer.lokr_w2_a[DEFAULT] @ layer.lokr_w2_b[DEFAULT]
-    # the intermediates are as large as x and cheap to compute again
+    # checkpointed, since the intermediates are as large as x and cheap to recompute in backward
     return checkpoint(kronecker, x, w1_AC, w2_BD, use_reentrant=False, preserve_rng_state=False)
 
 
 def loha_delta(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """dW x of PEFT's LoHa layer, scaled: dW = (w1_a @ w1_b) * (w2_a @ w2_b)."""
+    """dW x of PEFT's LoHa layer, scaled: dW = (w1_a @ w1_b) * (w2_a @ w2_b), an elementwise product."""
     with torch.autocast(x.device.type, enabled=False):
         delta_weight = layer.get_delta_weight(DEFAULT)
     return linear(x, delta_weight)
@@ -88,8 +93,9 @@ def loha_delta(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 class LycorisForward:
     """base(x) + dW x, in place of the forward of PEFT's LoKr or LoHa layer.
 
-    Dropout is LyCORIS' rank dropout: rows of dW, the same for all tokens, rescaled by how many are left. Without
-    dropout nothing is drawn; PEFT's forward draws a number at each call in training.
+    Dropout is LyCORIS' rank dropout: it zeroes rows of dW (output features), the same ones for all tokens, and divides
+    the others by the share that is kept. With dropout 0 no random number is drawn, whereas PEFT's forward draws one at
+    each call in training mode.
     """
 
     def __init__(
@@ -110,5 +116,5 @@ class LycorisForward:
         return result + delta
 
     def train(self, is_on: bool) -> None:
-        """Whether dropout is on."""
+        """Switch dropout on or off."""
         self.is_training = is_on

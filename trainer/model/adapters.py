@@ -3,12 +3,12 @@
 The model itself must not change, so PEFT works on a tree of stand-ins that carry the same names
 and no memory; each stand-in's forward calls the frozen Linear it stands for.
 
-What is added to W, with s = alpha / rank:
+What is added to the weight W (out, in) of a Linear, with s = alpha / rank, B (out, rank) and A (rank, in):
 
 - lora: s B A (arXiv:2106.09685); rslora: alpha / sqrt(rank) B A (arXiv:2312.03732)
-- lokr: s W1 (x) W2, the Kronecker product; W2 = w2_a @ w2_b, or whole where the rank is large, and then s = 1 as in
-  LyCORIS and in ComfyUI's loader (arXiv:2309.14859; github.com/KohakuBlueleaf/LyCORIS, lycoris/modules/lokr.py)
-- loha: s (w1_a @ w1_b) * (w2_a @ w2_b), entry by entry (FedPara, arXiv:2108.06098)
+- lokr: s kron(W1, W2); W2 = w2_a @ w2_b, or one full matrix where the rank is large, and then s = 1 as in LyCORIS and
+  in ComfyUI's loader (arXiv:2309.14859; github.com/KohakuBlueleaf/LyCORIS, lycoris/modules/lokr.py)
+- loha: s (w1_a @ w1_b) * (w2_a @ w2_b), elementwise (FedPara, arXiv:2108.06098)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .adapter_kinds import DEFAULT, LycorisForward, chosen, loha_delta, lokr_del
 
 
 class FrozenLinear(Protocol):
-    """A Linear of the model that is not trained but lets the gradient of its input through."""
+    """A Linear of the model whose weight is not trained; the gradient flows through to its input."""
 
     in_features: int
     out_features: int
@@ -37,12 +37,12 @@ class FrozenLinear(Protocol):
 
 
 class ProxyLinear(nn.Linear):
-    """An nn.Linear to PEFT, a call of the frozen Linear to autograd."""
+    """An nn.Linear as far as PEFT can tell; its forward calls the frozen Linear that it stands for."""
 
     def __init__(self, linear: FrozenLinear, device: torch.device) -> None:
         nn.Module.__init__(self)  # nn.Linear would allocate the weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # One number seen as a whole matrix: PEFT reads its shape, device and dtype, nobody its values.
+        # One zero expanded to (out, in): PEFT reads the weight's shape, device and dtype, and nothing reads its values.
         weight = torch.zeros((), device=device).expand(self.out_features, self.in_features)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None
@@ -54,16 +54,16 @@ class ProxyLinear(nn.Linear):
 
 
 class Adapter:
-    """One adapter over the chosen ones of the named Linears: fp32 parameters, at first without effect.
+    """One adapter over some of the model's Linears: fp32 parameters that change nothing before they are trained.
 
     Args:
         linears: the model's Linears by their dotted name, such as `blocks.0.self_attn.q`; those that
-            `config.targets` and the block range leave out stay as they are.
+            `config.targets` and the block range leave out get no adapter.
         device: where the parameters live.
-        seed: of the start of A (B starts at zero, so that the untrained adapter changes nothing).
+        seed: of the random initialization (LoRA's B starts at zero, so that the untrained adapter changes nothing).
 
     Raises:
-        UserError: no Linear is chosen.
+        UserError: the model has no such Linears, or `config` chooses none of them.
     """
 
     def __init__(
@@ -88,26 +88,26 @@ class Adapter:
 
     @property
     def num_modules(self) -> int:
-        """Linears that carry an adapter."""
+        """Number of Linears that carry an adapter."""
         return len(self._layers)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer moves, in the order of `state_dict`."""
+        """The trained parameters, in the order of `state_dict`."""
         return list(self._parameters.values())
 
     @property
     def values_per_token(self) -> float:
-        """What autograd keeps of each token for the adapter in one block, in values of the model's dtype, at most."""
+        """Upper bound of what autograd saves per token for the adapter in one block, in values of the compute dtype."""
         if self.config.kind not in ("lora", "rslora"):
-            return 0.0  # see adapter_kinds
-        # with dropout each A has an input of its own, and its mask of one byte a value
+            return 0.0  # LoKr and LoHa save next to nothing per token, see adapter_kinds.py
+        # with dropout each A saves an input of its own, and a mask of one byte (half a 16-bit value) per value
         inputs = self._most_in_a_block(lambda linear: linear.in_features) if self.config.dropout else 0
         return 8 * self.config.rank + 1.5 * inputs
 
     @property
     def values_per_block(self) -> int:
-        """What autograd keeps for the adapter in one block however few the tokens are, at most."""
+        """Upper bound of what autograd saves for the adapter in one block whatever the number of tokens: LoHa's dW."""
         if self.config.kind != "loha":
             return 0
         return self._most_in_a_block(lambda linear: linear.in_features * linear.out_features)
@@ -119,9 +119,9 @@ class Adapter:
         return max(sums.values())
 
     def forward_of(self, name: str, compute_dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The function that takes the place of the named Linear's forward while the adapter is in place.
+        """The function that replaces the named Linear's forward while the adapter is attached.
 
-        For a Linear that is not chosen it is the frozen Linear itself.
+        For a Linear without an adapter it is the frozen Linear itself.
         """
         if name not in self._forwards:
             return self._linears[name]
@@ -131,7 +131,7 @@ class Adapter:
         device_type = self._device.type
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            # fp32 parameters, matrix products in the model's own dtype
+            # the parameters are fp32, the matrix multiplications run in compute_dtype
             with torch.autocast(device_type, dtype=compute_dtype):
                 return call(x)
 
@@ -139,7 +139,7 @@ class Adapter:
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """The model is as it would be without the adapter."""
+        """Inside the context the model computes what it does without the adapter."""
         self._enable(False)
         try:
             yield
@@ -151,16 +151,16 @@ class Adapter:
             layer.enable_adapters(is_on)
 
     def train(self, is_on: bool) -> None:
-        """Whether dropout is on; at first it is not."""
+        """Switch dropout on or off; a new adapter has it off."""
         for forward in self._forwards.values():
             forward.train(is_on)
 
     @contextmanager
     def dropout_from(self, seed: int) -> Iterator[None]:
-        """Dropout for one step, forward and backward, as a function of the seed; without it nothing is dropped.
+        """Inside the context, for forward and backward of one batch, dropout is on and a function of the seed.
 
-        torch's global generators are lent for that time and given back as they were. Without dropout they are not
-        touched.
+        Outside it nothing is dropped. torch's global generators are seeded on entry and restored on exit; with
+        `config.dropout` 0 they are not touched.
         """
         if not self.config.dropout:
             yield
@@ -173,7 +173,7 @@ class Adapter:
             self.train(False)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """fp32 copies on the CPU, by module and by the names that files have:
+        """fp32 copies of the parameters on the CPU, under the key names of LoRA files (without prefix):
 
         LoRA: `<module>.lora_A.weight` (rank, in), `.lora_B.weight` (out, rank). LoKr, for in = C D and out = A B:
         `.lokr_w1` (A, C), `.lokr_w2_a` (B, rank), `.lokr_w2_b` (rank, D), or `.lokr_w2` (B, D). LoHa:
@@ -182,10 +182,10 @@ class Adapter:
         return {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in self._parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a `state_dict` back.
+        """Copy the values of a `state_dict` into the parameters.
 
         Raises:
-            UserError: other modules, another kind or another rank than this adapter has.
+            UserError: its modules, kind or rank differ from those of this adapter.
         """
         if state.keys() != self._parameters.keys():
             raise UserError(f"The adapter has {len(self._parameters)} matrices, the saved one {len(state)} others; "
@@ -199,12 +199,16 @@ class Adapter:
                 self._parameters[key].copy_(value)
 
     def start_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Begin with the LoRA that `lora_file.continued` gives; modules that it lacks keep their fresh start.
+        """Initialize from a trained LoRA; modules that it lacks keep their random initialization.
 
-        A module of lower rank is filled up: fresh rows of A and columns of zeros in B, which together change nothing.
+        A module of lower rank is padded: A keeps random rows and B gets zero columns, which together change nothing.
+
+        Args:
+            tensors: the matrices that `continued` in lora/file.py returns, `<module>.lora_A.weight` (rank, in) and
+                `<module>.lora_B.weight` (out, rank).
 
         Raises:
-            UserError: it has modules that this adapter leaves out, which would be lost.
+            UserError: the LoRA has modules that this adapter leaves out, so that their training would be lost.
         """
         modules = {key.rsplit(".lora_", 1)[0] for key in tensors}
         lost = sorted(modules - self._layers.keys())
@@ -227,13 +231,13 @@ def _forward_of(config: LoraConfig, layer: nn.Module) -> nn.Module | LycorisForw
         return LycorisForward(layer, loha_delta, config.dropout)
     if config.kind == "lokr":
         if DEFAULT in layer.lokr_w2:
-            layer.scaling[DEFAULT] = 1.0  # PEFT scales both forms, readers of files only the one with a rank
+            layer.scaling[DEFAULT] = 1.0  # PEFT scales a full W2 too, ComfyUI and LyCORIS only W2 = w2_a @ w2_b
         return LycorisForward(layer, lokr_delta, config.dropout)
     return layer
 
 
 def _parameters_of(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """By the names that files have."""
+    """The adapter's parameters in one PEFT layer, by the names of the matrices in LoRA files."""
     found = {}
     for kind in layer.adapter_layer_names:
         held = getattr(layer, kind)
@@ -245,7 +249,7 @@ def _parameters_of(layer: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """torch's global generators, of the CPU and of the device, seeded; afterwards they are as they were."""
+    """Seeds torch's global generators of the CPU and of the device, and restores their states on exit."""
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -283,6 +287,6 @@ def _inject(config: LoraConfig, proxy: nn.Module, names: list[str], device: torc
     else:
         adapter = peft.LoraConfig(**common, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none",
                                   use_rslora=config.kind == "rslora")
-    # PEFT draws from the global generator; lend it one of ours and give the user's back
+    # PEFT initializes from torch's global generators; the user's states are restored afterwards
     with _seeded(device, seed):
         peft.inject_adapter_in_model(adapter, proxy)

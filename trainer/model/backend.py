@@ -1,7 +1,8 @@
-"""What a model must offer the trainer: four small protocols.
+"""What a model must offer the trainer, as three protocols: the VAE, an encoder of conditions, and the denoiser.
 
-Shape legend of the project: B batch, C latent channels, F frames (of pixels or of the latent), H height, W width,
-L text tokens, D width of the text encoder, 3 = RGB. `t_B` is the noise level in 0..1.
+The suffix of a tensor's name lists its dimensions: B batch, C latent channels, F frames (of pixels or of the latent),
+H height, W width, L text tokens, D width of the text embeddings, 3 = RGB. `t_B` is the noise level of each sample,
+from 0 (data) to 1 (pure noise).
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ class LatentCodec(Protocol):
     """Pixels to latents: the VAE."""
 
     id: str
-    """Changes with the weights and with everything else that changes a latent."""
+    """Part of cache keys: changes with the weights and with everything else that changes a latent."""
 
     def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
         """uint8 pixels to a normalised latent_CFHW, fp32 on the CPU, of the family's `latent_size`."""
 
 
 class ConditionEncoder(Protocol):
-    """What one kind of condition is encoded with, such as the text encoder."""
+    """The encoder of one kind of condition, such as the text encoder."""
 
     id: str
-    """Changes with the weights and with everything else that changes what is encoded."""
+    """Part of cache keys: changes with the weights and with everything else that changes the encoder's output."""
 
     def encode(self, source: str | np.ndarray) -> torch.Tensor:
-        """A tensor on the CPU, at least one row, of a caption or of pixels_FHW3, as the kind's `source` says.
+        """Encode a caption, or uint8 pixels_FHW3, to a tensor on the CPU with at least one row.
 
-        Text gives text_LD without its padding.
+        `ConditionKind.source` says which of the two the encoder gets. A caption gives text_LD without padding rows.
         """
 
 
 class Denoiser(Protocol):
-    """The video model: which it is, what of it can be trained, and its prediction."""
+    """The video model: its identity, the Linears that can be trained, and its velocity prediction."""
 
     id: str
-    """Changes with the weights and with the LoRAs that are applied to them."""
+    """Part of a run's key: changes with the weights and with the LoRAs that are applied to them."""
     family: ModelFamily
     device: torch.device
     compute_dtype: torch.dtype
@@ -54,30 +55,36 @@ class Denoiser(Protocol):
         """(out_features, in_features) of every Linear of the model by its name."""
 
     def linears(self) -> Mapping[str, FrozenLinear]:
-        """The Linears that can get an adapter, by name; the adapter's settings choose among them."""
+        """The Linears that can get an adapter, by name; `LoraConfig` chooses among them."""
 
     def attached(
         self, adapter: Adapter, linears: Mapping[str, FrozenLinear], gradient_checkpointing: bool, memory: int
     ) -> AbstractContextManager[None]:
-        """Holds the model loaded and frozen with the adapter in it; leaves it as it was, however that ends.
+        """Inside the context the model is loaded, frozen and has the adapter attached; restored on exit in any case.
 
         Args:
-            linears: what `linears()` gave and the adapter was made over.
+            linears: the result of `linears()` with which the adapter was made.
             memory: bytes to keep free on the device for activations, adapter and optimizer.
         """
 
     def training(self) -> AbstractContextManager[None]:
-        """Holds what must be true during forward and backward, and puts it back however that ends."""
+        """Encloses forward and backward: enables autograd and what else they need; restored on exit in any case."""
 
     def velocity(
         self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Predicted noise - x0 in fp32, at noise level t in 0..1; only while attached.
+        """Predicted velocity noise - x0, of x's shape, in fp32; only inside `attached`.
 
         Args:
+            x_BCFHW: noisy latents, fp32.
+            t_B: noise levels in 0..1, fp32.
             conditions: a tensor (B, ...) for each of the family's kinds. Zero rows at the end of a text are padding;
                 the prediction is that for texts padded to the family's text length.
         """
 
     def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:
-        """Bytes that training needs beside the weights: activations, adapter, gradient and optimizer."""
+        """Bytes that training needs besides the weights: activations, adapter, gradient and optimizer.
+
+        Args:
+            num_tokens: of one sample in the largest bucket.
+        """

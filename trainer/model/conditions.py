@@ -1,7 +1,7 @@
-"""What a video model is told beside the noisy latent: each kind of condition, encoded once and put in a batch.
+"""Conditions: the inputs of a video model besides the noisy latent and its noise level, such as the text embeddings.
 
 A sample's conditions are tensors by the name of their kind. Each kind has an encoder of its own, whose `id` is part of
-the content key in the cache, and says how the tensors of several samples become one.
+the content key in the cache, and a function that combines the tensors of several samples into those of a batch.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class ConditionKind:
     """One kind of condition of a model family."""
 
     name: str
-    """Its key among the encoders, in a batch and in `Denoiser.velocity`; also the name of its folder in the cache."""
+    """Its key among the encoders, in `Batch.conditions` and in `Denoiser.velocity`."""
     folder: str
-    """Of the cache."""
+    """Name of its folder in the cache."""
     source: str
     """CAPTION: the encoder gets a caption. WINDOW: it gets pixels_FHW3, as the VAE does."""
     collate: Callable[[Sequence[torch.Tensor]], torch.Tensor]
-    """One tensor (B, ...), fp32, of the tensors of B samples."""
+    """Combines the tensors of B samples into one (B, ...), fp32."""
 
 
 def pad_rows(texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
-    """text_BLD, fp32: zeros follow the rows of the shorter texts."""
+    """text_BLD, fp32: shorter texts are padded with zero rows to the longest."""
     return torch.nn.utils.rnn.pad_sequence([text_LD.float() for text_LD in texts_LD], batch_first=True)
 
 

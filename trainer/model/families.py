@@ -1,4 +1,4 @@
-"""The families that are known, by name. A new one is a file like wan21.py and an entry here."""
+"""The registry of model families, by name. A new family is a file like wan21.py and an entry here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KNOWN = {family.name: family for family in (WAN21_T2V,)}
 
 
 def register(family: ModelFamily) -> None:
-    """Make a family known that is defined elsewhere; one of the same name is replaced."""
+    """Add a family that is defined elsewhere; replaces one of the same name."""
     _KNOWN[family.name] = family
 
 
@@ -20,7 +20,7 @@ def named(name: str) -> ModelFamily:
     """The family of this name.
 
     Raises:
-        UserError: there is none; names those that there are.
+        UserError: there is no such family; the message lists the known ones.
     """
     if name not in _KNOWN:
         raise UserError(f"There is no model family {name!r}; choose one of {', '.join(_KNOWN)}.")

@@ -1,7 +1,8 @@
-"""What a video model is to a trainer: one frozen record for each family, and the list of those that are known.
+"""What the trainer must know of a video model: one frozen record per model family.
 
-A family is a file of its own (wan21.py) and its place in families.py. Everything that depends on it asks the record:
-which frames and sizes are trained on, how latents are normalised, which Linears get an adapter, what the model is told.
+A family is defined in a file of its own (wan21.py) and registered in families.py. All code that depends on the model
+asks the record: which frame counts and sizes are trained on, how latents are normalised, which Linears can get an
+adapter, which conditions the model takes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .conditions import ConditionKind
 
 
 class Size(Protocol):
-    """Pixels and frames, such as data.buckets.Bucket."""
+    """Size of a video in frames and pixels, such as data.buckets.Bucket."""
 
     frames: int
     height: int
@@ -28,34 +29,35 @@ class ModelFamily:
     """A family of video models that share VAE, conditions and layout, such as Wan2.1 text-to-video 1.3B and 14B."""
 
     name: str
-    """What it is called in settings and in a run, such as "Wan2.1 T2V"."""
+    """Its name in settings and in a run, such as "Wan2.1 T2V"."""
     series: str
-    """What sentences to the user call it, such as "Wan"."""
+    """Its name in messages to the user, such as "Wan"."""
     architecture: str
-    """What LoRA managers call it (kohya's ss_base_model_version), such as "wan2.1"."""
+    """Its name in LoRA metadata (kohya's ss_base_model_version), such as "wan2.1"."""
     implementation: str
-    """Address of the reference implementation."""
+    """URL of the reference implementation."""
     fps: int
-    """Frames a second that it makes, and that clips are read at."""
+    """Frames per second that the model generates, and at which clips are read."""
     stride_FHW: tuple[int, int, int]
-    """Frames, rows and columns of pixels for one of the latent; the first frame has a latent frame to itself."""
+    """Pixel frames, rows and columns per latent frame, row and column (the VAE's compression); the first frame has a
+    latent frame to itself."""
     patch_FHW: tuple[int, int, int]
-    """Latent frames, rows and columns of one token."""
+    """Latent frames, rows and columns per token (the transformer's patch size)."""
     latent_mean: tuple[float, ...]
-    """Of each channel of the VAE's latents; with `latent_std` it normalises them."""
+    """Mean of each channel of the VAE's latents; `normalize` uses it and `latent_std`."""
     latent_std: tuple[float, ...]
     text_length: int
-    """Tokens to which the model pads a text; it was trained on no longer ones."""
+    """Tokens to which the model pads a text; it was not trained on longer ones."""
     text_width: int
-    """Of the text embeddings."""
+    """Width D of the text embeddings."""
     time_scale: float
-    """The model is told the noise level t in 0..1 times this."""
+    """The model's timestep input is the noise level t in 0..1 times this."""
     blocks: str
-    """Name of the list of its blocks; a block is <blocks>.<number>."""
+    """Name of the model's list of transformer blocks; a block is <blocks>.<number>."""
     trained: tuple[str, ...]
     """The Linears of each block that can get an adapter, by their name within it."""
     conditions: tuple[ConditionKind, ...]
-    """What the model is told beside the latent."""
+    """The model's inputs besides the noisy latent and its noise level."""
 
     @property
     def latent_channels(self) -> int:
@@ -64,35 +66,35 @@ class ModelFamily:
 
     @property
     def side_multiple(self) -> int:
-        """Pixels; height and width of what is trained on are multiples of it."""
+        """Pixels; heights and widths of buckets are multiples of it."""
         return max(stride * patch for stride, patch in zip(self.stride_FHW[1:], self.patch_FHW[1:], strict=True))
 
     @property
     def values_per_token(self) -> int:
-        """Numbers of a latent for each token."""
+        """Latent values per token."""
         frames, rows, columns = self.patch_FHW
         return self.latent_channels * frames * rows * columns
 
     def latent_size(self, size: Size) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of a video."""
+        """(frames, rows, columns) of the latent of a video of this size."""
         frames, rows, columns = self.stride_FHW
         return (size.frames - 1) // frames + 1, size.height // rows, size.width // columns
 
     def num_tokens(self, size: Size) -> int:
-        """Tokens the transformer sees of a video."""
+        """Tokens that the transformer sees for a video of this size."""
         frames, rows, columns = (latent // patch for latent, patch in
                                  zip(self.latent_size(size), self.patch_FHW, strict=True))
         return frames * rows * columns
 
     def takes(self, frames: int) -> bool:
-        """Whether it can be so many frames: one, and whole latent frames after it."""
+        """Whether a video may have so many frames: one, and then whole latent frames (4n + 1 for Wan)."""
         return frames >= 1 and (frames - 1) % self.stride_FHW[0] == 0
 
     def check_frames(self, frames: int, name: str = "frame_buckets") -> None:
-        """Raises UserError unless the family `takes` so many frames; names the nearest number.
+        """Raises UserError unless the family `takes` so many frames; the message gives the nearest valid number.
 
         Args:
-            name: the input in which the number stands.
+            name: the setting that holds the number, for the message.
         """
         if not self.takes(frames):
             stride = self.stride_FHW[0]
@@ -100,17 +102,17 @@ class ModelFamily:
             raise UserError(f"{name} has {frames}; {self.series} takes {stride}n+1 frames, the nearest is {nearest}.")
 
     def longest_up_to(self, frames: int) -> int:
-        """The largest number of frames the family takes that is no larger than this."""
+        """The largest valid number of frames that is at most `frames`."""
         stride = self.stride_FHW[0]
         return (frames - 1) // stride * stride + 1
 
     def normalize(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
-        """What the VAE gives as the model was trained on it: mean 0 and standard deviation 1 in each channel."""
+        """The VAE's latents as the model was trained on them: mean 0 and standard deviation 1 in each channel."""
         mean, std = self._statistics(latent_BCFHW)
         return (latent_BCFHW - mean) / std
 
     def denormalize(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
-        """The inverse of `normalize`: what the VAE decodes."""
+        """The inverse of `normalize`: the latents that the VAE decodes."""
         mean, std = self._statistics(latent_BCFHW)
         return latent_BCFHW * std + mean
 

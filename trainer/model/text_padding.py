@@ -1,9 +1,9 @@
 """Wan's text padding, without its cost.
 
 Wan attends to its text padded with zero rows to 512 tokens (WanModel.text_len, no mask), so a caption of 40
-tokens is 472 rows that are all the same: the same key and value in every block, adapters included. n equal
-keys weigh in a softmax like one key whose logit is raised by log n. So a few rows stand for all of them,
-exactly, and the projections and the attention over the text shrink tenfold.
+tokens is followed by 472 equal rows, with the same key and value in every block, adapters included. In a softmax
+n equal keys have the weight of one key whose logit is raised by log n. So a few rows with an attention bias replace
+all of them without changing the result, and the projections and the attention over the text shrink tenfold.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from functools import cache
 import torch
 
 MAX_ROWS = 4
-"""Rows that stand for the padding. One is enough in fp32; in bf16 its log n is off by up to 1.6 %, each further
-row stands for what the one before left over, and four are exact to a millionth."""
+"""Rows that replace the padding. One is enough in fp32; in bf16 the rounding of log n changes its weight by up to
+1.6 %, each further row makes up for what the rows before it leave, and with four the sum is exact to a millionth."""
 
 
 ROW_MULTIPLE = 8
-"""Attention kernels on CUDA copy a bias whose rows are not so aligned."""
+"""The number of rows is a multiple of this: attention kernels on CUDA copy a bias whose rows are not so aligned."""
 
 
 def pad(text_BLD: torch.Tensor, length: int) -> torch.Tensor:
-    """The rows as the model sees them in sampling: zeros up to `length`; a longer text stays as it is."""
+    """The text as the model sees it in sampling: zero rows up to `length`; a longer text stays as it is."""
     missing = max(0, length - text_BLD.shape[1])
     return torch.nn.functional.pad(text_BLD, (0, 0, 0, missing))
 
@@ -31,17 +31,18 @@ def pad(text_BLD: torch.Tensor, length: int) -> torch.Tensor:
 def fold(
     text_BLD: torch.Tensor, dtype: torch.dtype, length: int, other_than: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and attention bias that do what `pad(text_BLD)` does without a bias.
+    """A shorter text and an attention bias that give the result of `pad(text_BLD, length)` without a bias.
 
     Args:
         text_BLD: embeddings, zero after each text's own end; already padded or not.
         dtype: of the bias, the dtype attention computes in.
         length: tokens to which the model pads (`ModelFamily.text_length`).
-        other_than: a number of rows that must not come out, so that the text can be told from the video.
+        other_than: a number of rows that the result must not have: the number of video tokens, so that attention over
+            the text can be told from attention over the video by the number of keys.
 
     Returns:
-        text_BKD, the texts and a few zero rows, K a multiple of 8; and bias_BK to be added to the logits of
-        each query, -inf for rows that stand for nothing.
+        text_BKD, the texts and a few zero rows, K a multiple of ROW_MULTIPLE; and bias_BK to be added to the logits
+        of each query, -inf for rows without effect.
     """
     lengths = _lengths(text_BLD)
     longest = max(lengths)
@@ -64,12 +65,12 @@ def _lengths(text_BLD: torch.Tensor) -> list[int]:
 
 @cache
 def _logits(count: int, dtype: torch.dtype) -> list[float]:
-    """Logits, representable in dtype, whose exponentials sum to count to a millionth; none for 0 and less."""
+    """Logits, representable in dtype, whose exponentials sum to count within a millionth; none for count <= 0."""
     logits: list[float] = []
     remaining = float(count)
     while remaining > 1e-6 * count and len(logits) < MAX_ROWS:
         logit = torch.tensor(math.log(remaining), dtype=dtype)
-        if math.exp(logit.item()) > remaining:  # never more than is there: a row cannot take mass away
+        if math.exp(logit.item()) > remaining:  # round down: a later row can only add
             logit = torch.nextafter(logit, torch.tensor(-math.inf, dtype=dtype))
         logits.append(logit.item())
         remaining -= math.exp(logit.item())

@@ -1,2 +1,2 @@
-"""What a run tells and leaves: `events`, `state` (a checkpoint's files), `folder` (a run on disk), `tensorboard`,
-`history` (runs as their folders tell them), `checkpoints` (a run's checkpoints as LoRAs)."""
+"""What a run reports and stores: `events`, `state` (a checkpoint's files), `folder` (a run on disk), `tensorboard`,
+`history` (summaries and loss curves, read from run folders), `checkpoints` (a run's checkpoints as LoRAs)."""

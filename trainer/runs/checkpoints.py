@@ -1,4 +1,4 @@
-"""A run's checkpoints as LoRAs: which there are, which of them is meant, and what its file would hold."""
+"""A run's checkpoints as LoRAs: listing them, choosing some by text such as "best" or "last 4", loading one."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ _LAST = re.compile(r"(?:last|newest)\s*(\d*)")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """What there is of a run."""
+    """The checkpoints of one run."""
 
     run: Path
+    """The run's folder."""
     steps: tuple[int, ...]
     """Ascending, at least one."""
     best: int | None
-    """The best on the held-out files, where some were held out."""
+    """The step of the lowest held-out loss; None if no files were held out."""
 
     def one(self, text: str) -> int:
         """The step that "best", "newest" or a number names; "best" of a run without held-out files is the newest.
 
         Raises:
-            UserError: there is no such checkpoint; names those that there are.
+            UserError: there is no such checkpoint; the message lists the existing ones.
         """
         (wish,) = parse(text, "checkpoint", single=True)
         return self._resolve(wish, "checkpoint")[0]
@@ -47,13 +48,13 @@ class Checkpoints:
         """The steps that a list such as "100, 200, best", "last 4" or "all" names, ascending, each once.
 
         Raises:
-            UserError: there is no such checkpoint; names those that there are.
+            UserError: there is no such checkpoint; the message lists the existing ones.
         """
         wishes = parse(text, "checkpoints")
         return tuple(sorted({step for wish in wishes for step in self._resolve(wish, "checkpoints")}))
 
     def label(self, step: int) -> str:
-        """What a checkpoint is called."""
+        """A checkpoint's name for the user, such as "step 400 (best)"."""
         return f"step {step} (best)" if step == self.best else f"step {step}"
 
     def __str__(self) -> str:
@@ -76,13 +77,14 @@ class Checkpoints:
 
 
 def parse(text: str, name: str, single: bool = False) -> tuple[str | int, ...]:
-    """The wishes in a list: "all", "best", "newest", "last 4", or steps as numbers.
+    """The entries of a list of checkpoints: "all", "best", "newest", "last 4", or steps as numbers.
 
     Args:
-        single: one checkpoint is meant.
+        name: the input that holds the list, for the message.
+        single: exactly one checkpoint must be named.
 
     Raises:
-        UserError: something else is in it.
+        UserError: the list is empty or has another entry.
     """
     parts = [part.strip().lower() for part in SEPARATORS.split(text) if part.strip()]
     if not parts or (single and len(parts) > 1):
@@ -105,10 +107,10 @@ def _wish(part: str, name: str, single: bool) -> str | int:
 
 
 def checkpoints(run: Path) -> Checkpoints:
-    """What there is of a run.
+    """The checkpoints in a run's folder.
 
     Raises:
-        UserError: nothing.
+        UserError: there is none.
     """
     steps = tuple(sorted(step for path in run.glob("step_*") if (step := step_of(path)) is not None))
     if not steps:
@@ -118,10 +120,10 @@ def checkpoints(run: Path) -> Checkpoints:
 
 
 def load(run: Path, step: int) -> lora_file.LoraStateDict:
-    """The LoRA of one checkpoint, as Train Wan LoRA gives it.
+    """The LoRA of one checkpoint, as the node Train Wan LoRA outputs it.
 
     Raises:
-        UserError: the checkpoint is damaged, or config.json is none of a run.
+        UserError: the checkpoint is damaged, or config.json is not that of a run.
     """
     settings = _json(run / "config.json").get("lora")
     try:
@@ -134,13 +136,13 @@ def load(run: Path, step: int) -> lora_file.LoraStateDict:
 def of_adapter(
     adapter: Mapping[str, torch.Tensor], config: LoraConfig, metadata: Mapping[str, str], step: int
 ) -> lora_file.LoraStateDict:
-    """What was learned after a step as the tensors and the metadata of a file."""
+    """An adapter's weights after a step, as the tensors and the metadata of a LoRA file."""
     tensors = lora_file.from_adapter(adapter, config.file_alpha)
     return lora_file.LoraStateDict(tensors, {**metadata, "ss_steps": str(step), "wantune.step": str(step)})
 
 
 def _adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """What was learned after a step, without what training goes on from."""
+    """The adapter's weights of a checkpoint, without the state that is needed to resume."""
     place = run / place_of(step)
     try:
         checked(place, step, (ADAPTER,))
@@ -150,7 +152,7 @@ def _adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def _told_by_the_settings(run: Path) -> dict[str, str]:
-    """For a run of a time when metadata were not kept beside it."""
+    """Metadata made from config.json, for runs from before lora.json was written."""
     config = _json(run / "config.json")
     name = str(config.pop("run_name", run.name))
     config.pop("key", None)

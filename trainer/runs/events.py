@@ -1,4 +1,4 @@
-"""What a run tells whoever drives it: frozen records that become JSON lines."""
+"""The events that a run yields: frozen records that become JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Started:
     """Before the first step, or the first after an interruption."""
 
     step: int
-    """Done before."""
+    """Optimizer steps done before."""
     total_steps: int
     steps_per_epoch: int
     num_modules: int
@@ -53,7 +53,7 @@ class Evaluated:
     levels: tuple[tuple[float, float], ...]
     """(noise level, mean loss) each."""
     base_loss: float
-    """Of the model without the adapter."""
+    """Held-out loss of the model without the adapter."""
     is_best: bool
 
 
@@ -67,7 +67,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """After sampling; files lie in the run's folder."""
+    """After sampling previews; `files` are videos, by their paths relative to the run's folder."""
 
     step: int
     name: str
@@ -82,7 +82,7 @@ class Finished:
     seconds: float
     reason: str
     skipped: int
-    """Steps without a finite loss and gradient."""
+    """Steps whose loss or gradient was not finite."""
 
 
 Event = Started | StepDone | Evaluated | Saved | Previewed | Finished

@@ -23,10 +23,10 @@ from .state import Checkpoint, place_of, read_checkpoint, step_of, write_checkpo
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 MAX_NAME = 120
-"""Bytes; a file name may have 255 on most systems, and a key follows."""
+"""Bytes of a run's name; a folder's name may have 255 on most systems, and up to 64 of the key follow."""
 
 METADATA = "lora.json"
-"""What the run's LoRA files say of themselves."""
+"""The file with the metadata of the run's LoRA files."""
 
 
 def check_name(name: str) -> str:
@@ -48,14 +48,14 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a run goes on from."""
+    """What a run is resumed from."""
 
     checkpoint: Checkpoint | None
-    """The newest whole one that is not beyond the end."""
+    """The newest undamaged one that is not beyond the run's last step; None if there is none."""
     passed_over: tuple[str, ...]
     """Why newer ones could not be used, each in a sentence."""
     lines: list[dict]
-    """Of the log."""
+    """The events in log.jsonl."""
 
     @property
     def losses(self) -> list[float]:
@@ -66,8 +66,8 @@ class Found:
 class RunFolder:
     """One run: `<root>/<name>-<first 8 digits of its key>/`.
 
-    A checkpoint is written beside its place and renamed, so that it is there as a whole or not at all; `state.json`
-    holds the size and the checksum of its files, so that one that was damaged later is told from a whole one.
+    A checkpoint is written to a temporary folder that is then renamed, so that it is complete or absent; `state.json`
+    holds the sizes and checksums of its files, so that later damage is detected.
     """
 
     def __init__(self, root: Path, name: str, key: str, config: Mapping) -> None:
@@ -83,19 +83,19 @@ class RunFolder:
         self._log = self.path / "log.jsonl"
 
     def restart(self) -> None:
-        """Forget what was trained."""
+        """Delete the checkpoints, previews and log."""
         for path in (*self.path.glob("step_*"), self.path / "samples"):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self._log, self.path / "best.json"):
             path.unlink(missing_ok=True)
 
     def log(self, event: Event) -> None:
-        """Append one line; it is on disk when this returns, also for someone who reads along."""
+        """Append one line; other processes that read the log see it when this returns."""
         with _in_a_sentence(self.path), self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(to_json(event)) + "\n")
 
     def logged(self) -> list[dict]:
-        """Every whole line of the log; half a line, of a killed process, is cut off."""
+        """The events of all complete lines of the log; a last line that a killed process left incomplete is removed."""
         if not self._log.is_file():
             return []
         lines = self._log.read_bytes().split(b"\n")
@@ -105,29 +105,33 @@ class RunFolder:
         return [line for line in map(_read_line, lines[:-1]) if line]
 
     def describe(self, origin: Mapping, workflow: Mapping) -> None:
-        """Keep where this run came from, for those who look at it later: origin.json, workflow.json."""
+        """Write where this run came from, for the list of runs: origin.json, workflow.json."""
         with _in_a_sentence(self.path):
             write_json(self.path / "origin.json", origin)
             if any(workflow.values()):
                 write_json(self.path / "workflow.json", workflow)
 
     def keep_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Write what the run's LoRA files say of themselves, so that any checkpoint can become one."""
+        """Write the metadata of the run's LoRA files, so that any checkpoint can be saved as one."""
         with _in_a_sentence(self.path):
             write_json(self.path / METADATA, metadata)
 
     def resume(self, most: int) -> Found:
-        """What there is of a run of so many steps: its checkpoint and its log, each read once."""
+        """The newest usable checkpoint of at most so many steps, and the log; each is read once."""
         checkpoint, faults = self.newest(most)
         return Found(checkpoint, tuple(faults), self.logged())
 
     def steps(self) -> list[int]:
-        """Steps that there is a checkpoint of, whole or not, ascending."""
+        """Steps that have a checkpoint, damaged or not, ascending."""
         found = (step_of(path) for path in self.path.glob("step_*"))
         return sorted(step for step in found if step is not None)
 
     def save(self, step: int, adapter: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
-        """Write step_<step>/ as a whole or not at all.
+        """Write step_<step>/ atomically.
+
+        Args:
+            adapter: the weights to use.
+            state: all that is needed to resume.
 
         Raises:
             UserError: the disk is full or cannot be written to; earlier checkpoints are as they were.
@@ -135,7 +139,7 @@ class RunFolder:
         return write_checkpoint(self.path, Checkpoint(step, dict(adapter), state))
 
     def newest(self, most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint of at most so many steps, and why newer ones are passed over."""
+        """The newest undamaged checkpoint of at most so many steps, and why newer ones could not be used."""
         faults = []
         for step in reversed([step for step in self.steps() if most is None or step <= most]):
             try:
@@ -158,9 +162,9 @@ class RunFolder:
             write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
 
     def tidy(self, step: int, keep_last: int, best_step: int) -> None:
-        """Delete what is older than the last checkpoints up to a step, but for the best.
+        """Delete checkpoints of steps up to `step`, except the newest `keep_last` and the best.
 
-        Those beyond the step are damaged, or of a time when the run was longer; they stay.
+        Those beyond `step` stay: they are damaged, or from when the run was longer.
         """
         steps = self.steps()
         done, beyond = [each for each in steps if each <= step], [each for each in steps if each > step]
@@ -177,16 +181,16 @@ class RunFolder:
 
 
 def losses(lines: Iterable[dict], most: int) -> list[float]:
-    """The finite losses of the first steps that a log tells of, so many at most."""
+    """The finite losses of steps 1 to `most`, from the lines of a log."""
     return [line["loss"] for line in lines
             if line["event"] == "StepDone" and line["step"] <= most and line["loss"] is not None]
 
 
 def delete_run(path: Path) -> None:
-    """Delete a run's folder: gone from its place at once, or as it was.
+    """Delete a run's folder. It is renamed first, so that it disappears as a whole or not at all.
 
     Raises:
-        UserError: the file system says no, for example since a file is open elsewhere.
+        UserError: the file system refuses, for example because another program has a file open.
     """
     with _in_a_sentence(path):
         away = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
@@ -195,7 +199,7 @@ def delete_run(path: Path) -> None:
 
 
 def _read_line(line: bytes) -> dict | None:
-    """None for what a power cut or a failing disk has left."""
+    """The event in a line of the log; None for a line that a power cut or a failing disk has damaged."""
     with suppress(ValueError):
         content = json.loads(line)
         if isinstance(content, dict) and {"event", "step"} <= content.keys():
@@ -204,18 +208,18 @@ def _read_line(line: bytes) -> dict | None:
 
 
 def _known_as(root: Path, key: str) -> Path | None:
-    """The folder of this very run, whatever name it was given then."""
+    """The existing folder of the run with this key, whatever its name; None if there is none."""
     return next((path for path in sorted(root.glob(f"*-{key[:8]}*")) if _key_of(path) == key), None)
 
 
 def _new(root: Path, name: str, key: str) -> Path:
-    """Where this run belongs: its whole key in the name if another one has the same first digits."""
+    """The folder for a new run; its name has the whole key if another run has the same first 8 digits."""
     path = root / f"{name}-{key[:8]}"
     return path if _key_of(path) in (None, key) else root / f"{name}-{key}"
 
 
 def _key_of(path: Path) -> str | None:
-    """What the run in a folder is known by; None where there is none."""
+    """The key of the run in a folder; None if it holds no run."""
     with suppress(OSError, ValueError, AttributeError):
         return json.loads((path / "config.json").read_text(encoding="utf-8")).get("key")
     return None
@@ -223,6 +227,7 @@ def _key_of(path: Path) -> str | None:
 
 @contextmanager
 def _in_a_sentence(path: Path) -> Iterator[None]:
+    """Turns an OSError in the block into a UserError."""
     try:
         yield
     except OSError as error:

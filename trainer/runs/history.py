@@ -1,7 +1,7 @@
-"""Runs as their folders tell them: what there is, how far it came, and the curve of its loss. Reads only.
+"""Summaries and loss curves of runs, read from their folders; writes nothing.
 
-A log of 31,200 steps has 9 MB, so a list of runs reads the edges of each log alone, whoever follows one run reads what
-was added since the last look, and a folder in which nothing changed is not read again.
+A log of 31,200 steps has 9 MB. So the list of runs reads only the beginning and the end of each log, a page that
+follows one run reads only what was appended since, and a folder in which nothing changed is not read again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from .state import INDEX, step_of
 
 EMA_DECAY = 0.98
-"""Of the smoothed loss: about the last 50 steps count."""
+"""Decay of the moving average that smooths the loss: about the last 1 / (1 - 0.98) = 50 steps count."""
 
 EDGE = 1 << 16
-"""Bytes at each end of a log: some 200 steps."""
+"""Bytes that are read at each end of a log: some 200 steps."""
 
 MAX_REMEMBERED = 4096
-"""Files, and folders, of which is known what they say."""
+"""JSON files, and folders, whose content is kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +38,24 @@ class Summary:
     """Its folder's name."""
     name: str
     base: str
-    """What the model is, in words; "" for runs of a time when that was not kept."""
+    """The base model in words; "" for runs from before it was recorded."""
     started: float
     """Seconds since 1970."""
     updated: float
+    """Seconds since 1970 of the last change of a file."""
     step: int
     total_steps: int
     steps_per_epoch: int
     state: str
-    """"done", "stopped", "early stop", or "interrupted", which a run that is going on is as well."""
+    """"done", "stopped", "early stop", or "interrupted", also while the run is still training."""
     continues_from: int | None
-    """The step the next run goes on from; None when there is nothing left to train."""
+    """The step from which training would resume; None when there is nothing left to train."""
     best: dict | None
     """{"step", "loss"} of the best checkpoint on the held-out files."""
     base_loss: float | None
     """Held-out loss of the model without the LoRA."""
     thumbnail: str | None
-    """A strip of frames of the newest preview."""
+    """Path, within the run's folder, of a strip of frames of the newest preview."""
     checkpoints: list[dict]
     """[{"step", "best"}], ascending."""
     has_workflow: bool
@@ -70,7 +71,7 @@ def is_run(folder: Path) -> bool:
 
 
 def summary(folder: Path) -> Summary:
-    """What a run's folder says of it, without reading all of its log."""
+    """The summary of a run's folder; does not read all of its log."""
     return _summary(folder, tuple(sorted(_versions(folder))))
 
 
@@ -112,24 +113,25 @@ def _summary(folder: Path, _known_by: tuple) -> Summary:
 
 @dataclass(slots=True)
 class RunLog:
-    """All of one run's log, read on from where the last look ended."""
+    """The log of one run, read incrementally: `refresh` reads what was appended since the last call."""
 
     path: Path
     steps: array = field(default_factory=lambda: array("q"))
     losses: array = field(default_factory=lambda: array("d"))
     """nan where the loss was not finite."""
     smooth: array = field(default_factory=lambda: array("d"))
+    """The moving average of the loss, after bias correction."""
     learning_rates: array = field(default_factory=lambda: array("d"))
     evaluated: list[dict] = field(default_factory=list)
     previewed: list[dict] = field(default_factory=list)
     ema: float = 0.0
     weight: float = 0.0
-    """Of `ema`: what it is divided by (Kingma and Ba 2014, section 3)."""
+    """The bias correction: `ema` is divided by it (Adam, Kingma and Ba, arXiv:1412.6980, section 3)."""
     _offset: int = 0
     _last: bytes = b""
 
     def refresh(self) -> None:
-        """Read what was added; all of it anew when the run was begun anew."""
+        """Read the lines that were appended; the whole log if it was deleted and begun again."""
         try:
             with self.path.open("rb") as file:
                 file.seek(max(0, self._offset - len(self._last)))
@@ -143,12 +145,15 @@ class RunLog:
         whole = content[:content.rfind(b"\n") + 1]
         for line in whole.splitlines(keepends=True):
             self._last = line
-            with suppress(ValueError, KeyError, TypeError):  # half a line in the middle, of a power cut
+            with suppress(ValueError, KeyError, TypeError):  # a damaged line, as after a power cut
                 self._add(json.loads(line))
         self._offset += len(whole)
 
     def curve(self, points: int, first: int = 0, last: int = 0) -> dict[str, list]:
-        """At most so many buckets of equally many steps: their least and largest loss, and the smoothed one.
+        """The curve in at most so many intervals of equally many steps: lists by name.
+
+        `low` and `high` are the smallest and largest loss of an interval; `step`, `smooth` (the smoothed loss) and
+        `learning_rate` are those of its last step.
 
         Args:
             first, last: the steps to show; 0 for the first and the last there is.
@@ -187,12 +192,12 @@ class RunLog:
 
 
 def to_json(found: Summary) -> dict:
-    """As plain data."""
+    """The summary as plain data."""
     return asdict(found)
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file, not to be changed; empty where there is none."""
+    """The JSON object in a file, {} where there is none. It is cached: callers must not change it."""
     with suppress(OSError):
         return _read_json(path, _version(path))
     return {}
@@ -215,7 +220,7 @@ def _versions(folder: Path) -> Iterator[tuple]:
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """Tells what a file held at two times apart, a folder by what was added to it and removed."""
+    """Differs when a file's content has changed, or when entries of a folder were added or removed."""
     status = os.stat(path)
     return status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -226,7 +231,7 @@ def _best(folder: Path, steps: list[int]) -> dict | None:
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
-    """Of each file; a run that goes on deletes old checkpoints meanwhile."""
+    """The status of each file below a folder, except those that a training run deletes meanwhile."""
     for place, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
@@ -234,7 +239,7 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
 
 
 def _edges(log: Path) -> list[dict]:
-    """The whole lines at the beginning and at the end of a log in their order, but of its steps only the last."""
+    """The events at the beginning and at the end of a log, in their order, but only the last of all StepDone events."""
     try:
         with log.open("rb") as file:
             head = file.read(EDGE)

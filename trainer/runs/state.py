@@ -1,6 +1,6 @@
-"""A checkpoint's files: the adapter and all that training goes on from, as safetensors and JSON, without pickle.
+"""A checkpoint's files: the adapter and all that is needed to resume, as safetensors and JSON, without pickle.
 
-    step_000400/adapter.safetensors   what was learned
+    step_000400/adapter.safetensors   the adapter's weights to use
                 state.safetensors     the tensors of the state, such as the optimizer's
                 state.json            the rest of the state, and size and crc32 of both files
 """
@@ -46,9 +46,9 @@ class Checkpoint:
 
     step: int
     adapter: dict[str, torch.Tensor]
-    """What is used: the moving average where there is one."""
+    """The weights to use: the moving average where there is one."""
     state: dict[str, Any]
-    """All that training goes on from."""
+    """All that is needed to resume, such as the data position, the trained parameters and the optimizer's state."""
 
 
 def step_of(path: Path) -> int | None:
@@ -63,7 +63,7 @@ def place_of(step: int) -> str:
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Write step_<step>/ into a run's folder: beside its place, then renamed, so that it is whole or not there.
+    """Write step_<step>/ into a run's folder, under a temporary name that is then changed, so that it is complete.
 
     Raises:
         UserError: the disk is full or cannot be written to; earlier checkpoints are as they were.
@@ -108,7 +108,7 @@ def read_checkpoint(run: Path, step: int) -> Checkpoint:
 
 
 def checked(place: Path, step: int, names: tuple[str, ...]) -> dict:
-    """The index of a checkpoint's folder, of which these files are whole; raises one of DAMAGE."""
+    """The content of a checkpoint's state.json, after a check of it and of these files. Raises one of DAMAGE."""
     index = json.loads((place / INDEX).read_text(encoding="utf-8"))
     if index.pop("crc32") != _crc(index) or index["step"] != step:
         raise ValueError(f"{INDEX} is damaged")
@@ -119,12 +119,13 @@ def checked(place: Path, step: int, names: tuple[str, ...]) -> dict:
 
 
 def take_apart(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """JSON-able data in which a tensor is {"tensor": its name}, and the tensors by that name, on the CPU.
+    """Splits a state into JSON-serializable data, in which a tensor is {"tensor": its name}, and the tensors by name.
 
-    Maps may have whole numbers for keys; lists, tuples, text, numbers, dtypes, booleans and None stay what they are.
+    The tensors are copies on the CPU. `put_together` restores mappings (also with integer keys), lists, tuples, text,
+    numbers, dtypes, booleans and None as they were.
 
     Raises:
-        TypeError: anything else.
+        TypeError: the state holds a value of another type.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -142,7 +143,7 @@ def take_apart(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, torch.dtype):
             return {_DTYPE: str(value).removeprefix("torch.")}
         if isinstance(value, float) and not math.isfinite(value):
-            return {_FLOAT: str(value)}  # JSON has none
+            return {_FLOAT: str(value)}  # JSON has neither inf nor nan
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -168,7 +169,7 @@ def put_together(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _seal(path: Path) -> list[int]:
-    """Size and crc32."""
+    """Size in bytes and crc32 of a file."""
     crc, size = 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -11,25 +11,25 @@ import numpy as np
 from .events import Evaluated, Event, StepDone
 
 LEVELS = 5
-"""Equal parts of the noise levels 0..1 that the loss is shown for."""
+"""Equal parts of the noise levels 0..1, for each of which the loss is shown separately."""
 
 
 class Scalars:
     """Writes TensorBoard events; does nothing where TensorBoard is not installed.
 
     Args:
-        step: the last step done before: what an interrupted run wrote of later ones is taken back.
+        step: the step from which the run resumes: what an interrupted run wrote for later steps is purged.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._writer = None
         if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter  # imports for seconds
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
             self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def add(self, event: Event) -> None:
-        """The numbers of one event."""
+        """Write the numbers of one event."""
         if self._writer is None:
             return
         if isinstance(event, StepDone):
@@ -39,7 +39,7 @@ class Scalars:
             self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
 
     def add_picture(self, name: str, pixels_HW3: np.ndarray, step: int) -> None:
-        """A preview, uint8."""
+        """Write a preview image, uint8."""
         if self._writer is not None:
             self._writer.add_image(f"preview/{name}", pixels_HW3, step, dataformats="HWC")
 

@@ -1,4 +1,4 @@
-"""What data is trained on: frozen records, checked once."""
+"""Which data is trained on: a frozen record, validated on construction."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from PIL import ImageColor
 from ..base.errors import UserError
 
 SEPARATORS = re.compile("[,;\uff0c\uff1b]")
-"""Between the parts of a list, also as Chinese keyboards write them."""
+"""Separators in lists that users write, also the full-width ones of Chinese keyboards."""
 
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 4096
-"""Pixels."""
+"""Limits of a resolution, in pixels (see DatasetConfig.resolution)."""
 
 EXTRACTION_MODES = ("start", "middle", "uniform", "chunks", "random")
 """Which part of a clip is trained on: its start, its middle, all of it in evenly spaced windows that may overlap,
 all of it in windows one after the other, or windows drawn at random and taken in turn."""
 
 CAPTION_FALLBACKS = ("trigger word", "file name", "leave out")
-"""What a file without a caption gets: the trigger word alone, its own name without the ending, or no place."""
+"""What a file without a caption gets: the trigger word alone, its own name without the extension, or nothing,
+so that it is left out."""
 
 MASK_SOURCES = ("folder", "alpha", "none")
-"""Where the loss is weighted by: pictures of the same name in a folder `masks`, the picture's own alpha, nowhere."""
+"""Where the loss weights come from: grey pictures of the same name in a folder `masks`, the picture's own alpha
+channel, or no weights."""
 
 
 def parse_frame_buckets(text: str) -> tuple[int, ...]:
     """Read "1, 33" as (1, 33), ascending; 1 (a picture) is always among them.
 
-    Which numbers a model family takes is `ModelFamily.check_frames`'s to say.
+    Whether the model family takes such frame counts is checked by `ModelFamily.check_frames`.
 
     Raises:
         UserError: an entry that is not a whole number.
@@ -65,19 +67,19 @@ class DatasetConfig:
     folder: str
     """Absolute path of the folder with the pictures, the clips and their captions."""
     family: str = "Wan2.1 T2V"
-    """The models it is meant for (model/families.py): decides sizes, frames a second and what is encoded."""
+    """The model family (model/families.py): decides the valid sizes, frames per second and what is encoded."""
     trigger_word: str = ""
-    """Put in front of each caption that does not hold it; "" for none."""
+    """Put in front of each caption that does not contain it; "" for none."""
     resolution: int = 512
     """Pixels; a bucket has about resolution x resolution pixels whatever its aspect ratio."""
     more_resolutions: tuple[int, ...] = ()
-    """Each file is trained on at these as well, where it is large enough."""
+    """Further resolutions at which each file is trained on, where it is large enough."""
     frame_buckets: tuple[int, ...] = (1,)
     """Frame counts of clips; 1 is a picture."""
     num_repeats: int = 10
     """How often each file is seen in an epoch, at each resolution; a subfolder called `5_name` has its own 5."""
     validation_items: int = 0
-    """Files kept out of training, chosen by their content."""
+    """Number of files held out of training, chosen by a hash of their content."""
     upscale: bool = False
     """Enlarge pictures and clips that are smaller than their bucket instead of leaving them out."""
     extraction: str = "start"
@@ -93,7 +95,7 @@ class DatasetConfig:
     masks: str = "folder"
     """One of MASK_SOURCES."""
     alpha_color: str = "white"
-    """What lies under transparent pictures: a name or #rrggbb."""
+    """Background on which transparent pictures are composited: a colour's name or #rrggbb."""
 
     def __post_init__(self) -> None:
         for resolution in (self.resolution, *self.more_resolutions):
@@ -122,5 +124,5 @@ class DatasetConfig:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """All of them, ascending."""
+        """`resolution` and `more_resolutions`, ascending, each once."""
         return tuple(sorted({self.resolution, *self.more_resolutions}))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 CUSTOM = "custom"
-"""What the inputs say."""
+"""No preset: the inputs stay as the user set them."""
 
 PRESETS: dict[str, dict[str, float | int]] = {
-    # The article WanTune began with: 8 pictures x 10 repeats, 400 epochs, stopped by hand at 390 (31,200 steps); rate,
-    # rank and batch are those of diffusion-pipe's example for Wan (examples/main_example.toml), which it used.
+    # The article WanTune began with: 8 pictures x 10 repeats, 400 epochs, stopped by hand at 390 (31,200 steps). It
+    # used diffusion-pipe; learning rate, rank and batch size are those of its example (examples/main_example.toml).
     "seed article": {"epochs": 400, "max_steps": 0, "batch_size": 1, "learning_rate": 2e-5, "rank": 32, "alpha": 32},
-    # 10 to 15 pictures x 10 repeats: some 2,400 steps at a rate five times the article's, as most trainers have it.
+    # 10 to 15 pictures x 10 repeats: some 2,400 steps at five times the article's learning rate, as most trainers do.
     "person, pictures": {"epochs": 20, "max_steps": 0, "batch_size": 1, "learning_rate": 1e-4, "rank": 32, "alpha": 32},
-    # A style is in every picture, so more pictures see fewer passes, and a smaller LoRA clings less to what they show.
+    # A style is in every picture, so more of them need fewer epochs, and a lower rank overfits less to what they show.
     "style, pictures": {"epochs": 10, "max_steps": 0, "batch_size": 1, "learning_rate": 1e-4, "rank": 16, "alpha": 16},
-    # Clips have nine and more times the tokens: each step says more and costs more. Set shift to 3 in Timestep and Loss
-    # Settings: motion is decided where there is much noise.
+    # Clips have nine and more times the tokens: each step teaches more and takes longer. Set shift to 3 in Timestep and
+    # Loss Settings: motion is decided at high noise levels.
     "motion, clips": {"epochs": 15, "max_steps": 0, "batch_size": 1, "learning_rate": 8e-5, "rank": 32, "alpha": 32},
     # Enough to see whether data and trigger word are right.
     "quick try": {"epochs": 100, "max_steps": 300, "batch_size": 1, "learning_rate": 2e-4, "rank": 16, "alpha": 16},

@@ -1,4 +1,4 @@
-"""How it is trained: frozen records, checked once, written to a run's config.json."""
+"""How a LoRA is trained: frozen records, validated on construction, written to a run's config.json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..base.errors import UserError
 MAX_RANK = 1024
 
 ADAPTERS = ("lora", "rslora", "lokr", "loha")
-"""What is put beside a Linear; adapters.py gives the formulas and their sources."""
+"""Kinds of adapter; model/adapters.py gives the formulas and their sources."""
 
 TIMESTEPS = ("logit_normal", "uniform", "mode", "beta")
-"""How noise levels are drawn; objective.py gives the formulas and their sources."""
+"""Distributions of noise levels; training/objective.py gives the formulas and their sources."""
 
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")
-"""How the loss of a noise level counts; objective.py gives the formulas and their sources."""
+"""Weights of the loss by noise level; training/objective.py gives the formulas and their sources."""
 
 LOSSES = ("mse", "huber")
 
@@ -42,29 +42,29 @@ def _check_least(record: object, **least: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
-    """What is trained: small matrices beside chosen Linears of the blocks, and which Linears these are."""
+    """The adapter: its kind and size, and which Linears of the blocks get one."""
 
     rank: int = 32
-    """Inner dimension of B @ A; of LoHa's two products; of LoKr's second factor."""
+    """Inner dimension of LoRA's B @ A, of LoHa's two products, or of LoKr's second factor."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank; by alpha / sqrt(rank) in rsLoRA; not at all in LoKr's full form."""
     kind: str = "lora"
-    """One of ADAPTERS; adapters.py gives the formulas and their sources."""
+    """One of ADAPTERS."""
     dropout: float = 0.0
-    """In training only. Share of the inputs that LoRA leaves out, drawn for each token; of the outputs of LoKr and
-    LoHa, drawn for the whole batch."""
+    """In training only. Probability that an input of LoRA's A is zeroed, drawn for each token; for LoKr and LoHa, that
+    an output of the adapter is zeroed, drawn once for all tokens of the batch."""
     targets: str = "all"
     """all: the ten Linears of each block; attention: eight of them, without ffn.0 and ffn.2; anything else is a regular
     expression that must be found in a module's name, such as `blocks.3.self_attn.q`."""
     first_block: int = 0
-    """Blocks before this one, counted from 0, are left as they are."""
+    """Blocks before this one, counted from 0, get no adapter."""
     last_block: int = -1
-    """Blocks after this one are left as they are; -1 = none."""
+    """Blocks after this one get no adapter; -1 = there are none after it."""
     lokr_factor: int = 16
     """Width of LoKr's first factor: 4 is a large adapter, 16 a small one; -1 = the width nearest to a square. From a
-    rank of half the second factor's width on, that one is trained as a whole (LyCORIS' full form)."""
+    rank of half the second factor's width on, that factor is trained as one full matrix (LyCORIS' full form)."""
     start: str = ""
-    """Digest of the LoRA that is continued (lora_file.continued); empty = a new one."""
+    """Digest of the LoRA that training continues from (`continued` in lora/file.py); empty = a new LoRA."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= MAX_RANK:
@@ -93,26 +93,26 @@ class LoraConfig:
 
     @property
     def file_alpha(self) -> float:
-        """The alpha of a file: every reader divides it by the rank, rsLoRA means its square root."""
+        """The alpha written to a file: readers scale by alpha / rank, so for rsLoRA it is alpha sqrt(rank)."""
         return self.alpha * math.sqrt(self.rank) if self.kind == "rslora" else self.alpha
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    """Which noise levels t in 0..1 are trained on, and how their errors count."""
+    """Which noise levels t in 0..1 are trained on, and how the loss is computed; formulas in training/objective.py."""
 
     timesteps: str = "logit_normal"
     """One of TIMESTEPS."""
     logit_mean: float = 0.0
-    """Of logit_normal; above 0 means more noise."""
+    """Mean of logit(t) in logit_normal; above 0 means more noise."""
     logit_std: float = 1.0
-    """Of logit_normal."""
+    """Standard deviation of logit(t) in logit_normal."""
     mode_scale: float = 1.29
-    """Of mode."""
+    """The parameter s of mode."""
     beta_a: float = 1.0
-    """Of beta; larger means more noise."""
+    """The parameter a of beta; larger means more noise."""
     beta_b: float = 1.0
-    """Of beta; larger means less noise."""
+    """The parameter b of beta; larger means less noise."""
     shift: float = 1.0
     """t becomes shift t / (1 + (shift - 1) t); 1 = none."""
     resolution_shift: bool = False
@@ -120,9 +120,9 @@ class ObjectiveConfig:
     min_t: float = 0.0
     """No noise level below this is trained on."""
     max_t: float = 1.0
-    """None above this."""
+    """No noise level above this is trained on."""
     stratified: bool = False
-    """Spread the noise levels of a step evenly over the distribution."""
+    """Spread the noise levels of the samples of an optimizer step evenly over the distribution."""
     weighting: str = "none"
     """One of WEIGHTINGS."""
     loss: str = "mse"
@@ -130,7 +130,7 @@ class ObjectiveConfig:
     huber_delta: float = 1.0
     """Errors above this count linearly."""
     noise_offset: float = 0.0
-    """Share of noise that is the same in a whole channel; 0 = none."""
+    """Standard deviation of further noise that is constant over each channel of a sample; 0 = none."""
 
     def __post_init__(self) -> None:
         _check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES)
@@ -144,31 +144,32 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """How a gradient becomes a step."""
+    """The optimizer, the learning rate schedule, gradient accumulation and clipping, and the moving average."""
 
     name: str = "adamw"
     """One of OPTIMIZERS."""
     beta1: float = 0.9
     beta2: float = 0.99
-    """As diffusion-pipe and the article's recipe have them."""
+    """Both betas are those of the preset "seed article" (presets.py) and of diffusion-pipe, which it used."""
     eps: float = 1e-8
     weight_decay: float = 0.01
     schedule: str = "constant"
     """One of SCHEDULES: of the learning rate, after warm-up."""
     warmup_steps: int = 10
-    """The rate rises linearly over so many steps; 0 = none."""
+    """The learning rate rises linearly over so many optimizer steps; 0 = none."""
     cycles: int = 1
-    """Of cosine_with_restarts."""
+    """Number of cycles of cosine_with_restarts."""
     power: float = 1.0
-    """Of polynomial."""
+    """The exponent of polynomial."""
     accumulation: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated into one optimizer step."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm when it is longer; 0 = never."""
+    """The gradient is scaled down to this norm when its norm is larger; 0 = never."""
     ema_decay: float = 0.0
-    """Of a moving average of the adapter; 0 = none."""
+    """Decay of the moving average (EMA) of the adapter's parameters; 0 = no average."""
     use_average: bool = True
-    """Use, save and measure the average where there is one; False: what is trained, and the average is only kept."""
+    """Save and measure the average where there is one; False: the trained parameters, and the average is only kept up
+    to date."""
 
     def __post_init__(self) -> None:
         _check_choice(self, name=OPTIMIZERS, schedule=SCHEDULES)
@@ -182,22 +183,25 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
-    """What is written while a run goes on; changes nothing of what is learned."""
+    """When checkpoints are saved, when the held-out loss is measured, and when that ends the run.
+
+    None of it changes what a step of training does.
+    """
 
     every_steps: int = 0
-    """Save a checkpoint after so many steps; 0 = not by steps."""
+    """Save a checkpoint every so many optimizer steps; 0 = not by steps."""
     every_epochs: int = 0
-    """And after so many epochs; 0 = not by epochs: an epoch may be a few steps, and a checkpoint hundreds of MB."""
+    """Save one also every so many epochs; 0 = not by epochs: an epoch may be a few steps, a file hundreds of MB."""
     every_minutes: float = 10.0
-    """And after so many minutes; 0 = not by time."""
+    """Save one also every so many minutes; 0 = not by time."""
     keep_last: int = 3
-    """So many checkpoints stay, and the best; older ones are deleted."""
+    """Keep so many of the newest checkpoints, and the best; older ones are deleted."""
     evaluate_steps: int = 0
-    """Measure on the held-out files after so many steps; 0 = not by steps."""
+    """Measure the held-out loss every so many optimizer steps; 0 = not by steps."""
     evaluate_epochs: int = 1
-    """And after so many epochs; 0 = not by epochs."""
+    """Measure it also every so many epochs; 0 = not by epochs."""
     early_stop: int = 0
-    """End after so many measurements without a better one; 0 = never."""
+    """End the run after so many evaluations in a row without a better held-out loss; 0 = never."""
 
     def __post_init__(self) -> None:
         _check_least(self, every_steps=0, every_epochs=0, every_minutes=0, keep_last=1, evaluate_steps=0,
@@ -206,7 +210,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How long and how it is trained. Steps are optimizer steps."""
+    """All settings of a run. Steps are optimizer steps."""
 
     epochs: int = 20
     """Passes over all samples x repeats."""
@@ -216,9 +220,9 @@ class TrainConfig:
     """Samples of one bucket per batch; the last batch of a bucket may be shorter."""
     learning_rate: float = 1e-4
     gradient_checkpointing: bool = True
-    """Compute each block's forward again in backward: far less memory, about a third more time."""
+    """Recompute each block's forward in backward: far less memory, about a third more time."""
     seed: int = 0
-    """Of the adapter's start, the order of samples, the noise and the timesteps."""
+    """Of the adapter's initialization, the order of samples, dropout, the noise and the noise levels."""
     lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -234,6 +238,7 @@ class TrainConfig:
         return asdict(self)
 
     def identity(self) -> dict:
-        """What of it changes the trajectory of a run; its length and what is written on the way do not."""
+        """The settings that change the trajectory of training, part of a run's key; its length, gradient checkpointing
+        and the validation settings do not."""
         passing = {"epochs", "max_steps", "gradient_checkpointing", "validation"}
         return {name: value for name, value in asdict(self).items() if name not in passing}

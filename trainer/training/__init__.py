@@ -1,2 +1,3 @@
-"""How it learns: `objective` (flow matching), `optim` (optimizers, rates, averages), `evaluate` (the held-out loss),
-`loop` (steps and cadences), and `run`, from a model, a cache and settings to a LoRA."""
+"""Training: `objective` (the flow matching loss), `optim` (optimizers, learning rate schedules, moving averages),
+`evaluate` (the held-out loss), `loop` (optimizer steps; when to evaluate and save), and `run`, from a model, a cached
+dataset and settings to a LoRA."""

@@ -16,14 +16,14 @@ from . import objective
 from .optim import Averages
 
 LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
-"""Noise levels t that are measured at."""
+"""Noise levels t at which the loss is measured."""
 
 
 def held_out_loss(denoiser: Denoiser, samples: Sequence[CachedSample]) -> dict[float, float]:
-    """{noise level: mean loss over the clips}, plain MSE, a function of the model and the clips alone.
+    """{noise level t: mean loss over the samples}, unweighted MSE, a function of the model and the samples alone.
 
-    The noise of a clip is drawn from its content's name, so that more files do not change that of the others; the
-    caller puts in place what is measured (adapter, average, or the model alone).
+    The noise of a sample is seeded by its latent's content key, so that adding files does not change that of the
+    others. The caller sets the weights that are measured (adapter, moving average, or the model alone).
     """
     sums = dict.fromkeys(LEVELS, 0.0)
     for sample in samples:
@@ -39,7 +39,7 @@ def held_out_loss(denoiser: Denoiser, samples: Sequence[CachedSample]) -> dict[f
 
 
 class Judge:
-    """Which step of a run is the best on the held-out files."""
+    """Measures the held-out loss during a run, and keeps which step has the lowest."""
 
     def __init__(
         self, denoiser: Denoiser, adapter: Adapter, averages: Averages, samples: Sequence[CachedSample]
@@ -49,13 +49,19 @@ class Judge:
         self._averages = averages
         self._samples = samples
         self.base_loss = math.nan
-        """Of the model without the adapter."""
+        """Held-out loss of the model without the adapter; nan until it is measured."""
         self.best_loss, self.best_step = math.inf, 0
         self.since_best = 0
-        """Measurements since the best one."""
+        """Evaluations since the best one."""
 
     def measure(self, step: int) -> Evaluated:
-        """Measure what would be saved now, and once the model without it; disturbs nothing."""
+        """Measure the weights that would be saved now and, the first time, the model without the adapter.
+
+        Weights and random generators are afterwards as they were before.
+
+        Args:
+            step: optimizer steps done; step 0 is measured but never the best.
+        """
         if math.isnan(self.base_loss):
             with self._adapter.switched_off():
                 self.base_loss = _mean(held_out_loss(self._denoiser, self._samples))
@@ -69,11 +75,11 @@ class Judge:
         return Evaluated(step, loss, tuple(levels.items()), self.base_loss, is_best)
 
     def state_dict(self) -> dict:
-        """What it knows."""
+        """The losses and counters, as a checkpoint keeps them."""
         return {name: getattr(self, name) for name in ("base_loss", "best_loss", "best_step", "since_best")}
 
     def load_state_dict(self, state: dict) -> None:
-        """Put a `state_dict` back."""
+        """Restore a `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)
 

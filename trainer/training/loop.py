@@ -1,12 +1,12 @@
 """The training loop: `train_step` is one optimizer step, `run` a generator of events.
 
-Whoever drives `run` watches with `for`, ends it after the present step by setting `stop`, and breaks it off with
-`close()`; there are no callbacks, and no threads but the one that reads batches ahead. The generator never holds a
-context across a `yield`: inference mode belongs to the caller.
+The caller iterates over `run`, ends it after the current step by setting `stop`, or aborts it with `close()`; there are
+no callbacks, and no threads but the one that reads batches ahead. The generator never holds a torch context manager
+(such as no_grad) across a `yield`: inference mode is up to the caller.
 
-What happens in a step is a function of (seed, step) and of what was learned before: noise and noise levels come from a
-generator of the step's own, the data position is two integers. So a run that goes on from a checkpoint is bit for bit
-the run that was not interrupted.
+A step is a function of (seed, step) and of the state before it: each step seeds a generator of its own for noise and
+noise levels, and the data position is two integers. So a run that is resumed from a checkpoint is bit for bit equal to
+one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from ..settings.training import TrainConfig
 from . import evaluate, objective, optim
 
 MAX_SKIPPED = 10
-"""Steps in a row without a finite loss and gradient that end a run."""
+"""A run ends after so many steps in a row whose loss or gradient is not finite."""
 
 _OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 """The same class under its newer and its older name."""
 
 
 class Trainer:
-    """One run. `step` counts optimizer steps done; `losses` holds the finite loss of each.
+    """One run. `step` counts optimizer steps done; `losses` holds the finite losses of these.
 
     Args:
-        found: what `folder.resume` gave: the run goes on from there.
+        found: the checkpoint and log that `RunFolder.resume` found; the run continues from them.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Trainer:
         self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
         self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
-        # fp16 gradients of a mean over a whole latent vanish without it; bf16 and fp32 need none
+        # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
         self.stop = False
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.losses: list[float] = []
         self._position = (0, 0)
-        self._is_whole = True  # between two steps, or before anything of a step was changed
+        self._is_whole = True  # False while the optimizer changes weights and the state is inconsistent
         self._saved_step, self._saved_time = 0, time.monotonic()
         self._logged: dict[str, int] = {}
 
@@ -76,14 +76,14 @@ class Trainer:
         return self._reason() != ""
 
     def run(self) -> Iterator[Event]:
-        """Train to the end. However it ends, the state after the last finished step is in the run folder."""
+        """Train to the end; the state after the last finished step is saved in any case. UserError if out of memory."""
         start = time.perf_counter()
         restored = self._restore()
         self.scalars = Scalars(self.folder.path, self.step)
         try:
             yield self._record(restored)
             if self._logged.get("Evaluated", -1) < self.step and self._is_evaluation_due():
-                yield self._record(self.judge.measure(self.step))  # the start; or Cancel came in between
+                yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
             while not self.is_done and not self.stop:
                 yield self._record(self.train_step())
                 yield from self._once_in_a_while()
@@ -101,10 +101,10 @@ class Trainer:
         yield self._record(Finished(self.step, seconds, self._reason() or "stopped", self.skipped))
 
     def train_step(self) -> StepDone:
-        """Draw, noise, predict, loss, backward for each batch; then clip and step once.
+        """Draw t and noise, predict, loss and backward for each batch; then clip the gradient and step once.
 
         Raises:
-            UserError: the loss or the gradient was not finite for ten steps in a row.
+            UserError: the loss or the gradient was not finite for MAX_SKIPPED steps in a row.
         """
         start = time.perf_counter()
         position, batches = self._next_batches()
@@ -147,7 +147,7 @@ class Trainer:
         )
 
     def _next_batches(self) -> tuple[tuple[int, int], list[Batch]]:
-        """The batches of a step, all of one epoch, and the data position after them."""
+        """The data position after an optimizer step, and the step's batches, all of one epoch."""
         batches = [self.batches.next()]
         while len(batches) < self.config.optimizer.accumulation and self.sampler.cursor < self.sampler.steps_per_epoch:
             batches.append(self.batches.next())
@@ -156,7 +156,7 @@ class Trainer:
     def _backward(
         self, batch: Batch, u_B: torch.Tensor, num_samples: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """t_B and the unweighted loss_B of one batch, whose gradient is added to what is there."""
+        """t_B and the unweighted loss_B of one batch; its gradient is accumulated."""
         config, device = self.config.objective, self.denoiser.device
         batch = batch.to(device)
         latent_BCFHW = batch.latent_BCFHW
@@ -171,17 +171,17 @@ class Trainer:
         return t_B, loss_B.detach().cpu()
 
     def _clip(self) -> float:
-        """The gradient's norm before it is shortened to max_grad_norm."""
+        """Clip the gradient to max_grad_norm; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.optimizer.max_grad_norm or math.inf
         return torch.nn.utils.clip_grad_norm_(self.adapter.parameters, limit).item()
 
     def _update(self, grad_norm: float) -> bool:
-        """One step of the optimizer; False if the loss or the gradient is not finite and nothing was changed."""
+        """One step of the optimizer; False if the loss or the gradient is not finite and no weight was changed."""
         is_finite = math.isfinite(grad_norm)
         if is_finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # leaves out by itself what overflowed, and lowers its scale
-            self.scaler.update()
+            self.scaler.step(self.optimizer)  # skips the step if a gradient overflowed
+            self.scaler.update()  # and lowers the loss scale then
         if is_finite:
             self.averages.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +194,7 @@ class Trainer:
             self.skipped_in_a_row = 0
             return
         self.skipped += 1
-        # an overflow in fp16 is lowered away, unless there is nothing left to lower
+        # fp16: a lower loss scale cures an overflow, so only one at a scale below 1 counts
         if not math.isfinite(loss) or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             self.skipped_in_a_row += 1
         if self.skipped_in_a_row == MAX_SKIPPED:
@@ -210,7 +210,7 @@ class Trainer:
         return "early stop" if is_over(self.config, self.judge.since_best) else ""
 
     def _once_in_a_while(self) -> Iterator[Event]:
-        """What the cadences ask for after a step."""
+        """Evaluate and save after a step, where the validation settings make it due."""
         validation = self.config.validation
         if self._is_evaluation_due():
             yield self._record(self.judge.measure(self.step))
@@ -231,7 +231,7 @@ class Trainer:
         return bool((every_steps and self.step % every_steps == 0) or (period and self.step % period == 0))
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """What is used of the adapter: the moving average where there is one."""
+        """The adapter's weights to use: the moving average where there is one."""
         with self.averages.in_place():
             return self.adapter.state_dict()
 
@@ -250,8 +250,8 @@ class Trainer:
         return Saved(self.step, time.perf_counter() - start)
 
     def _restore(self) -> Started:
-        """Go on from what was found in the run's folder."""
-        found, self._found = self._found, None  # the checkpoint's tensors are not needed twice
+        """Continue from the checkpoint and the log that were found in the run's folder."""
+        found, self._found = self._found, None  # frees the checkpoint's tensors once they are copied
         if found.checkpoint is not None:
             self._load(found.checkpoint)
         for line in found.lines:
@@ -278,7 +278,7 @@ class Trainer:
         self._saved_step = self.step
 
     def _record(self, event: Event) -> Event:
-        """Into the log, once: steps that are done again after an interruption are there already."""
+        """Log an event once: steps that are repeated after an interruption are in the log already."""
         step = self._logged.get(type(event).__name__, -1)
         if isinstance(event, (Started, Finished)) or event.step > step:
             self.folder.log(event)
@@ -293,5 +293,5 @@ def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
 
 
 def is_over(config: TrainConfig, since_best: int) -> bool:
-    """Whether so many measurements without a better one end the run."""
+    """Whether early stopping ends the run, after so many evaluations without a better held-out loss."""
     return bool(config.validation.early_stop) and since_best >= config.validation.early_stop

@@ -17,51 +17,52 @@ from ..model.backend import Denoiser
 from ..settings.training import ObjectiveConfig
 
 PLAIN = ObjectiveConfig()
-"""The article's recipe."""
+"""The recipe of the preset "seed article": logit-normal noise levels without shift, unweighted MSE."""
 
 _EDGE = 2.0**-24
-"""The nearest that a noise level comes to 0 and to 1: fp32 has 1 minus it, and nothing between it and 1."""
+"""Noise levels stay this far from 0 and 1: 1 - 2^-24 is the largest fp32 number below 1."""
 
 
 def generator(*key: object) -> torch.Generator:
-    """Random numbers that are a function of the key alone, on the CPU so that every device sees the same."""
+    """A generator seeded by a hash of the key; on the CPU, so that the numbers do not depend on the device."""
     return torch.Generator().manual_seed(int(content_hash(*key)[:15], 16))
 
 
 def sample_timesteps(
     config: ObjectiveConfig, batch_size: int, generator: torch.Generator, num_tokens: int = 0
 ) -> torch.Tensor:
-    """t_B in (0, 1), fp32 on the CPU.
+    """Noise levels t_B in (0, 1), fp32 on the CPU.
 
-    Every distribution is the image of u, uniform in (0, 1), under its quantile function; so a noise window is a
-    window of u, and the noise levels of a step can be spread evenly (one u in each of batch_size equal parts).
+    Inverse transform sampling: t is the distribution's quantile function of u, uniform in (0, 1). So min_t..max_t is
+    an interval of u, and the noise levels of a step can be spread evenly (one u in each of batch_size equal parts).
 
     Args:
-        num_tokens: of the bucket, for `resolution_shift`.
+        num_tokens: of one sample in the batch's bucket, for `resolution_shift`.
     """
     return timesteps_of(config, sample_uniform(config, batch_size, generator), num_tokens)
 
 
 def sample_uniform(config: ObjectiveConfig, count: int, generator: torch.Generator) -> torch.Tensor:
-    """u, fp64 in 0..1: as many independent draws, or one in each of so many equal parts, in any order."""
+    """`count` numbers u in [0, 1), fp64: independent, or stratified (one in each of `count` equal parts, shuffled)."""
     u = torch.rand(count, generator=generator, dtype=torch.float64)
     return (torch.randperm(count, generator=generator) + u) / count if config.stratified else u
 
 
 def timesteps_of(config: ObjectiveConfig, u_B: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
-    """t_B of u_B, fp32."""
+    """Noise levels t_B, fp32, of uniform numbers u_B, with the distribution restricted to min_t..max_t."""
     low, high = (_inverse(config, num_tokens, t) for t in (config.min_t, config.max_t))
     t_B = quantile(config, low + (high - low) * u_B, num_tokens).float()
-    # u is too coarse for a window that the distribution hardly reaches; and 0 and 1 are no noise levels
+    # rounding of u may leave an interval that has hardly any probability; and t must be neither 0 nor 1
     return t_B.clamp(max(config.min_t, _EDGE), min(config.max_t, 1 - _EDGE))
 
 
 def quantile(config: ObjectiveConfig, u: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
-    """The noise level below which a share u (fp64, in 0..1) of the draws lies, without the noise window.
+    """The quantile function: the t below which a share u (fp64, in 0..1) of the draws lies, ignoring min_t and max_t.
 
     logit_normal: sigmoid(mean + std z), z standard normal (arXiv:2403.03206, equation 19).
-    mode: f(u) = 1 - u - s (cos(pi u / 2)^2 - 1 + u) (the same, equation 20), mirrored to rise with u.
+    mode: f(u) = 1 - u - s (cos(pi u / 2)^2 - 1 + u) (same paper, equation 20), mirrored to rise with u.
     beta: the inverse of Beta(a, b)'s distribution function. uniform: u itself.
+    All are then shifted: t becomes shift t / (1 + (shift - 1) t) (same paper, section 5.3.2).
     """
     if config.timesteps == "logit_normal":
         t = torch.sigmoid(config.logit_mean + config.logit_std * torch.special.ndtri(u))
@@ -84,7 +85,8 @@ def sample_noise(
     """Standard normal noise of the latent's shape, drawn on the CPU so that every device sees the same.
 
     Args:
-        offset: adds so much of a normal number per sample and channel (crosslabs.org/blog/diffusion-with-offset-noise).
+        offset: standard deviation of further noise that is constant over each channel of a sample
+            (crosslabs.org/blog/diffusion-with-offset-noise).
     """
     noise = torch.randn(latent_BCFHW.shape, generator=generator)
     if offset:
@@ -93,18 +95,18 @@ def sample_noise(
 
 
 def interpolate(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - t) x0 + t noise."""
+    """The noisy latent x_t = (1 - t) x0 + t noise (arXiv:2209.03003)."""
     t_B1111 = t_B.view(-1, 1, 1, 1, 1)
     return (1 - t_B1111) * latent_BCFHW + t_B1111 * noise_BCFHW
 
 
 def weight(config: ObjectiveConfig, t_B: torch.Tensor) -> torch.Tensor:
-    """How the loss of each noise level counts.
+    """weight_B: the factor on each sample's loss, a function of its noise level t.
 
     none: 1. sigma_sqrt: 1 / t^2 and cosmap: 2 / (pi (1 - 2t + 2t^2)) (arXiv:2403.03206, section 3.1 and appendix;
     huggingface/diffusers training_utils.py, compute_loss_weighting_for_sd3).
-    bell: exp(-2 (t - 1/2)^2) less its value at the ends, mean 1 over uniform t (modelscope/DiffSynth-Studio,
-    diffsynth/schedulers/flow_match.py).
+    bell: exp(-2 (t - 1/2)^2) minus its value at t = 0 and 1, scaled to mean 1 over uniform t
+    (modelscope/DiffSynth-Studio, diffsynth/schedulers/flow_match.py).
     """
     if config.weighting == "sigma_sqrt":
         return t_B.clamp(min=1e-2) ** -2
@@ -126,14 +128,14 @@ def denoising_loss(
     mask_B11HW: torch.Tensor | None = None,
     config: ObjectiveConfig = PLAIN,
 ) -> torch.Tensor:
-    """loss_B: error of the predicted velocity against noise - x0, in fp32, one unweighted value a sample.
+    """loss_B: error of the predicted velocity against its target noise - x0, fp32, one unweighted value per sample.
 
-    mse: the mean of the squares. huber: the same for errors up to delta, 2 delta |e| - delta^2 above.
-    With a mask it is the weighted mean, so that the size of what is masked does not change the loss's scale.
+    mse: the mean of the squares. huber: the same for errors e up to delta, 2 delta |e| - delta^2 above.
+    With a mask it is the weighted mean, so that the size of the masked area does not change the scale of the loss.
 
     Args:
-        latent_BCFHW: normalised latents, fp32, on the denoiser's device.
-        conditions: what the model is told beside, by kind (model/conditions.py).
+        latent_BCFHW: normalised latents x0, fp32, on the denoiser's device.
+        conditions: tensors (B, ...) by kind of condition (model/conditions.py).
         t_B: noise levels in 0..1, fp32.
         noise_BCFHW: standard normal, fp32.
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
@@ -154,14 +156,14 @@ def denoising_loss(
 def _resolution_shift(num_tokens: int) -> float:
     """exp(mu), mu linear from 0.5 at 256 tokens to 1.15 at 4096 (black-forest-labs/flux, sampling.py).
 
-    It stays there for more: the line was drawn for pictures, and a clip's tokens would take it to any height.
+    Constant above 4096 tokens: the line was fitted to images, and a clip's many tokens would extrapolate it too far.
     """
     return math.exp(0.5 + (1.15 - 0.5) * (min(num_tokens, 4096) - 256) / (4096 - 256))
 
 
 @cache
 def _inverse(config: ObjectiveConfig, num_tokens: int, t: float) -> float:
-    """The u whose quantile is t, by bisection; 0 and 1 stay."""
+    """The u whose quantile is t, by bisection; 0 and 1 are mapped to themselves."""
     if t in (0.0, 1.0):
         return t
     low, high = 0.0, 1.0

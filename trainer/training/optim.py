@@ -1,4 +1,4 @@
-"""The optimizers, the schedule of the learning rate, and the moving average of the adapter."""
+"""The optimizers, the learning rate schedules, and the moving average of the adapter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) from torch; the others from pytorch-optimizer, 8-bit AdamW from bitsandbytes.
 
-    Prodigy (arXiv:2306.06101) finds the rate by itself, times learning_rate (usually 1). Adafactor (arXiv:1804.04235)
-    runs with a fixed rate. Lion: arXiv:2302.06675. CAME: arXiv:2307.02047. Schedule-free AdamW: arXiv:2405.15682.
+    Prodigy (arXiv:2306.06101) estimates the learning rate and multiplies it by `learning_rate`, usually 1. Adafactor
+    (arXiv:1804.04235) runs without its relative step size. Lion: arXiv:2302.06675. CAME: arXiv:2307.02047.
+    Schedule-free AdamW: arXiv:2405.15682.
 
     Raises:
         UserError: the package that an optimizer needs is not installed.
@@ -52,18 +53,18 @@ def build_optimizer(
 
 
 def rate_of_step(config: OptimizerConfig, total_steps: int, step: int) -> float:
-    """What the learning rate is multiplied with in a step, counted from 0.
+    """The factor on the learning rate in a step, counted from 0.
 
-    It rises linearly for warmup_steps. Of the steps that are left a share p, from 0 towards 1, is done:
+    It rises linearly for warmup_steps. Then, with p the share of the remaining steps that is done, from 0 towards 1:
 
     constant: 1. linear: 1 - p.
     cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter, arXiv:1608.03983, equation 5).
     cosine_with_restarts: the same, `cycles` times one after the other.
-    polynomial: (1 - p)^power, and 1e-7 more at its end (google-research/bert, optimization.py; fairseq).
+    polynomial: (1 - 1e-7) (1 - p)^power + 1e-7 (google-research/bert, optimization.py; fairseq).
 
-    All as huggingface/diffusers has them (optimization.py, get_*_schedule_with_warmup), bit for bit, read one step
-    further in both directions: there the first step of a rise and the last of a fall have the rate 0 and are computed
-    for nothing. A test compares them.
+    Equal bit for bit to huggingface/diffusers (optimization.py, get_*_schedule_with_warmup) with one more step of
+    warm-up and one more in total, evaluated at step + 1, so that no step has a learning rate of 0 and trains nothing.
+    A test compares them.
     """
     now, rise, end = step + 1, config.warmup_steps + 1, total_steps + 1
     if now < rise:
@@ -71,7 +72,7 @@ def rate_of_step(config: OptimizerConfig, total_steps: int, step: int) -> float:
     fall = max(1, end - rise)
     p = (now - rise) / fall
     if config.schedule == "linear":
-        return max(0.0, (end - now) / fall)  # 1 - p would be rounded otherwise
+        return max(0.0, (end - now) / fall)  # 1 - p would round differently from diffusers
     if config.schedule == "cosine":
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * p)))
     if config.schedule == "cosine_with_restarts":
@@ -82,10 +83,10 @@ def rate_of_step(config: OptimizerConfig, total_steps: int, step: int) -> float:
 
 
 class Averages:
-    """What is saved and measured in place of the parameters that are trained: their moving average, or themselves.
+    """The weights that are saved and measured: the moving average of the trained parameters, or these themselves.
 
     The average is diffusers' EMAModel, whose decay rises as (1 + step) / (10 + step) to config.ema_decay; schedule-free
-    optimizers bring their own.
+    optimizers have an average of their own.
     """
 
     def __init__(
@@ -98,17 +99,17 @@ class Averages:
             from diffusers.training_utils import EMAModel  # imports slowly
 
             self._ema = EMAModel(parameters, decay=config.ema_decay)
-        has_average = self._ema is not None or hasattr(optimizer, "eval")  # schedule-free ones have it
+        has_average = self._ema is not None or hasattr(optimizer, "eval")  # as schedule-free optimizers have it
         self._is_used = config.use_average and has_average
 
     def step(self) -> None:
-        """After each optimizer step."""
+        """Update the average; to be called after each optimizer step."""
         if self._ema is not None:
             self._ema.step(self._parameters)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average stands where the trained parameters are; these are put back bit for bit."""
+        """Inside the context the parameters hold the average; on exit their trained values are restored bit for bit."""
         if not self._is_used:
             yield
             return
@@ -127,13 +128,13 @@ class Averages:
                     parameter.copy_(value)
 
     def state_dict(self) -> dict:
-        """Of the moving average; empty without one."""
+        """State of EMAModel; empty without one (a schedule-free average is in the optimizer's state)."""
         if self._ema is None:
             return {}
         return {"shadow": list(self._ema.shadow_params), "step": self._ema.optimization_step}
 
     def load_state_dict(self, state: dict) -> None:
-        """Put a `state_dict` back."""
+        """Restore a `state_dict`."""
         if self._ema is not None:
             for shadow, value in zip(self._ema.shadow_params, state["shadow"], strict=True):
                 shadow.copy_(value)

@@ -1,7 +1,7 @@
-"""One run: from a model, a cache and settings to a LoRA, whoever drives it.
+"""One run: from a model, a cached dataset and settings to a LoRA.
 
-A run is its data, its model and those settings that change what is learned; it has a folder, goes on from what is
-there, and is not trained a second time when it is finished.
+A run is identified by its data, its base model and those settings that change what is learned. It has a folder, resumes
+from the checkpoint there, and is not trained again once it is finished.
 """
 
 from __future__ import annotations
@@ -33,23 +33,27 @@ from .loop import Trainer
 
 
 class Previews(Protocol):
-    """Who samples videos while a run goes on."""
+    """Samples preview videos during a run."""
 
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
-        """Whether videos are made after this step."""
+        """Whether videos are sampled after this optimizer step."""
 
     def make(self, step: int, name: str) -> Previewed:
-        """Sample with the model as it is now, into the run's folder."""
+        """Sample with the current weights, into the run's folder.
+
+        Args:
+            name: how the files' names begin, such as "step_000400".
+        """
 
 
 class Run:
-    """A run that was opened: `events` trains what is left, `lora` and `losses` are what came of it.
+    """An opened run: `events` trains the remaining steps; `lora` and `losses` are the result.
 
     Args:
-        name: of the folder; a run that is known already keeps the name it has.
-        runs_folder: where runs lie.
-        continued: a LoRA of any trainer to begin with; rank and alpha are then its own.
-        restart: forget what was trained.
+        name: of the run and its folder; a run that has a folder already keeps its name.
+        runs_folder: the folder that holds the folders of all runs.
+        continued: a LoRA of any trainer to start from; its rank and alpha replace those of `config`.
+        restart: delete the run's checkpoints, previews and log first.
 
     Raises:
         UserError: the data or the LoRA to continue belong to another model, or the folder cannot be written to.
@@ -67,7 +71,7 @@ class Run:
             config = replace(config, lora=lora)
         self.config = config
         self.stop = False
-        """Set by the driver: end after the present step."""
+        """Set by the caller of `events`: end after the current step."""
         self._denoiser = denoiser
         self._dataset = dataset
         base_digest = denoiser.id
@@ -76,35 +80,38 @@ class Run:
         if restart:
             self.folder.restart()
         self.base_model = lora_keys.describe_model(denoiser.linear_sizes())
-        """What it is trained on, in words."""
+        """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
         self._metadata = lora_file.metadata(config, dataset, name, self.base_model, base_digest, 0)
         self.folder.keep_metadata(self._metadata)
         batches = batches_per_epoch(dataset.samples, config.batch_size)
         self._found = self.folder.resume(loop.total_steps(config, batches))
         self._learned = self._found.checkpoint if self._is_over(batches) else None
         self.losses = self._found.losses if self._learned else []
-        """The finite loss of each step done."""
+        """The finite losses of the steps done."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to train, so that no model is needed."""
+        """Whether nothing is left to train, so that the model need not be loaded."""
         return self._learned is not None
 
     @property
     def steps(self) -> int:
-        """Done so far; only when finished or after `events`."""
+        """Optimizer steps done; only when finished or after `events`."""
         return self._learned.step
 
     @property
     def lora(self) -> lora_file.LoraStateDict:
-        """What was learned, with the metadata of a file; only when finished or after `events`."""
+        """The trained LoRA with the metadata of its file; only when finished or after `events`."""
         return checkpoints.of_adapter(self._learned.adapter, self.config.lora, self._metadata, self._learned.step)
 
     def events(self, previews: Previews | None = None) -> Iterator[Event]:
-        """Train to the end, or until `stop` is set; however it ends, what was learned is in the run's folder.
+        """Train to the end, or until `stop` is set; the last finished step is saved in the run's folder in any case.
 
-        The driver holds `torch.inference_mode(False)`, where its framework runs it in inference mode, and closes the
-        generator when it breaks off.
+        A caller whose framework enables inference mode must hold `torch.inference_mode(False)` around it, and one that
+        aborts must close the generator.
+
+        Raises:
+            UserError: as `Trainer.run` and `Trainer.train_step`.
         """
         denoiser, config = self._denoiser, self.config
         linears = denoiser.linears()
@@ -132,7 +139,7 @@ class Run:
 
 
 def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Previewed]:
-    """Sample what is learned so far when its time has come, and once the model without it."""
+    """Sample previews after an event where they are due, and before the first step those of the model alone."""
     if isinstance(event, Started) and not event.step:
         with trainer.adapter.switched_off():
             made = previews.make(0, "base")
