@@ -92,7 +92,7 @@ class PruneCache(io.ComfyNode):
 
 
 def _summary(cached: CachedDataset, store: Store) -> str:
-    lines = [f"{len(cached.clips)} samples are encoded, {len(cached.held_out)} held out",
+    lines = [f"{len(cached.samples)} samples are encoded, {len(cached.held_out)} held out",
              f"the cache holds {store.size()} in {store.folder}"]
     lines += [f"left out  {rejection.reason}" for rejection in cached.left_out]
     return "\n".join([*lines, *(f"note      {note}" for note in cached.notes)])
