@@ -141,15 +141,16 @@ def train(
         UserError: the model cannot be trained, or the dataset or `continued` was made for another model.
     """
     denoiser = ComfyDenoiser(model)
-    run = Run(denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart)
-    live.describe(run.folder, run.base_model)
-    if run.is_finished:
-        live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
-        return run.lora, run.losses, str(run.folder.path)
-    previewer = Previewer(previews, denoiser, run.folder.path) if previews else None
-    # ComfyUI runs nodes in inference mode, where autograd records nothing
-    with torch.inference_mode(False), live.running(), closing(run.events(previewer)) as events:
-        for event in events:
-            live.publish(event)
-            run.stop = live.is_stop_asked()
+    # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
+    with torch.inference_mode(False):
+        run = Run(denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart)
+        live.describe(run.folder, run.base_model)
+        if run.is_finished:
+            live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
+            return run.lora, run.losses, str(run.folder.path)
+        previewer = Previewer(previews, denoiser, run.folder.path) if previews else None
+        with live.running(), closing(run.events(previewer)) as events:
+            for event in events:
+                live.publish(event)
+                run.stop = live.is_stop_asked()
     return run.lora, run.losses, str(run.folder.path)

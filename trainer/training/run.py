@@ -55,6 +55,9 @@ class Run:
         continued: a LoRA of any trainer to start from; its rank and alpha replace those of `config`.
         restart: delete the run's checkpoints, previews and log first.
 
+    A caller whose framework enables inference mode must hold `torch.inference_mode(False)` from here to the end of
+    `events`: what is read from a checkpoint is trained on.
+
     Raises:
         UserError: the data or the LoRA to continue belong to another model, or the folder cannot be written to.
     """
@@ -107,8 +110,7 @@ class Run:
     def events(self, previews: Previews | None = None) -> Iterator[Event]:
         """Train to the end, or until `stop` is set; the last finished step is saved in the run's folder in any case.
 
-        A caller whose framework enables inference mode must hold `torch.inference_mode(False)` around it, and one that
-        aborts must close the generator.
+        A caller that aborts must close the generator.
 
         Raises:
             UserError: as `Trainer.run` and `Trainer.train_step`.

@@ -81,7 +81,8 @@ def test_a_run_goes_on_from_its_checkpoints(cached, output, tmp_path):
     from wantune.nodes.train import train
 
     watch = tools.Watch()
-    lora, losses, folder = train(tools.load_dit(fixed.dit(tmp_path)), cached, "before", config(10), watch)
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        lora, losses, folder = train(tools.load_dit(fixed.dit(tmp_path)), cached, "before", config(10), watch)
     assert Path(folder).name == RUN and watch.events[0].step == 6
     expected, expected_losses = learned("ten")
     assert losses == pytest.approx(expected_losses, rel=1e-4)

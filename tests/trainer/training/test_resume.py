@@ -53,7 +53,8 @@ def train(monkeypatch, model, cached, tmp_path):
 
     def run(settings, watch=None, place="here", name="run", **inputs):
         monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / place))
-        return train.train(model, cached, name, settings, watch or tools.Watch(), **inputs)
+        with torch.inference_mode():  # as ComfyUI runs nodes
+            return train.train(model, cached, name, settings, watch or tools.Watch(), **inputs)
 
     return run
 
