@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wantune.tests.support import make_locales
+from wantune.tests import make_locales
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = ROOT / "locales"
@@ -87,7 +87,7 @@ def ours() -> tuple[dict[str, str], dict[str, str]]:
 
 def test_english_is_what_the_schemas_say(english):
     written = (LOCALES / "en" / "nodeDefs.json").read_text(encoding="utf-8")
-    assert written == make_locales.text(english), "run python tests/support/make_locales.py, then translate what is new"
+    assert written == make_locales.text(english), "run python tests/make_locales.py, then translate what is new"
 
 
 def test_chinese_has_every_text_of_every_node_in_the_same_order(english):

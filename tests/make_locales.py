@@ -1,6 +1,6 @@
 """Writes locales/en/nodeDefs.json from the schemas, which are the one place where English names and tooltips stand.
 
-    PYTHONPATH=tests python tests/support/make_locales.py
+    python tests/make_locales.py
 
 Run it in the environment of the tests after a schema was changed, then translate what is new in
 locales/zh/nodeDefs.json; tests/nodes/test_locales.py says what that is.
@@ -10,7 +10,7 @@ import asyncio
 import json
 from pathlib import Path
 
-LOCALES = Path(__file__).resolve().parents[2] / "locales"
+LOCALES = Path(__file__).resolve().parents[1] / "locales"
 
 
 def english() -> dict[str, dict]:
