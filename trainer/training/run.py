@@ -120,6 +120,7 @@ class Run:
         adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
         adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
         trainer = Trainer(config, denoiser, adapter, self._dataset, self.folder, self._found)
+        del self._found  # its tensors would stay in memory while it trains
         tokens = max(denoiser.family.num_tokens(sample.bucket) for sample in self._dataset.samples)
         memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
         attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
