@@ -87,12 +87,11 @@ def _grown(many: dict, few: dict) -> dict:
 def _in_process(options, name: str, folder: Path, items: int = 0) -> dict:
     folder.mkdir(exist_ok=True)
     out = folder / ".figures.json"
-    command = [sys.executable, __file__, "--out", out, "--one", name, folder]
-    command += ["--threads", str(options.threads), "--items", str(items or options.items)]
-    command += ["--comfyui", options.comfyui] if options.comfyui else []
-    load = os.getloadavg()[0]
+    command = [sys.executable, __file__, "--out", out, "--one", name, folder, "--threads", str(options.threads),
+               "--items", str(items or options.items), *(["--comfyui", options.comfyui] if options.comfyui else [])]
+    load = {"load of the machine before": round(os.getloadavg()[0], 1)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads(out.read_text(encoding="utf-8")) | {"load of the machine before": round(load, 1)}
+    return json.loads(out.read_text(encoding="utf-8")) | load
 
 
 def make_pictures(folder: Path, count: int, sizes: tuple = WEB, suffix: str | None = None) -> Path:
@@ -110,8 +109,7 @@ def make_pictures(folder: Path, count: int, sizes: tuple = WEB, suffix: str | No
         source, size = sources[index % len(sources)], sizes[index % len(sizes)]
         left, top = random.uniform(0, 0.4, 2) * source.size
         crop = source.resize(size, box=(left, top, left + 0.6 * source.width, top + 0.6 * source.height))
-        noise = random.integers(0, 12, (size[1], size[0], 1), np.uint8)
-        pixels = np.minimum(np.asarray(crop), 255 - 12) + noise
+        pixels = np.minimum(np.asarray(crop), 255 - 12) + random.integers(0, 12, (size[1], size[0], 1), np.uint8)
         path = folder / f"{index:06}.{suffix or ('png' if index % 10 == 9 else 'jpg')}"
         Image.fromarray(pixels).save(path, quality=90, compress_level=1)
         path.with_suffix(".txt").write_text(f"{' '.join(random.choice(WORDS, 20))}, picture {index}", encoding="utf-8")
@@ -146,12 +144,11 @@ def pretended(count: int):
     from wantune.trainer.model import families
     from wantune.trainer.settings import data as config
 
-    shapes = ((512, 512), (416, 640), (640, 416))
-    samples = [manifest.Sample(path=Path(f"{index}.jpg"), name=f"{index}.jpg", family=families.DEFAULT,
-                               width=1024, height=1024, trigger_word="",
-                           captions=(f"{' '.join(WORDS)}, picture {index}",), digest=f"{index:064}", repeats=1,
-                           stamp=files.Stamp(0, 0, 0), bucket=buckets.Bucket(1, *shapes[index % 3]))
-             for index in range(count)]
+    shapes = WEB[0], (416, 640), (640, 416)
+    samples = [manifest.Sample(
+        path=Path(f"{index}.jpg"), name=f"{index}.jpg", family=families.DEFAULT, width=1024, height=1024,
+        trigger_word="", captions=(f"{' '.join(WORDS)}, picture {index}",), digest=f"{index:064}", repeats=1,
+        stamp=files.Stamp(0, 0, 0), bucket=buckets.Bucket(1, *shapes[index % 3])) for index in range(count)]
     return manifest.Manifest((config.DatasetConfig(folder="."),), tuple(samples), (), (), ())
 
 
@@ -160,8 +157,8 @@ def scanned(folder: Path, resolution: int, frames: int = 1):
     from wantune.trainer.data import scan as scanning
     from wantune.trainer.settings.data import DatasetConfig
 
-    config = DatasetConfig(folder=str(folder), resolution=resolution, frame_buckets=(1, frames))
-    return scanning.scan(config, folder / ".scans")
+    return scanning.scan(
+        DatasetConfig(folder=str(folder), resolution=resolution, frame_buckets=(1, frames)), folder / ".scans")
 
 
 def scan(folder: Path, _items: int = 0, resolution: int = 256) -> dict:
@@ -281,15 +278,13 @@ def opened(folder: Path, items: int):
     from wantune.tests.support import tools
     from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
-
     return tools.drained(filling.fill(pretended(items), Store(folder), played(), {"text": played()}))[1]
 
 
 def timed(work: Callable) -> tuple:
     """The result of `work`, and the seconds it took."""
     start = time.perf_counter()
-    result = work()
-    return result, round(time.perf_counter() - start, 6)
+    return work(), round(time.perf_counter() - start, 6)
 
 
 MEASUREMENTS = {

@@ -194,13 +194,13 @@ def test_an_image_to_video_model_is_named(tmp_path):
 
 @pytest.mark.parametrize("version", ["0.7.0", "0.9.2", "0.12.3"])
 def test_versions_whose_rope_has_no_backward_are_refused(version):
-    from wantune.nodes.backend import denoiser as comfy_backend
+    from wantune.nodes.backend.family import _check_version
 
     with pytest.raises(UserError, match=f"ComfyUI {version} .* update ComfyUI to 0.13.0"):
-        comfy_backend._check_version(version)
-    comfy_backend._check_version("0.6.9")
-    comfy_backend._check_version("0.13.0")
-    comfy_backend._check_version("1.0")
+        _check_version(version)
+    _check_version("0.6.9")
+    _check_version("0.13.0")
+    _check_version("1.0")
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path):
