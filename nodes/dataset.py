@@ -8,7 +8,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..trainer.base.errors import UserError
-from ..trainer.data import folder, manifest, report, scan
+from ..trainer.data import buckets, folder, manifest, report, scan
 from ..trainer.data.notes import Notes
 from ..trainer.model import families
 from ..trainer.settings.data import (
@@ -16,7 +16,6 @@ from ..trainer.settings.data import (
     EXTRACTION_MODES,
     MASK_SOURCES,
     DatasetConfig,
-    parse_frame_buckets,
     parse_resolutions,
 )
 from . import sockets
@@ -174,10 +173,8 @@ def _reported(found: manifest.Manifest) -> io.NodeOutput:
 
 
 def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inputs) -> DatasetConfig:
-    buckets = parse_frame_buckets(frame_buckets)
-    for frames in buckets:
-        families.DEFAULT.check_frames(frames)
-    return DatasetConfig(folder=str(paths.dataset_folder(folder)), family=families.DEFAULT.name, frame_buckets=buckets,
+    frames = buckets.read_frames(frame_buckets, families.DEFAULT)
+    return DatasetConfig(folder=str(paths.dataset_folder(folder)), family=families.DEFAULT.name, frame_buckets=frames,
                          **inputs, **(settings or {}))
 
 

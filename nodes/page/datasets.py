@@ -12,17 +12,18 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from ...trainer.base.errors import UserError, content_hash
-from ...trainer.data import caption_edit, folder, report, thumbnails
+from ...trainer.data import buckets, caption_edit, folder, report, thumbnails
 from ...trainer.data import scan as scanning
 from ...trainer.data.captions import CaptionFiles
 from ...trainer.data.folder import Entry
 from ...trainer.data.manifest import Sample
 from ...trainer.data.notes import Notes
-from ...trainer.settings.data import DatasetConfig, parse_frame_buckets, parse_resolutions
+from ...trainer.model import families
+from ...trainer.settings.data import DatasetConfig, parse_resolutions
 from ..backend import paths
 from . import places
 from .asking import Asked, Bytes, Door, NotFound
@@ -44,7 +45,8 @@ MAX_COUNTED = 50_000
 
 DAY = 24 * 3600
 
-_PARSED = {"frame_buckets": parse_frame_buckets, "more_resolutions": parse_resolutions}
+_PARSED = {"frame_buckets": partial(buckets.read_frames, family=families.DEFAULT),
+           "more_resolutions": parse_resolutions}
 
 _Thumbnail = tuple[Sample, int, bool]
 

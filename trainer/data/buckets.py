@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
+from ..model.family import ModelFamily
+from ..settings.data import parse_frame_buckets
+
 MAX_ASPECT = 4.0
 """The longest bucket is four times as long as it is wide; longer pictures are cropped."""
 
@@ -20,6 +23,18 @@ class Bucket:
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}" + (f"x{self.frames}" if self.frames > 1 else "")
+
+
+def read_frames(text: str, family: ModelFamily) -> tuple[int, ...]:
+    """The frame counts in a list such as "1, 33", ascending; 1 (a picture) is always among them.
+
+    Raises:
+        UserError: an entry that is not a whole number, or a number of frames that the family does not take.
+    """
+    found = parse_frame_buckets(text)
+    for frames in found:
+        family.check_frames(frames)
+    return found
 
 
 @cache
