@@ -136,7 +136,8 @@ def fill(
             faults |= yield from run(_condition_jobs(kind, located, encoders[kind.name]), store)
         faults |= yield from run(_latent_jobs(located, codec), store)
         faults |= yield from run(_mask_jobs(located), store)
-        longest = [caption for path, caption in _texts(located).items() if store.use(path) > family.text_length]
+        longest = [caption for path, caption in _captions(located, TEXT.name).items()
+                   if store.use(path) > family.text_length]
     whole = [(sample, cached) for sample, cached in located if not faults.keys() & cached.paths]
     digests = {sample.digest for sample in manifest.held_out}
     trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
@@ -164,10 +165,6 @@ def _captions(located: Located, kind: str) -> dict[Path, str]:
         if kind in cached.empty_caption:
             captions[cached.empty_caption[kind]] = ""
     return captions
-
-
-def _texts(located: Located) -> dict[Path, str]:
-    return _captions(located, TEXT.name)
 
 
 def _condition_jobs(kind: ConditionKind, located: Located, encoder: ConditionEncoder) -> list[Job]:

@@ -87,8 +87,9 @@ class Run:
         self._metadata = lora_file.metadata(config, dataset, name, self.base_model, base_digest, 0)
         self.folder.keep_metadata(self._metadata)
         batches = batches_per_epoch(dataset.samples, config.batch_size)
-        self._found = self.folder.resume(loop.total_steps(config, batches))
-        self._learned = self._found.checkpoint if self._is_over(batches) else None
+        total = loop.total_steps(config, batches)
+        self._found = self.folder.resume(total)
+        self._learned = self._found.checkpoint if self._is_over(total) else None
         self.losses = self._found.losses if self._learned else []
         """The finite losses of the steps done."""
 
@@ -133,12 +134,11 @@ class Run:
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.losses
 
-    def _is_over(self, batches: int) -> bool:
+    def _is_over(self, total: int) -> bool:
         done = self._found.checkpoint
         if done is None:
             return False
-        return (done.step == loop.total_steps(self.config, batches)
-                or loop.is_over(self.config, done.state["judge"]["since_best"]))
+        return done.step == total or loop.is_over(self.config, done.state["judge"]["since_best"])
 
 
 def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Previewed]:
