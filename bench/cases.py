@@ -19,7 +19,7 @@ from ..trainer.encoded import cache, store
 from ..trainer.model.adapters import Adapter
 from ..trainer.model.wan21 import WAN21_T2V
 from ..trainer.runs.events import Event
-from ..trainer.runs.folder import RunFolder
+from ..trainer.runs.folder import RunFolder, delete_run
 from ..trainer.settings.training import LoraConfig, TrainConfig
 from ..trainer.training.loop import Trainer
 
@@ -58,7 +58,9 @@ class Case:
 
     def train(self, model, checkpointing: bool, steps: int) -> None:
         """All that the node Train Wan LoRA does."""
-        train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None), restart=True)
+        for before in self.folder.glob("wantune/bench-*"):
+            delete_run(before)
+        train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None))
 
 
 @dataclass
@@ -83,8 +85,10 @@ def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]
     denoiser = ComfyDenoiser(model)
     linears = denoiser.linears()
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-    folder = RunFolder(case.folder, "steps", "0" * 8, {})
-    folder.restart()
+    folder = RunFolder(case.folder / "steps")
+    if folder.path.exists():
+        delete_run(folder.path)
+    folder.path.mkdir()
     trainer = Trainer(config, denoiser, adapter, case.dataset, folder, folder.resume(0))
     with denoiser.attached(adapter, linears, checkpointing, 0), closing(trainer.run()) as events:
         run = Run(model, denoiser, adapter, events, Live(None))

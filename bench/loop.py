@@ -47,7 +47,8 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
     denoiser = ComfyDenoiser(tools.load_dit(case.path))
     linears = denoiser.linears()
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-    run = RunFolder(folder, "loop", "0" * 8, {})
+    run = RunFolder(folder / "loop")
+    run.path.mkdir()
     trainer = Trainer(config, denoiser, adapter, case.dataset, run, run.resume(0))
     in_model, saving = [], []
     backward = trainer._backward

@@ -186,8 +186,9 @@ class ValidationSettings(_Settings):
                              "epochs; 0 = not by epochs."),
                 io.Int.Input("every_steps", default=0, min=0, max=10_000_000, tooltip="And after so many steps; 0 = "
                              "not by steps."),
-                io.Float.Input("every_minutes", default=10.0, min=0.0, max=10000.0, tooltip="And after so many "
-                               "minutes; 0 = not by time."),
+                io.Float.Input("every_minutes", default=1.0, min=0.0, max=10000.0, step=0.5, tooltip="And after so "
+                               "many minutes, or more where saving takes long (at most 1 % of the time); 0 = not by "
+                               "time."),
                 io.Int.Input("keep_last", default=3, min=1, max=10000, tooltip="So many checkpoints stay, and the "
                              "best."),
             ],

@@ -54,8 +54,11 @@ class TrainWanLoRA(io.ComfyNode):
                 io.Boolean.Input("gradient_checkpointing", default=True, optional=True, tooltip="Needs far less "
                                  "memory for about a third more time. Switch off if the model fits without."),
                 _preset_input(),
-                io.Boolean.Input("restart", default=False, optional=True, tooltip="Forget what this run has learned "
-                                 "and begin anew. Off: an interrupted run goes on, a finished one is loaded."),
+                io.Boolean.Input("restart", default=False, optional=True, tooltip="Begin anew in a second attempt "
+                                 "beside the first, which stays; queueing again goes on with it. Off: the newest "
+                                 "attempt goes on, or is loaded if it is finished."),
+                io.Int.Input("attempt", default=0, min=0, max=9999, optional=True, tooltip="0: the newest attempt. 1, "
+                             "2, 3 ...: that one, begun if there is none yet. Only Delete in Runs deletes one."),
                 io.MultiType.Input("continue_from", types=[io.LoraModel, io.String], optional=True, tooltip="A LoRA of "
                                    "any trainer to begin with, or a name of ComfyUI's LoRA lists; rank and alpha are "
                                    "then its own."),
@@ -81,7 +84,7 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
-            for name in ("preset", "restart", "previews", "model", "cache", "continue_from"):
+            for name in ("preset", "restart", "attempt", "previews", "model", "cache", "continue_from"):
                 known.pop(name, None)
             _config(**known)
         except UserError as error:
@@ -95,11 +98,12 @@ class TrainWanLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, cache, run_name, restart=False, previews=None, preset=CUSTOM, continue_from=None, **settings
+        cls, model, cache, run_name, restart=False, attempt=0, previews=None, preset=CUSTOM, continue_from=None,
+        **settings
     ) -> io.NodeOutput:
         continued = resolve(continue_from) if continue_from is not None else None
         lora, losses, folder = train(
-            model, cache, run_name, _config(**settings), Live(cls.hidden), restart, previews, continued)
+            model, cache, run_name, _config(**settings), Live(cls.hidden), restart, previews, continued, attempt)
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
 
 
@@ -124,15 +128,15 @@ def _config(
 
 def train(
     model, dataset: CachedDataset, run_name: str, config: TrainConfig, live: Live, restart: bool = False,
-    previews: PreviewConfig | None = None, continued: Mapping[str, torch.Tensor] | None = None,
+    previews: PreviewConfig | None = None, continued: Mapping[str, torch.Tensor] | None = None, attempt: int = 0,
 ) -> tuple[LoraStateDict, list[float], str]:
     """Train a MODEL's LoRA, or load it where the same run was finished before.
 
     Args:
         model: a MODEL.
         live: shows the run, and tells when the user wants it to stop.
-        restart: forget what this run has learned and begin anew.
         continued: a LoRA of any trainer to begin with; rank and alpha are then its own.
+        restart, attempt: as of `Run`.
 
     Returns:
         The LoRA, the finite loss of each step, and the run's folder.
@@ -142,9 +146,9 @@ def train(
     """
     denoiser = ComfyDenoiser(model)
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
-    with torch.inference_mode(False):
-        run = Run(denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart)
-        live.describe(run.folder, run.base_model)
+    with torch.inference_mode(False), Run(
+            denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt) as run:
+        live.describe(run.folder, run.base_model, run.notes, run.is_finished)
         if run.is_finished:
             live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
             return run.lora, run.losses, str(run.folder.path)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...trainer.base.errors import UserError
 from ...trainer.runs.events import Previewed
+from ...trainer.training import length
 from ..backend.denoiser import ComfyDenoiser
 from .sampling import Sampling, decode, sample_in_training
 from .strips import strip
@@ -45,10 +46,8 @@ class Previewer:
 
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether a preview is made after this step; also at the end."""
-        config = self.config
-        period = config.every_epochs * steps_per_epoch
-        return bool((config.every_steps and step % config.every_steps == 0) or (period and step % period == 0)
-                    or step == total_steps)
+        return step == total_steps or length.is_due(
+            step, self.config.every_steps, self.config.every_epochs, steps_per_epoch)
 
     def make(self, step: int, name: str) -> Previewed:
         """Write `samples/<name>_<prompt>.mp4` of each prompt, counted from 0, and its strip as `.jpg`."""

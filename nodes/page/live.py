@@ -118,13 +118,20 @@ class Live:
         self._points: list[tuple[int, float | None, float]] = []
         self._pace, self._last_time = 0.0, time.monotonic()
 
-    def describe(self, folder: RunFolder, base: str) -> None:
+    def describe(self, folder: RunFolder, base: str, notes: tuple[str, ...] = (), is_finished: bool = False) -> None:
         """Write the run's owner and graph into its folder, and let the node's panel show the run.
 
         Args:
             base: the model it is trained on, in words.
+            notes: sentences for the log.
+            is_finished: it is only loaded, and its folder stays as it is.
         """
         self._run = folder.path.name
+        shown.remember(self._hidden, "run", self._run)
+        for note in notes:
+            logger.warning("%s", note)
+        if is_finished:
+            return
         extra = getattr(self._hidden, "extra_pnginfo", None) or {}
         prompt = {node: {name: part for name, part in content.items() if name in ("class_type", "inputs", "_meta")}
                   for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
@@ -132,7 +139,6 @@ class Live:
         origin = {"workflow": self._workflow, "node": self._node, "user": running_user(), "base": base,
                   "started": started}
         folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
-        shown.remember(self._hidden, "run", self._run)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -33,7 +33,8 @@ def main(comfyui: Path) -> None:
     from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
     from wantune.tests.support import tools
 
-    world.update(encoders=(WanCodec(tools.load_vae()), {"text": CaptionEncoder(tools.load_clip())}),
+    vae, clip = tools.load_vae(), tools.load_clip()
+    world.update(encoders=(WanCodec(vae), {"text": CaptionEncoder(clip)}), vae=vae, clip=clip,
                  model=tools.load_dit(tools.WORLD / "dit.safetensors"))
     print("ready", flush=True)
     for line in sys.stdin:
@@ -64,10 +65,15 @@ def fill(folder: str, place: str) -> None:
 
 
 def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
-    """Train on `folder` with a checkpoint every other step; writes the LoRA and each loss to `place`/result.json."""
+    """Train on `folder` with a checkpoint every other step; writes the LoRA and each loss to `place`/result.json.
+
+    Some steps are followed by a preview, some by measuring on what is held out; older checkpoints are deleted.
+    """
     import folder_paths
+    import torch
 
     from wantune.nodes import train
+    from wantune.nodes.previews import PreviewSettings
     from wantune.tests.support import tools
     from wantune.trainer.data import scan
     from wantune.trainer.encoded import fill as filling
@@ -84,7 +90,13 @@ def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
         epochs=epochs, batch_size=2, learning_rate=1e-3, lora=LoraConfig(rank=4), gradient_checkpointing=False,
         optimizer=OptimizerConfig(**optimizer),
         validation=ValidationConfig(every_steps=2, evaluate_steps=3, every_epochs=0))
-    lora, losses, _ = train.train(world["model"], cached, "killed", settings, tools.Watch())
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        prompts = {name: world["clip"].encode_from_tokens_scheduled(world["clip"].tokenize(text))
+                   for name, text in (("positive", "zwx a digit"), ("negative", ""))}
+        (previews,) = PreviewSettings.execute(
+            **prompts, vae=world["vae"], width=64, height=64, frames=1, steps=1, cfg=1.0, shift=5.0, seed=0,
+            every_epochs=0, every_steps=3).result
+        lora, losses, _ = train.train(world["model"], cached, "killed", settings, tools.Watch(), previews=previews)
     content = {"losses": losses, "lora": {key: value.flatten().tolist() for key, value in lora.items()}}
     Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")
 

@@ -67,10 +67,10 @@ def save_on(root: Path, writer: int) -> None:
     """
     import torch
 
+    from wantune.tests.support.runs import begun
     from wantune.trainer.runs.events import Saved
-    from wantune.trainer.runs.folder import RunFolder
 
-    folder = RunFolder(root, "lora", KEY, {"seed": 0})
+    folder = begun(root, "lora", KEY, {"seed": 0})
     found, _ = folder.newest()
     start = found.step if found else 0
     os.write(writer, start.to_bytes(4, "big"))
@@ -79,7 +79,7 @@ def save_on(root: Path, writer: int) -> None:
         tensor = torch.full((NUMBERS,), float(step))
         folder.save(step, {"a": tensor, "b": -tensor}, {"step": step, "optimizer": [tensor, {0: tensor + 1}]})
         os.write(writer, step.to_bytes(4, "big"))
-        folder.delete_all_but(set(folder.steps()[-3:]))
+        folder.tidy(step, 3, 0, lambda _step: False)
         folder.log(Saved(step, 0.0))
 
 

@@ -89,8 +89,8 @@ class Watch:
     def __init__(self, look=lambda event: None) -> None:
         self.events, self.said, self.stop, self._look = [], [], False, look
 
-    def describe(self, folder, base: str) -> None:
-        self.run, self.base = folder.path.name, base
+    def describe(self, folder, base: str, notes=(), is_finished: bool = False) -> None:
+        self.run, self.base, self.notes = folder.path.name, base, notes
 
     running = staticmethod(contextlib.nullcontext)
 

@@ -82,7 +82,13 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Changes with everything that changes what is trained or measured on, and with nothing else."""
+        """Changes with everything that changes what is trained or measured on, and with nothing else, such as names."""
+        return content_hash(*(sorted(map(content_hash, (sample.content for sample in samples)))
+                              for samples in (self.samples, self.held_out)))
+
+    @property
+    def former_digest(self) -> str:
+        """The digest of earlier versions, which changes with the order of names too."""
         return content_hash([sample.content for sample in self.samples], [sample.content for sample in self.held_out])
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..base.errors import content_hash
@@ -55,6 +55,8 @@ class CachedSample:
     empty_caption: Mapping[str, Path] = field(default_factory=dict)
     """The conditions of the empty caption, by kind, for visits that drop the caption."""
     caption_dropout: float = 0.0
+    content: str = ""
+    """Digest of all parts of the sample that training depends on."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -83,13 +85,21 @@ class CachedDataset:
     held_out: tuple[CachedSample, ...]
     """Kept out of training, for the held-out loss."""
     digest: str
-    """Of the data, the captions and all encoders."""
+    """Of the data, the captions and all encoders; names are no part of it."""
     trigger_word: str
     captions: tuple[str, ...]
     """The first caption of each sample that is trained on."""
     left_out: tuple[Rejection, ...] = ()
     """Files that the scan accepted, but that could not be read when they were to be encoded."""
     notes: tuple[str, ...] = ()
+    former_digest: str = ""
+    """The digest of earlier versions, which depends on the order of names."""
+
+    def by_content(self) -> CachedDataset:
+        """The same with samples in an order that does not depend on their names."""
+        samples, held_out = (tuple(sorted(each, key=lambda sample: sample.content))
+                             for each in (self.samples, self.held_out))
+        return replace(self, samples=samples, held_out=held_out)
 
 
 def locate(
@@ -123,6 +133,7 @@ def locate(
             mask_path=_mask_path(sample, store),
             empty_caption=caption_paths(sample, "") if sample.caption_dropout else {},
             caption_dropout=sample.caption_dropout,
+            content=content_hash(sample.content),
         )
         for sample in samples
     ]

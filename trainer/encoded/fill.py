@@ -143,11 +143,13 @@ def fill(
     trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
     if not trained:
         raise UserError("No file is left to train on: " + " ".join(fault.reason for fault in list(faults.values())[:5]))
+    encoded_as = [sorted(path.name for path in faults), codec.id, *ids.values()]
     return CachedDataset(
         family=family,
         samples=tuple(cached for _, cached in trained),
         held_out=tuple(cached for sample, cached in whole if sample.digest in digests),
-        digest=content_hash(manifest.digest, sorted(path.name for path in faults), codec.id, *ids.values()),
+        digest=content_hash(manifest.digest, *encoded_as),
+        former_digest=content_hash(manifest.former_digest, *encoded_as),
         trigger_word=manifest.trigger_word,
         captions=tuple(sample.captions[0] for sample, _ in trained),
         left_out=tuple({rejection.reason: rejection for rejection in faults.values()}.values()),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,16 @@ import torch
 from ..base.errors import UserError
 from ..base.files import replacing, write_json
 from .events import Event, to_json
+from .lock import RunLock
 from .state import Checkpoint, place_of, read_checkpoint, step_of, write_checkpoint
 
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 MAX_NAME = 120
 """Bytes of a run's name; a folder's name may have 255 on most systems, and up to 64 of the key follow."""
+
+LOG = "log.jsonl"
+"""The file with the run's events, one JSON object in a line."""
 
 METADATA = "lora.json"
 """The file with the metadata of the run's LoRA files."""
@@ -55,7 +60,7 @@ class Found:
     passed_over: tuple[str, ...]
     """Why newer ones could not be used, each in a sentence."""
     lines: list[dict]
-    """The events in log.jsonl."""
+    """The events in log.jsonl up to the checkpoint; none without one."""
 
     @property
     def losses(self) -> list[float]:
@@ -64,62 +69,73 @@ class Found:
 
 
 class RunFolder:
-    """One run: `<root>/<name>-<first 8 digits of its key>/`.
+    """One run's folder. Only what is said to write does so; all else may be used while another process trains the run.
 
     A checkpoint is written to a temporary folder that is then renamed, so that it is complete or absent; `state.json`
     holds the sizes and checksums of its files, so that later damage is detected.
     """
 
-    def __init__(self, root: Path, name: str, key: str, config: Mapping) -> None:
-        self.path = _known_as(root, key) or _new(root, check_name(name), key)
-        with _in_a_sentence(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.glob("*.tmp"):  # of a killed process
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
-            write_json(self.path / "config.json", {"run_name": name, "key": key, **config})
-        self._log = self.path / "log.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._log = path / LOG
 
-    def restart(self) -> None:
-        """Delete the checkpoints, previews and log."""
-        for path in (*self.path.glob("step_*"), self.path / "samples"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (self._log, self.path / "best.json"):
-            path.unlink(missing_ok=True)
+    def write_config(self, name: str, config: Mapping) -> None:
+        """Write config.json, which is what makes the folder a run."""
+        with in_a_sentence(self.path):
+            write_json(self.path / "config.json", {"run_name": name, **config})
+
+    def clean(self) -> None:
+        """Remove what a killed process has left half written."""
+        for left in self.path.glob("*.tmp"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
 
     def log(self, event: Event) -> None:
         """Append one line; other processes that read the log see it when this returns."""
-        with _in_a_sentence(self.path), self._log.open("a", encoding="utf-8") as file:
+        with in_a_sentence(self.path), self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(to_json(event)) + "\n")
 
     def logged(self) -> list[dict]:
-        """The events of all complete lines of the log; a last line that a killed process left incomplete is removed."""
-        if not self._log.is_file():
-            return []
-        lines = self._log.read_bytes().split(b"\n")
-        if lines[-1]:
-            with replacing(self._log) as temporary:
-                temporary.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
-        return [line for line in map(_read_line, lines[:-1]) if line]
+        """The events of all complete lines of the log; a killed process may have left the last one incomplete."""
+        return [line for line in map(_read_line, self._lines()) if line]
+
+    def rewind(self, step: int) -> None:
+        """Cut the log back to a checkpoint: what follows is trained and logged again. 0 = to the beginning.
+
+        So the log, TensorBoard's and the page have each step once, whenever a run was killed.
+        """
+        kept = [line for line in self._lines() if (read := _read_line(line)) and 0 < step >= read["step"]]
+        content = b"".join(line + b"\n" for line in kept)
+        with in_a_sentence(self.path):
+            if self._log.is_file() and self._log.stat().st_size != len(content):
+                with replacing(self._log) as temporary:
+                    temporary.write_bytes(content)
+
+    def sync_log(self) -> None:
+        """The log is on the disk when this returns, also after a power cut."""
+        with in_a_sentence(self.path), self._log.open("ab") as file:
+            os.fsync(file.fileno())
 
     def describe(self, origin: Mapping, workflow: Mapping) -> None:
         """Write where this run came from, for the list of runs: origin.json, workflow.json."""
-        with _in_a_sentence(self.path):
+        with in_a_sentence(self.path):
             write_json(self.path / "origin.json", origin)
             if any(workflow.values()):
                 write_json(self.path / "workflow.json", workflow)
 
     def keep_metadata(self, metadata: Mapping[str, str]) -> None:
         """Write the metadata of the run's LoRA files, so that any checkpoint can be saved as one."""
-        with _in_a_sentence(self.path):
+        with in_a_sentence(self.path):
             write_json(self.path / METADATA, metadata)
 
     def resume(self, most: int) -> Found:
-        """The newest usable checkpoint of at most so many steps, and the log; each is read once."""
+        """The newest usable checkpoint of at most so many steps, and the log up to it; each is read once."""
         checkpoint, faults = self.newest(most)
-        return Found(checkpoint, tuple(faults), self.logged())
+        step = checkpoint.step if checkpoint else 0
+        return Found(checkpoint, tuple(faults), [line for line in self.logged() if 0 < step >= line["step"]])
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, damaged or not, ascending."""
@@ -158,23 +174,23 @@ class RunFolder:
 
     def mark_best(self, step: int, loss: float) -> None:
         """Write which checkpoint is the best on the held-out files, into best.json."""
-        with _in_a_sentence(self.path):
+        with in_a_sentence(self.path):
             write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
 
-    def tidy(self, step: int, keep_last: int, best_step: int) -> None:
-        """Delete checkpoints of steps up to `step`, except the newest `keep_last` and the best.
+    def tidy(self, step: int, keep_last: int, best_step: int, is_planned: Callable[[int], bool]) -> None:
+        """Delete checkpoints before `step`, except the best and the newest `keep_last`.
 
-        Those beyond `step` stay: they are damaged, or from when the run was longer.
+        Those that the user has planned are kept in the first place: of the others, which are written so that a crash
+        costs little, only as many stay as there is room for. Those beyond `step` stay: they are damaged.
         """
-        steps = self.steps()
-        done, beyond = [each for each in steps if each <= step], [each for each in steps if each > step]
-        self.delete_all_but({best_step, *done[-keep_last:], *beyond})
+        before = sorted((each for each in self.steps() if each < step), key=lambda each: (is_planned(each), each))
+        for each in before[:max(0, len(before) - (keep_last - 1))]:
+            if each != best_step:
+                shutil.rmtree(self._place(each), ignore_errors=True)
 
-    def delete_all_but(self, keep: set[int]) -> None:
-        """Delete the checkpoints of other steps."""
-        for step in self.steps():
-            if step not in keep:
-                shutil.rmtree(self._place(step), ignore_errors=True)
+    def _lines(self) -> list[bytes]:
+        """The complete lines of the log."""
+        return self._log.read_bytes().split(b"\n")[:-1] if self._log.is_file() else []
 
     def _place(self, step: int) -> Path:
         return self.path / place_of(step)
@@ -190,9 +206,15 @@ def delete_run(path: Path) -> None:
     """Delete a run's folder. It is renamed first, so that it disappears as a whole or not at all.
 
     Raises:
-        UserError: the file system refuses, for example because another program has a file open.
+        UserError: it is being trained, or the file system refuses, for example because another program has a file open.
     """
-    with _in_a_sentence(path):
+    lock = RunLock(path)
+    with in_a_sentence(path):
+        path.stat()  # FileLock would make a folder that has gone
+        holder = lock.acquire()
+        lock.release()  # Windows renames no folder with an open file
+        if holder is not None:
+            raise UserError(f"{path.name} is being trained by {holder}; stop it first.")
         away = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         os.replace(path, away)
         shutil.rmtree(away)
@@ -207,29 +229,19 @@ def _read_line(line: bytes) -> dict | None:
     return None
 
 
-def _known_as(root: Path, key: str) -> Path | None:
-    """The existing folder of the run with this key, whatever its name; None if there is none."""
-    return next((path for path in sorted(root.glob(f"*-{key[:8]}*")) if _key_of(path) == key), None)
-
-
-def _new(root: Path, name: str, key: str) -> Path:
-    """The folder for a new run; its name has the whole key if another run has the same first 8 digits."""
-    path = root / f"{name}-{key[:8]}"
-    return path if _key_of(path) in (None, key) else root / f"{name}-{key}"
-
-
-def _key_of(path: Path) -> str | None:
-    """The key of the run in a folder; None if it holds no run."""
-    with suppress(OSError, ValueError, AttributeError):
-        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("key")
-    return None
+def sentence(path: Path, error: OSError) -> str:
+    """What an error of the file system means for a run's folder, and what to do."""
+    if not path.exists() and path.parent.exists():
+        return f"The run's folder {path} has gone: it was deleted or moved meanwhile. Queue again to begin anew."
+    todo = ("free some space on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else
+            "see that no other program holds it and that you may write there")
+    return f"The run's folder {path} cannot be written to ({error}); {todo}, and queue again."
 
 
 @contextmanager
-def _in_a_sentence(path: Path) -> Iterator[None]:
-    """Turns an OSError in the block into a UserError."""
+def in_a_sentence(path: Path) -> Iterator[None]:
+    """Turns an OSError in the block, which writes to a run's folder, into a UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"The run's folder {path} cannot be written to ({error}); free some space on its disk, or "
-                        "check its permissions, and queue again.") from None
+        raise UserError(sentence(path, error)) from None

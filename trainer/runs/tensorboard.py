@@ -18,7 +18,8 @@ class Scalars:
     """Writes TensorBoard events; does nothing where TensorBoard is not installed.
 
     Args:
-        step: the step from which the run resumes: what an interrupted run wrote for later steps is purged.
+        step: the step from which the run resumes: what an interrupted run wrote for later steps is purged; everything
+            for 0, as the run begins again then.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -26,7 +27,7 @@ class Scalars:
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
     def add(self, event: Event) -> None:
         """Write the numbers of one event."""
@@ -42,6 +43,11 @@ class Scalars:
         """Write a preview image, uint8."""
         if self._writer is not None:
             self._writer.add_image(f"preview/{name}", pixels_HW3, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """What was added is in the file when this returns."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Everything is on disk when this returns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 
 from ..base.errors import UserError
 
@@ -171,6 +171,11 @@ class OptimizerConfig:
     """Save and measure the average where there is one; False: the trained parameters, and the average is only kept up
     to date."""
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a step depends on the number of steps of the whole run."""
+        return self.schedule != "constant"
+
     def __post_init__(self) -> None:
         _check_choice(self, name=OPTIMIZERS, schedule=SCHEDULES)
         _check_least(self, eps=0, weight_decay=0, warmup_steps=0, cycles=1, power=0, accumulation=1, max_grad_norm=0)
@@ -192,10 +197,12 @@ class ValidationConfig:
     """Save a checkpoint every so many optimizer steps; 0 = not by steps."""
     every_epochs: int = 0
     """Save one also every so many epochs; 0 = not by epochs: an epoch may be a few steps, a file hundreds of MB."""
-    every_minutes: float = 10.0
-    """Save one also every so many minutes; 0 = not by time."""
+    every_minutes: float = 1.0
+    """Save one also every so many minutes, or more where saving would take more than 1 % of the time; 0 = not by
+    time."""
     keep_last: int = 3
-    """Keep so many of the newest checkpoints, and the best; older ones are deleted."""
+    """Keep so many of the newest checkpoints, first of all those by steps and epochs, and the best; others are
+    deleted."""
     evaluate_steps: int = 0
     """Measure the held-out loss every so many optimizer steps; 0 = not by steps."""
     evaluate_epochs: int = 1
@@ -239,6 +246,34 @@ class TrainConfig:
 
     def identity(self) -> dict:
         """The settings that change the trajectory of training, part of a run's key; its length, gradient checkpointing
-        and the validation settings do not."""
+        and the validation settings do not.
+
+        A setting that later versions add is part of it only where it differs from its default, which must leave
+        training as it was: so an update finds the runs of before.
+        """
         passing = {"epochs", "max_steps", "gradient_checkpointing", "validation"}
-        return {name: value for name, value in asdict(self).items() if name not in passing}
+        return {name: value for name, value in _told(self).items() if name not in passing}
+
+
+def _told(record: object, prefix: str = "") -> dict:
+    told = {}
+    for field in fields(record):
+        name, value = f"{prefix}{field.name}", getattr(record, field.name)
+        if is_dataclass(value):
+            value = _told(value, f"{name}.")
+            if value:
+                told[field.name] = value
+        elif name in _FIRST or value != field.default:
+            told[field.name] = value
+    return told
+
+
+_FIRST = frozenset(
+    "epochs max_steps batch_size learning_rate gradient_checkpointing seed "
+    "lora.rank lora.alpha lora.kind lora.dropout lora.targets lora.first_block lora.last_block lora.lokr_factor "
+    "lora.start objective.timesteps objective.logit_mean objective.logit_std objective.mode_scale objective.beta_a "
+    "objective.beta_b objective.shift objective.resolution_shift objective.min_t objective.max_t objective.stratified "
+    "objective.weighting objective.loss objective.huber_delta objective.noise_offset optimizer.name optimizer.beta1 "
+    "optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.schedule optimizer.warmup_steps optimizer.cycles "
+    "optimizer.power optimizer.accumulation optimizer.max_grad_norm optimizer.ema_decay optimizer.use_average".split())
+"""The settings there were when keys were defined: always part of them, whatever their defaults will be."""

@@ -28,9 +28,13 @@ from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
 from . import evaluate, objective, optim
+from .length import check_learned, is_due, is_over, total_steps
 
 MAX_SKIPPED = 10
 """A run ends after so many steps in a row whose loss or gradient is not finite."""
+
+SHARE_OF_SAVING = 0.01
+"""Of the time, at most, that checkpoints written by time take."""
 
 _OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 """The same class under its newer and its older name."""
@@ -68,7 +72,8 @@ class Trainer:
         self._position = (0, 0)
         self._is_whole = True  # False while the optimizer changes weights and the state is inconsistent
         self._saved_step, self._saved_time = 0, time.monotonic()
-        self._logged: dict[str, int] = {}
+        self._save_seconds = 0.0
+        self._logged: set[tuple[str, int]] = set()
 
     @property
     def is_done(self) -> bool:
@@ -79,10 +84,11 @@ class Trainer:
         """Train to the end; the state after the last finished step is saved in any case. UserError if out of memory."""
         start = time.perf_counter()
         restored = self._restore()
+        self.folder.rewind(self.step)
         self.scalars = Scalars(self.folder.path, self.step)
         try:
             yield self._record(restored)
-            if self._logged.get("Evaluated", -1) < self.step and self._is_evaluation_due():
+            if not self.is_logged("Evaluated", self.step) and self._is_evaluation_due():
                 yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
             while not self.is_done and not self.stop:
                 yield self._record(self.train_step())
@@ -97,6 +103,7 @@ class Trainer:
             self.scalars.close()
             if self._is_whole and self.step > self._saved_step:
                 self._save()
+        check_learned(self.step, self.skipped)
         seconds = time.perf_counter() - start
         yield self._record(Finished(self.step, seconds, self._reason() or "stopped", self.skipped))
 
@@ -214,21 +221,23 @@ class Trainer:
         validation = self.config.validation
         if self._is_evaluation_due():
             yield self._record(self.judge.measure(self.step))
-        minutes = (time.monotonic() - self._saved_time) / 60
-        is_time = validation.every_minutes and minutes >= validation.every_minutes
+        pause = max(60 * validation.every_minutes, self._save_seconds / SHARE_OF_SAVING)
+        is_time = validation.every_minutes and time.monotonic() - self._saved_time >= pause
         is_best = self.judge.best_step == self.step
-        if is_time or is_best or self._is_due(validation.every_steps, validation.every_epochs):
+        if is_time or is_best or self._is_planned(self.step):
             yield self._record(self._save())
 
     def _is_evaluation_due(self) -> bool:
         validation = self.config.validation
         if not self.dataset.held_out or not (validation.evaluate_steps or validation.evaluate_epochs):
             return False
-        return self.step in (0, self.total_steps) or self._is_due(validation.evaluate_steps, validation.evaluate_epochs)
+        return self.step in (0, self.total_steps) or is_due(
+            self.step, validation.evaluate_steps, validation.evaluate_epochs, self.steps_per_epoch)
 
-    def _is_due(self, every_steps: int, every_epochs: int) -> bool:
-        period = every_epochs * self.steps_per_epoch
-        return bool((every_steps and self.step % every_steps == 0) or (period and self.step % period == 0))
+    def _is_planned(self, step: int) -> bool:
+        """Whether the user asked for a checkpoint of this step."""
+        validation = self.config.validation
+        return is_due(step, validation.every_steps, validation.every_epochs, self.steps_per_epoch)
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """The adapter's weights to use: the moving average where there is one."""
@@ -242,20 +251,23 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "averages": self.averages.state_dict(), "parameters": self.adapter.state_dict(),
         }
+        # the history first: what a checkpoint follows is never missing from it
+        self.scalars.flush()
+        self.folder.sync_log()
         self.folder.save(self.step, self.adapter_state(), state)
-        self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step)
+        self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
         if self.judge.best_step:
             self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
         self._saved_step, self._saved_time = self.step, time.monotonic()
-        return Saved(self.step, time.perf_counter() - start)
+        self._save_seconds = time.perf_counter() - start
+        return Saved(self.step, self._save_seconds)
 
     def _restore(self) -> Started:
         """Continue from the checkpoint and the log that were found in the run's folder."""
         found, self._found = self._found, None  # frees the checkpoint's tensors once they are copied
         if found.checkpoint is not None:
             self._load(found.checkpoint)
-        for line in found.lines:
-            self._logged[line["event"]] = max(self._logged.get(line["event"], -1), line["step"])
+        self._logged = {(line["event"], line["step"]) for line in found.lines if line["step"] == self.step}
         self.losses = found.losses
         return Started(
             step=self.step,
@@ -277,21 +289,11 @@ class Trainer:
         self._position = self.sampler.epoch, self.sampler.cursor = state["position"]
         self._saved_step = self.step
 
+    def is_logged(self, event: str, step: int) -> bool:
+        """Whether the run was resumed from this step, and such an event of it is in the log."""
+        return (event, step) in self._logged
+
     def _record(self, event: Event) -> Event:
-        """Log an event once: steps that are repeated after an interruption are in the log already."""
-        step = self._logged.get(type(event).__name__, -1)
-        if isinstance(event, (Started, Finished)) or event.step > step:
-            self.folder.log(event)
-            self.scalars.add(event)
+        self.folder.log(event)
+        self.scalars.add(event)
         return event
-
-
-def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
-    """Optimizer steps of a whole run; an epoch's last step may have fewer batches."""
-    steps = config.epochs * math.ceil(batches_per_epoch / config.optimizer.accumulation)
-    return min(steps, config.max_steps) if config.max_steps else steps
-
-
-def is_over(config: TrainConfig, since_best: int) -> bool:
-    """Whether early stopping ends the run, after so many evaluations without a better held-out loss."""
-    return bool(config.validation.early_stop) and since_best >= config.validation.early_stop

@@ -1,7 +1,7 @@
 """One run: from a model, a cached dataset and settings to a LoRA.
 
-A run is identified by its data, its base model and those settings that change what is learned. It has a folder, resumes
-from the checkpoint there, and is not trained again once it is finished.
+A run is identified by its data, its base model and those settings that change what is learned (`identity`). It has a
+folder, resumes from the checkpoint there, and is not trained again once it is finished.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..base.errors import UserError, content_hash
+from ..base.errors import UserError
 from ..encoded.batches import batches_per_epoch, read_batch
 from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
@@ -24,11 +25,12 @@ from ..lora import keys as lora_keys
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs import checkpoints
+from ..runs.attempts import Wanted, open_run
 from ..runs.events import Event, Previewed, Started, StepDone
-from ..runs.folder import RunFolder
+from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
-from . import loop
+from . import identity, length
 from .loop import Trainer
 
 
@@ -47,24 +49,27 @@ class Previews(Protocol):
 
 
 class Run:
-    """An opened run: `events` trains the remaining steps; `lora` and `losses` are the result.
+    """An opened run, locked until `close`: `events` trains the remaining steps; `lora` and `losses` are the result.
 
     Args:
         name: of the run and its folder; a run that has a folder already keeps its name.
         runs_folder: the folder that holds the folders of all runs.
         continued: a LoRA of any trainer to start from; its rank and alpha replace those of `config`.
-        restart: delete the run's checkpoints, previews and log first.
+        attempt: the number of the attempt, which is made if there is none; 0 for the newest.
+        restart: where `attempt` is 0: not the first attempt, but one that is begun anew beside it, or the newest after
+            it.
 
     A caller whose framework enables inference mode must hold `torch.inference_mode(False)` from here to the end of
     `events`: what is read from a checkpoint is trained on.
 
     Raises:
-        UserError: the data or the LoRA to continue belong to another model, or the folder cannot be written to.
+        UserError: the data or the LoRA to continue belong to another model, another process trains the run, the folder
+            cannot be written to, or no step of the finished run was finite.
     """
 
     def __init__(
         self, denoiser: Denoiser, dataset: CachedDataset, name: str, config: TrainConfig, runs_folder: Path,
-        continued: Mapping[str, torch.Tensor] | None = None, restart: bool = False,
+        continued: Mapping[str, torch.Tensor] | None = None, restart: bool = False, attempt: int = 0,
     ) -> None:
         _check_data(denoiser, dataset)
         self._start: dict[str, torch.Tensor] = {}
@@ -75,23 +80,41 @@ class Run:
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
-        self._denoiser = denoiser
-        self._dataset = dataset
-        base_digest = denoiser.id
-        key = content_hash(dataset.digest, base_digest, config.identity())
-        self.folder = RunFolder(runs_folder, name, key, config.to_dict())
-        if restart:
-            self.folder.restart()
         self.base_model = lora_keys.describe_model(denoiser.linear_sizes())
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
-        self._metadata = lora_file.metadata(config, dataset, name, self.base_model, base_digest, 0)
-        self.folder.keep_metadata(self._metadata)
-        batches = batches_per_epoch(dataset.samples, config.batch_size)
-        total = loop.total_steps(config, batches)
-        self._found = self.folder.resume(total)
-        self._learned = self._found.checkpoint if self._is_over(total) else None
+        self._denoiser = denoiser
+        self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0)
+        total = length.total_steps(config, batches_per_epoch(dataset.samples, config.batch_size))
+        keys = identity.keys(config, dataset, denoiser.id, total)
+        wanted = Wanted(name=name, keys=keys, config=config.to_dict(), attempt=attempt, restart=restart,
+                        total_steps=total, is_length_fixed=config.optimizer.depends_on_length)
+        opened = open_run(runs_folder, wanted, partial(_is_over, config, total))
+        self.folder = opened.folder
+        self._lock = opened.lock
+        # runs from before took samples in the order of their names, and go on so
+        self._dataset = dataset.by_content() if opened.key == keys[0] else dataset
+        self._found = opened.found
+        self._learned = self._found.checkpoint if self._lock is None else None
         self.losses = self._found.losses if self._learned else []
         """The finite losses of the steps done."""
+        if self._learned:
+            length.check_learned(self._learned.step, self._learned.state["skipped"])
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the run."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about how it is trained that the user should know."""
+        return (self._lock.fault,) if self._lock is not None and self._lock.fault else ()
 
     @property
     def is_finished(self) -> bool:
@@ -117,6 +140,7 @@ class Run:
             UserError: as `Trainer.run` and `Trainer.train_step`.
         """
         denoiser, config = self._denoiser, self.config
+        self.folder.keep_metadata(self._metadata)
         linears = denoiser.linears()
         adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
         adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
@@ -134,19 +158,22 @@ class Run:
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.losses
 
-    def _is_over(self, total: int) -> bool:
-        done = self._found.checkpoint
-        if done is None:
-            return False
-        return done.step == total or loop.is_over(self.config, done.state["judge"]["since_best"])
+
+def _is_over(config: TrainConfig, total_steps: int, found: Found) -> bool:
+    done = found.checkpoint
+    if done is None:
+        return False
+    return done.step == total_steps or length.is_over(config, done.state["judge"]["since_best"])
 
 
 def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Previewed]:
     """Sample previews after an event where they are due, and before the first step those of the model alone."""
+    is_due = event.step and previews.is_due(event.step, trainer.total_steps, trainer.steps_per_epoch)
     if isinstance(event, Started) and not event.step:
         with trainer.adapter.switched_off():
             made = previews.make(0, "base")
-    elif isinstance(event, StepDone) and previews.is_due(event.step, trainer.total_steps, trainer.steps_per_epoch):
+    # at the start: Cancel preempted the one of the last step
+    elif isinstance(event, (Started, StepDone)) and is_due and not trainer.is_logged("Previewed", event.step):
         with trainer.averages.in_place():
             made = previews.make(event.step, f"step_{event.step:06d}")
     else:

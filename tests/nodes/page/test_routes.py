@@ -12,9 +12,9 @@ import torch
 
 from wantune.demo.server import Server
 from wantune.tests.conftest import ROOT
+from wantune.tests.support.runs import begun
 from wantune.trainer.base.errors import content_hash
 from wantune.trainer.runs.events import Evaluated, Previewed, Started, StepDone
-from wantune.trainer.runs.folder import RunFolder
 
 JSON = {"Content-Type": "application/json"}
 SECRET = b"nobody may read this"
@@ -22,7 +22,7 @@ SECRET = b"nobody may read this"
 
 def make_run(server, name: str, **origin) -> Path:
     """A run as training leaves it, with 50 steps, a checkpoint and a preview."""
-    folder = RunFolder(server.folder("output") / "wantune", name, content_hash("run", name), {"lora": {"rank": 4}})
+    folder = begun(server.folder("output") / "wantune", name, content_hash("run", name), {"lora": {"rank": 4}})
     folder.log(Started(0, 80, 10, 40, 1000))
     folder.log(Evaluated(0, 0.5, (), 0.5, False))
     for step in range(1, 51):

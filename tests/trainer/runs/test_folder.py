@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from wantune.tests.support.runs import begun
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs import state as run_state
 from wantune.trainer.runs.folder import RunFolder
@@ -18,7 +19,7 @@ KEY = "0123456789abcdef" * 4
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path / "runs", "lora", KEY, {"seed": 7})
+    return begun(tmp_path / "runs", "lora", KEY, {"seed": 7})
 
 
 def adapter(step: int) -> dict[str, torch.Tensor]:
@@ -66,7 +67,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(folder):
     assert place == folder.path / "step_000012"
     assert sorted(path.name for path in place.iterdir()) == sorted([ADAPTER, INDEX, STATE])
     assert is_whole(folder.load(12), 12)
-    assert is_whole(RunFolder(folder.path.parent, "lora", KEY, {}).newest()[0], 12)
+    assert is_whole(begun(folder.path.parent, "lora", KEY, {}).newest()[0], 12)
     assert not is_whole(folder.load(12), 13)
 
 
@@ -245,13 +246,13 @@ def test_what_cannot_be_written_at_all_leaves_nothing_behind(folder):
     assert files(folder) == before and not list(folder.path.glob("*.tmp"))
 
 
-def test_all_but_some_are_deleted(folder):
-    save(folder, 1, 2, 3, 4, 5)
+def test_the_newest_the_planned_and_the_best_stay(folder):
+    save(folder, 1, 2, 3, 4, 5, 6, 9)
     truncate(folder.path / "step_000003" / STATE)
-    folder.delete_all_but({2, 5, 99})
-    assert folder.steps() == [2, 5] and is_whole(folder.load(2), 2) and is_whole(folder.load(5), 5)
-    folder.delete_all_but(set())
-    assert folder.steps() == [] and (folder.path / "config.json").is_file()
+    folder.tidy(6, 4, 1, lambda step: step in (2, 4, 6))
+    assert folder.steps() == [1, 2, 4, 5, 6, 9], "the best, what was planned, and the newest of the others; none beyond"
+    folder.tidy(6, 1, 0, lambda step: False)
+    assert folder.steps() == [6, 9] and is_whole(folder.load(6), 6) and (folder.path / "config.json").is_file()
 
 
 def test_no_file_of_a_checkpoint_needs_pickle(folder):
@@ -259,6 +260,8 @@ def test_no_file_of_a_checkpoint_needs_pickle(folder):
     for name, content in files(folder).items():
         if name.endswith(".json"):
             json.loads(content)
+        elif name.endswith(".lock"):
+            assert not content
         else:
             length = int.from_bytes(content[:8], "little")
             assert json.loads(content[8:8 + length])

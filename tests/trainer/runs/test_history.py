@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from wantune.tests.support.runs import begun
 from wantune.trainer.base.errors import UserError, content_hash
 from wantune.trainer.runs import history
 from wantune.trainer.runs.events import Evaluated, Finished, Previewed, Started, StepDone
@@ -17,7 +18,7 @@ KEY = content_hash("a run")
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path, "cat", KEY, {"lora": {"rank": 8}, "learning_rate": 2e-4})
+    return begun(tmp_path, "cat", KEY, {"lora": {"rank": 8}, "learning_rate": 2e-4})
 
 
 def step_done(step: int, loss: float, total: int = 900) -> StepDone:
@@ -115,11 +116,11 @@ def test_a_run_that_is_begun_anew_is_read_anew_also_when_its_log_is_longer_by_th
     train(folder, range(1, 21))
     log = history.RunLog(folder.path / "log.jsonl")
     log.refresh()
-    folder.restart()
+    folder.rewind(0)
     losses = train(folder, range(1, 41), seed=5)
     log.refresh()
     assert same(log.curve(100)["low"], losses)
-    folder.restart()
+    folder.rewind(0)
     log.refresh()
     assert log.curve(100)["step"] == []
 
@@ -199,7 +200,7 @@ def test_what_did_not_change_is_not_read_again_and_what_changed_is(folder, monke
         (lambda: folder.mark_best(3, 0.25), {"best": {"step": 3, "loss": 0.25}}),
         (lambda: folder.mark_best(3, 0.75), {"best": {"step": 3, "loss": 0.75}}),
         (lambda: folder.describe({"base": "Wan2.1"}, {"prompt": {"1": {}}}), {"base": "Wan2.1", "has_workflow": True}),
-        (folder.restart, {"step": 0, "checkpoints": [], "best": None}),
+        (lambda: folder.rewind(0), {"step": 0}),
     ]
     for change, expected in changes:
         change()
@@ -224,5 +225,5 @@ def test_a_deleted_run_is_gone_and_what_its_links_lead_to_is_not(tmp_path, folde
     delete_run(folder.path)
     assert not folder.path.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["outside"]
     assert (outside / "photo.png").read_bytes() == b"mine"
-    with pytest.raises(UserError, match="cannot be written to"):
+    with pytest.raises(UserError, match="has gone"):
         delete_run(folder.path)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from wantune.tests.support.runs import begun
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedDataset, CachedSample
 from wantune.trainer.encoded.store import Store
@@ -65,7 +66,7 @@ def total(config: TrainConfig) -> int:
 def train(tmp_path, dataset):
     """Trains in the one folder, to the end or up to a step at which it is stopped."""
     def run(config: TrainConfig, stop_at: int = 10**9) -> RunFolder:
-        folder, model = RunFolder(tmp_path / "runs", "lora", "0" * 64, config.to_dict()), Small()
+        folder, model = begun(tmp_path / "runs", "lora", "0" * 64, config.to_dict()), Small()
         trainer = Trainer(config, model, model.adapter, dataset, folder, folder.resume(total(config)))
         for event in trainer.run():
             trainer.stop = event.step >= stop_at

@@ -12,7 +12,7 @@ import torch
 
 from wantune.tests.support import killable_saving
 from wantune.tests.support.killable_saving import KEY, NUMBERS
-from wantune.trainer.runs.folder import RunFolder
+from wantune.tests.support.runs import begun
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process that has torch loaded")
 
@@ -47,7 +47,7 @@ def test_killed_at_random_moments_of_saving(saver, tmp_path):
         assert status == -signal.SIGKILL, "it ended by itself"
         (place,) = tmp_path.iterdir()
         halves += bool(list(place.glob("step_*.tmp")))
-        folder = RunFolder(tmp_path, "lora", KEY, {})
+        folder = begun(tmp_path, "lora", KEY, {})
         assert not list(place.glob("step_*.tmp"))
         found, faults = folder.newest()
         if found is None:

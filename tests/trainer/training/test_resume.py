@@ -229,13 +229,6 @@ def test_fewer_steps_without_a_checkpoint_are_trained_to_and_the_longer_run_stay
     assert same(shorter[0], train(config(max_steps=3), place="alone")[0])
 
 
-def test_restart_begins_anew(train):
-    first = train(config(epochs=1))
-    watch = tools.Watch()
-    again = train(config(epochs=1), watch, restart=True)
-    assert watch.events[0].step == 0 and same(again[0], first[0]) and again[1] == first[1]
-
-
 def test_stop_ends_after_the_present_step_and_queueing_again_goes_on(train):
     whole, losses, _ = train(config(), place="whole")
     watch = tools.Watch()
