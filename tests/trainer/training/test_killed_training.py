@@ -68,3 +68,31 @@ def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, optimi
     for place in (attempt, tmp_path / "undisturbed"):
         (log,) = place.glob("wantune/*/log.jsonl")
         assert assert_one_history(log.parent) == expected["losses"] and not (log.parent / "training.json").exists()
+
+
+@pytest.mark.long
+def test_fifty_kills_of_caching_and_training(killer, folder, tmp_path):
+    """Until 50 processes were killed in all: fill a cache, train with previews and tidying, and begin again elsewhere."""
+    optimizer = OPTIMIZERS["adamw, accumulation"]
+    for name, command in (("fill", ("fill", folder, tmp_path / "cache")),
+                          ("train", ("train", folder, tmp_path / "undisturbed", optimizer, EPOCHS))):
+        start = time.perf_counter()
+        assert killer.run(*command) == 0
+        print(f"{name} takes {time.perf_counter() - start:.1f} s")
+    whole = time.perf_counter() - start
+    expected = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
+    encoded = {path.name: path.read_bytes() for path in (tmp_path / "cache").rglob("*.safetensors")}
+    draw, killed = random.Random(1), {"fill": 0, "train": 0}
+    for attempt in map(str, range(50)):
+        if sum(killed.values()) >= 50:
+            break
+        place = tmp_path / attempt
+        killed["fill"] += kill_again_and_again(killer, ("fill", folder, place / "cache"), draw, whole / 4)
+        killed["train"] += kill_again_and_again(killer, ("train", folder, place, optimizer, EPOCHS), draw, whole)
+        found = json.loads((place / "result.json").read_text())
+        assert found == expected
+        assert {path.name: path.read_bytes() for path in (place / "cache").rglob("*.safetensors")} == encoded
+        (log,) = place.glob("wantune/*/log.jsonl")
+        assert assert_one_history(log.parent) == expected["losses"] and not list(place.rglob("*.tmp"))
+    print(f"killed: {killed}")
+    assert sum(killed.values()) >= 50
