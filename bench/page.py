@@ -80,7 +80,7 @@ def through_a_server(options: argparse.Namespace) -> dict:
         graph = _graph(tools.write_pictures(Path(folder) / "pictures"))
         pack = page.write_pack(host.ROOT, graph, Path(folder))
         with Server(Path(sys.executable), found, host.ROOT, Path(folder) / "server", (pack,)) as server:
-            workflow = json.loads((pack / "example_workflows" / f"{page.WORKFLOW}.json").read_text())
+            workflow = json.loads((pack / "example_workflows" / f"{page.WORKFLOW}.json").read_text(encoding="utf-8"))
             runs = _Runs(server, graph, workflow)
             runs.train(steps)  # loads the models, fills the cache
             figures = _burst(runs, steps, turns)
@@ -153,7 +153,7 @@ class _Run:
 
     def step_seconds(self) -> list[float]:
         """The seconds of each step done so far."""
-        lines = (self.folder / "log.jsonl").read_text().rpartition("\n")[0].splitlines()
+        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         return [json.loads(line)["seconds"] for line in lines if '"StepDone"' in line]
 
 

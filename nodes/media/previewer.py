@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ...trainer.base.errors import UserError
+from ...trainer.base.files import replacing
+from ...trainer.base.refusals import in_a_sentence
 from ...trainer.runs.events import Previewed
 from ...trainer.training import length
 from ..backend.denoiser import ComfyDenoiser
@@ -56,7 +58,9 @@ class Previewer:
             path = self._folder / f"{name}_{number}.mp4"
             pixels_FHW3 = self.sample(prompt, path.stem)
             write_mp4(path, pixels_FHW3, self._denoiser.family.fps)
-            Image.fromarray(strip(pixels_FHW3)).save(path.with_suffix(".jpg"), quality=90)
+            picture = path.with_suffix(".jpg")
+            with in_a_sentence(f"{picture.name} cannot be written", self._folder), replacing(picture) as unfinished:
+                Image.fromarray(strip(pixels_FHW3)).save(unfinished, "JPEG", quality=90)
             paths.append(path.relative_to(self._folder.parent).as_posix())
         return Previewed(step, name, tuple(paths))
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from ...trainer.base.files import replacing
+from ...trainer.base.refusals import in_a_sentence
 
 BT709 = 1
 """The number of this colour standard in H.264. Players disagree on the colours of a file that names no standard."""
@@ -24,10 +25,12 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
     Raises:
         ValueError: fps is not a finite number above 0.
+        UserError: the file cannot be written.
     """
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"Compare Videos: fps is {fps}; give a number above 0, such as 16 for Wan2.1.")
-    with replacing(Path(path)) as unfinished:
+    path = Path(path)
+    with in_a_sentence(f"{path.name} cannot be written", path.parent), replacing(path) as unfinished:
         _encode(unfinished, frames, Fraction(fps).limit_denominator(1001))
 
 

@@ -6,7 +6,6 @@ Whoever may queue a graph can make the server read any folder; requests of a pag
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,13 +14,11 @@ from pathlib import Path, PurePath, PureWindowsPath
 import folder_paths
 
 from ...trainer.base.errors import UserError
+from ...trainer.base.files import is_device
 from .asking import Forbidden, NotFound, is_theirs, running_user
 
 MAX_TEXT = 4096
 """Characters of a path."""
-
-_DEVICES = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?$", re.IGNORECASE)
-"""Names that mean a device in any folder on Windows."""
 
 _read: dict[tuple[str, str | None], None] = {}
 """(folder with its links resolved, user) for what Load Dataset has read since ComfyUI started."""
@@ -109,7 +106,7 @@ def joined(text: str, base: str, allowed: Iterable[str], windows: bool = sys.pla
     written = PureWindowsPath(text)
     is_network = path.drive.startswith("\\\\") and not is_known
     is_half = bool(written.drive) != bool(written.root)  # C:folder and \folder depend on the process's current folder
-    odd = [part for part in path.parts[1:] if ":" in part or _DEVICES.match(part)]
+    odd = [part for part in path.parts[1:] if ":" in part or is_device(part)]
     if is_network or is_half or odd:
         raise Forbidden(_elsewhere(text))
     return path

@@ -192,3 +192,17 @@ def test_lists_that_name_nothing(tmp_path, text, sentence):
 
 def test_a_long_list_of_checkpoints_is_shortened(tmp_path):
     assert str(run_lora.Checkpoints(tmp_path, tuple(range(1, 101)), None)).endswith("20, ... 100")
+
+
+def test_a_run_whose_lora_is_in_use_can_be_deleted_in_the_page(world):
+    from wantune.nodes.lora import apply
+    from wantune.nodes.page import runs
+    from wantune.nodes.page.asking import Asked
+
+    expected, original = world.runs["plain"]
+    folder = shutil.copytree(original, original.with_name("copy-33333333"))
+    lora = load(folder).result[0]
+    applied, _ = apply(world.model, lora, 1.0)
+    assert runs._delete(Asked("default", {}, {"run": folder.name})) == {"deleted": folder.name}
+    assert not folder.exists() and same(lora, expected)
+    assert torch.isfinite(tools.sample(applied)).all()

@@ -1,2 +1,3 @@
 """What all other folders use: `errors` (the error shown to the user, the hash that names content), `files` (atomic
-writes), `database` (SQLite files used as caches), `remembered` (facts about files, valid while these do not change)."""
+writes), `refusals` (what the file system refused, in a sentence), `tensors` (reading safetensors), `database` (SQLite
+files used as caches), `remembered` (facts about files, valid while these do not change)."""

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.files import replacing
+from ..base.files import replacing, sync
+from ..base.refusals import in_a_sentence
 from .captions import CaptionFiles
 from .folder import Entry
 
@@ -28,8 +29,7 @@ def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
         before: the text as it was when the user began to edit it.
 
     Raises:
-        UserError: the caption was changed elsewhere meanwhile, or the text cannot be saved.
-        OSError: the file system refuses; the old text is unchanged.
+        UserError: the caption was changed elsewhere meanwhile, or the text cannot be saved; the old one is unchanged.
     """
     present, own, listed_in = texts.written(entry)
     if _plain(present) != _plain(before):
@@ -47,10 +47,11 @@ def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
     if own is None and os.path.lexists(path):
         raise UserError(f"{path.name} is there, but is no file that may be written; rename or delete it.")
     path = Path(os.path.realpath(path))  # a link stays a link
-    if own is not None:
-        _keep(path)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    with in_a_sentence(f"The caption of {entry.name} cannot be saved", path.parent, "save it again"):
+        if own is not None:
+            _keep(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     _saved[str(path)] = hashlib.sha256(content).hexdigest()
     return path
 
@@ -65,10 +66,14 @@ def _keep(path: Path) -> None:
         try:
             with backup.open("xb") as file:
                 file.write(content)
-                return
+            sync(backup)
+            return
         except FileExistsError:
             if not os.path.islink(backup) and backup.read_bytes() == content:
                 return
+        except OSError:
+            backup.unlink(missing_ok=True)  # half of it
+            raise
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -28,6 +29,9 @@ BACKUP = re.compile(r"\.txt\.bak\d*$", re.IGNORECASE)
 
 LEADS_OUT = ("a link to somewhere that the page may not read; it is left out of the sheet, and used when queued "
              "if Load Dataset can read it.")
+
+FOLDS_CASE = sys.platform in ("win32", "darwin")
+"""Whether IMG_1.JPG and img_1.jpg are one file, as on the disks of these systems."""
 
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
 """Names that operating systems create; skipped without a note, as are names that begin with a dot."""
@@ -63,8 +67,9 @@ class Entry:
 
 
 def key_of(name: str) -> str:
-    """A name in the form by which captions and masks are looked up: Unicode NFC, forward slashes."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+    """A name in the form by which captions and masks are looked up: Unicode NFC, forward slashes, case as on disk."""
+    key = unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+    return key.casefold() if FOLDS_CASE else key
 
 
 def stem_of(name: str) -> str:

@@ -12,18 +12,20 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..base import tensors
 from ..base.errors import UserError
-from ..base.files import Stamp, replacing
+from ..base.files import MOMENT, Stamp, delete, patiently, replacing, sweep
+from ..base.refusals import in_a_sentence, refused
 from ..base.remembered import Remembered
 
 SECONDS_A_DAY = 86400
@@ -56,7 +58,8 @@ class Store:
         path = self.folder / "id"
         with suppress(OSError):
             return path.read_text(encoding="ascii")
-        return renew(self.folder)
+        with self._in_a_sentence():
+            return renew(self.folder)
 
     def path(self, kind: str, key: str) -> Path:
         """The file of a tensor, whether it exists or not."""
@@ -82,23 +85,19 @@ class Store:
         Raises:
             UserError: the disk is full or cannot be written to.
         """
-        try:
+        with self._in_a_sentence():
             write_tensor(path, tensor)
             self._remember(path, Stamp.of(path), len(tensor))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"The cache in {self.folder} cannot be written ({error}); free some space, for example "
-                            "with Prune Cache, or check the folder's permissions.") from None
 
     @contextmanager
     def filling(self) -> Iterator[None]:
         """Encloses writes: on entry removes temporary files of killed processes, on exit saves the index."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._in_a_sentence():
+            self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", blocking=False)
-        with suppress(Timeout):  # another process fills this cache, and the temporary files may be its
+        with suppress(Timeout, OSError):  # another process fills this cache, and the temporary files may be its
             lock.acquire()
-            for path in self.folder.rglob("*.tmp"):
-                with suppress(OSError):  # the page may be writing a thumbnail; Windows deletes no open file
-                    path.unlink(missing_ok=True)
+            sweep(self.folder, "**/*.tmp")
         try:
             yield
         finally:
@@ -125,14 +124,18 @@ class Store:
             is_old = max_age_days is not None and now - seconds > max_age_days * SECONDS_A_DAY
             if is_old or (max_bytes is not None and total > max_bytes):
                 with suppress(OSError):  # in use by another program: it stays, and is counted as left
-                    path.unlink(missing_ok=True)
+                    delete(path, MOMENT)
                     total -= status.st_size
                     deleted.append(status.st_size)
         if deleted:
-            renew(self.folder)
+            with self._in_a_sentence():
+                renew(self.folder)
             self._index.keep({self._name(path) for path, _ in self._files()})
         self._index.save()
         return Size(len(deleted), sum(deleted)), self.size()
+
+    def _in_a_sentence(self) -> AbstractContextManager:
+        return in_a_sentence("The cache cannot be written", self.folder, "queue again (Prune Cache makes room, too)")
 
     def _files(self) -> Iterator:
         for path in self.folder.glob("*/*.safetensors"):
@@ -154,16 +157,18 @@ def read_tensor(path: Path) -> torch.Tensor:
     """The tensor of one cache file.
 
     Raises:
-        UserError: the file is missing or damaged; a damaged one is deleted, so that it is encoded again.
+        UserError: the file is missing, damaged or refused; a damaged one is deleted, so that it is encoded again.
     """
     try:
-        return _read(path)
-    except (OSError, SafetensorError, ValueError) as error:
+        return patiently(lambda: _read(path))
+    except (FileNotFoundError, SafetensorError, ValueError) as error:
         with suppress(OSError):
-            path.unlink(missing_ok=True)
+            delete(path)
             renew(path.parents[1])
         raise UserError(f"The cache file {path.name} is gone or damaged ({error}); queue again, and Cache Latents "
                         "makes it anew.") from None
+    except OSError as error:
+        raise refused(f"The cache file {path.name} cannot be read", path.parent, error) from None
 
 
 def write_tensor(path: Path, tensor: torch.Tensor) -> None:
@@ -183,10 +188,9 @@ def renew(folder: Path) -> str:
 
 def _read(path: Path) -> torch.Tensor:
     """The tensor of a cache file. Raises ValueError if its checksum is wrong."""
-    with safe_open(path, "pt") as file:
-        tensor = file.get_tensor("tensor").clone()  # a view maps the file, and Windows replaces no mapped file
-        expected = (file.metadata() or {}).get("crc32")
-    if _checksum(tensor) != expected:
+    found, metadata = tensors.read(path)
+    tensor = found.get("tensor")
+    if tensor is None or _checksum(tensor) != metadata.get("crc32"):
         raise ValueError("its checksum is wrong")
     return tensor
 

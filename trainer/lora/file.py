@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..base import tensors as tensor_files
 from ..base.errors import UserError
 from ..base.files import replacing
+from ..base.refusals import in_a_sentence
 from ..encoded.cache import CachedDataset
 from ..settings.training import LoraConfig, TrainConfig
 from .keys import PREFIX, check_complete, check_fit, modules_of, normalize, split
@@ -102,12 +104,8 @@ def save(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, s
         UserError: the disk is full or the folder cannot be written to.
     """
     tensors = {key: value.detach().to("cpu").contiguous() for key, value in state.items()}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", **metadata})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path.name} could not be written ({error}); free some space or check the folder's "
-                        "permissions.") from None
+    with in_a_sentence(f"{path.name} cannot be written", path.parent), replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
 
 
 def load(path: Path) -> LoraStateDict:
@@ -117,10 +115,8 @@ def load(path: Path) -> LoraStateDict:
         UserError: not a safetensors file, or damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
-            metadata = file.metadata() or {}
-            return LoraStateDict(_with_alpha(normalize(tensors), metadata), metadata)
+        tensors, metadata = tensor_files.read(path)
+        return LoraStateDict(_with_alpha(normalize(tensors), metadata), metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path.name} cannot be read as safetensors ({error}); download or save it again.") from None
 

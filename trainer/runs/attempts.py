@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import replacing
-from .folder import LOG, Found, RunFolder, check_name, in_a_sentence
+from .folder import LOG, Found, RunFolder, check_name, writing
 from .lock import RunLock
 from .state import place_of
 
@@ -69,7 +69,8 @@ class Opened:
 
 def attempts(root: Path, key: str) -> list[Attempt]:
     """All folders of the run with this key, whatever their names."""
-    found = [_attempt(path) for path in sorted(root.glob(f"*-{key[:8]}*"))]
+    folders = (path for path in sorted(root.glob(f"*-{key[:8]}*")) if path.suffix != ".tmp")  # that is being deleted
+    found = map(_attempt, folders)
     return [attempt for attempt in found if attempt is not None and attempt.key == key]
 
 
@@ -91,7 +92,7 @@ def _open(
 ) -> Opened:
     folder = RunFolder(attempt.path)
     lock = RunLock(folder.path)
-    with in_a_sentence(folder.path):
+    with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         holder = lock.acquire()
     try:
@@ -124,7 +125,7 @@ def _copy(longer: RunFolder, folder: RunFolder, most: int) -> None:
     if checkpoint is None:
         return
     best = checkpoint.state["judge"]["best_step"]
-    with in_a_sentence(folder.path):
+    with writing(folder.path):
         for name in {place_of(checkpoint.step), place_of(best), "samples"}:
             if (longer.path / name).is_dir():
                 shutil.copytree(longer.path / name, folder.path / name, dirs_exist_ok=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from ..base import files, tensors
 from ..base.errors import UserError
 from ..lora import file as lora_file
 from ..settings.data import SEPARATORS
@@ -137,8 +137,8 @@ def of_adapter(
     adapter: Mapping[str, torch.Tensor], config: LoraConfig, metadata: Mapping[str, str], step: int
 ) -> lora_file.LoraStateDict:
     """An adapter's weights after a step, as the tensors and the metadata of a LoRA file."""
-    tensors = lora_file.from_adapter(adapter, config.file_alpha)
-    return lora_file.LoraStateDict(tensors, {**metadata, "ss_steps": str(step), "wantune.step": str(step)})
+    state = lora_file.from_adapter(adapter, config.file_alpha)
+    return lora_file.LoraStateDict(state, {**metadata, "ss_steps": str(step), "wantune.step": str(step)})
 
 
 def _adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -146,7 +146,7 @@ def _adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
     place = run / place_of(step)
     try:
         checked(place, step, (ADAPTER,))
-        return load_file(place / ADAPTER)
+        return tensors.read(place / ADAPTER)[0]
     except DAMAGE as error:
         raise UserError(f"{place.name} of {run.name} cannot be used ({error}); choose another checkpoint.") from None
 
@@ -162,7 +162,7 @@ def _told_by_the_settings(run: Path) -> dict[str, str]:
 
 def _json(path: Path) -> dict:
     with suppress(OSError, ValueError):
-        content = json.loads(path.read_bytes())
+        content = json.loads(files.read_bytes(path))
         if isinstance(content, dict):
             return content
     return {}

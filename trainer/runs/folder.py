@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +12,10 @@ from typing import Any
 
 import torch
 
+from ..base import files
 from ..base.errors import UserError
 from ..base.files import replacing, write_json
+from ..base.refusals import in_a_sentence, refused
 from .events import Event, to_json
 from .lock import RunLock
 from .state import Checkpoint, place_of, read_checkpoint, step_of, write_checkpoint
@@ -48,6 +46,8 @@ def check_name(name: str) -> str:
         raise UserError(f"run_name has {len(stripped)} characters; choose a shorter one, for example {stripped[:20]}.")
     if not stripped.strip("."):
         raise UserError(f"run_name is {name!r}; give the run a name such as my_lora.")
+    if files.is_device(stripped):
+        raise UserError(f"run_name {name!r} is the name of a device on Windows; choose another, such as my_{stripped}.")
     return stripped
 
 
@@ -81,21 +81,17 @@ class RunFolder:
 
     def write_config(self, name: str, config: Mapping) -> None:
         """Write config.json, which is what makes the folder a run."""
-        with in_a_sentence(self.path):
+        with writing(self.path):
             write_json(self.path / "config.json", {"run_name": name, **config})
 
     def clean(self) -> None:
         """Remove what a killed process has left half written."""
-        for left in self.path.glob("*.tmp"):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    left.unlink(missing_ok=True)
+        files.sweep(self.path)
 
     def log(self, event: Event) -> None:
         """Append one line; other processes that read the log see it when this returns."""
-        with in_a_sentence(self.path), self._log.open("a", encoding="utf-8") as file:
+        with writing(self.path), files.patiently(
+                lambda: self._log.open("a", encoding="utf-8", newline="\n")) as file:
             file.write(json.dumps(to_json(event)) + "\n")
 
     def logged(self) -> list[dict]:
@@ -109,26 +105,26 @@ class RunFolder:
         """
         kept = [line for line in self._lines() if (read := _read_line(line)) and 0 < step >= read["step"]]
         content = b"".join(line + b"\n" for line in kept)
-        with in_a_sentence(self.path):
+        with writing(self.path):
             if self._log.is_file() and self._log.stat().st_size != len(content):
                 with replacing(self._log) as temporary:
                     temporary.write_bytes(content)
 
     def sync_log(self) -> None:
         """The log is on the disk when this returns, also after a power cut."""
-        with in_a_sentence(self.path), self._log.open("ab") as file:
-            os.fsync(file.fileno())
+        with writing(self.path):
+            files.sync(self._log)
 
     def describe(self, origin: Mapping, workflow: Mapping) -> None:
         """Write where this run came from, for the list of runs: origin.json, workflow.json."""
-        with in_a_sentence(self.path):
+        with writing(self.path):
             write_json(self.path / "origin.json", origin)
             if any(workflow.values()):
                 write_json(self.path / "workflow.json", workflow)
 
     def keep_metadata(self, metadata: Mapping[str, str]) -> None:
         """Write the metadata of the run's LoRA files, so that any checkpoint can be saved as one."""
-        with in_a_sentence(self.path):
+        with writing(self.path):
             write_json(self.path / METADATA, metadata)
 
     def resume(self, most: int) -> Found:
@@ -174,7 +170,7 @@ class RunFolder:
 
     def mark_best(self, step: int, loss: float) -> None:
         """Write which checkpoint is the best on the held-out files, into best.json."""
-        with in_a_sentence(self.path):
+        with writing(self.path):
             write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
 
     def tidy(self, step: int, keep_last: int, best_step: int, is_planned: Callable[[int], bool]) -> None:
@@ -186,11 +182,12 @@ class RunFolder:
         before = sorted((each for each in self.steps() if each < step), key=lambda each: (is_planned(each), each))
         for each in before[:max(0, len(before) - (keep_last - 1))]:
             if each != best_step:
-                shutil.rmtree(self._place(each), ignore_errors=True)
+                with suppress(OSError):  # what a program holds stays whole, until the next time
+                    files.delete(self._place(each), seconds=0.5)
 
     def _lines(self) -> list[bytes]:
         """The complete lines of the log."""
-        return self._log.read_bytes().split(b"\n")[:-1] if self._log.is_file() else []
+        return files.read_bytes(self._log).split(b"\n")[:-1] if self._log.is_file() else []
 
     def _place(self, step: int) -> Path:
         return self.path / place_of(step)
@@ -206,18 +203,22 @@ def delete_run(path: Path) -> None:
     """Delete a run's folder. It is renamed first, so that it disappears as a whole or not at all.
 
     Raises:
-        UserError: it is being trained, or the file system refuses, for example because another program has a file open.
+        UserError: there is none, it is being trained, or the file system refuses, for example because another program
+            has a file open.
     """
+    if not path.is_dir():
+        raise UserError(f"There is no run {path.name} (any more); open the list of runs again.")
+    files.sweep(path.parent)  # what is left of runs that could not be deleted as a whole
     lock = RunLock(path)
-    with in_a_sentence(path):
-        path.stat()  # FileLock would make a folder that has gone
+    with writing(path):
         holder = lock.acquire()
         lock.release()  # Windows renames no folder with an open file
-        if holder is not None:
-            raise UserError(f"{path.name} is being trained by {holder}; stop it first.")
-        away = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        os.replace(path, away)
-        shutil.rmtree(away)
+    if holder is not None:
+        raise UserError(f"{path.name} is being trained by {holder}; stop it first.")
+    try:
+        files.delete(path)
+    except OSError as error:
+        raise refused(f"{path.name} cannot be deleted", path, error, "delete it again") from None
 
 
 def _read_line(line: bytes) -> dict | None:
@@ -229,19 +230,8 @@ def _read_line(line: bytes) -> dict | None:
     return None
 
 
-def sentence(path: Path, error: OSError) -> str:
-    """What an error of the file system means for a run's folder, and what to do."""
-    if not path.exists() and path.parent.exists():
-        return f"The run's folder {path} has gone: it was deleted or moved meanwhile. Queue again to begin anew."
-    todo = ("free some space on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else
-            "see that no other program holds it and that you may write there")
-    return f"The run's folder {path} cannot be written to ({error}); {todo}, and queue again."
-
-
 @contextmanager
-def in_a_sentence(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns an OSError in the block, which writes to a run's folder, into a UserError."""
-    try:
+    with in_a_sentence("The run's folder cannot be written to", path):
         yield
-    except OSError as error:
-        raise UserError(sentence(path, error)) from None

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.files import MOMENT, patiently, read_bytes
 from .state import INDEX, step_of
 
 EMA_DECAY = 0.98
@@ -67,7 +68,7 @@ class Summary:
 
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run."""
-    return "key" in read_json(folder / "config.json")
+    return folder.suffix != ".tmp" and "key" in read_json(folder / "config.json")  # which is being deleted
 
 
 def summary(folder: Path) -> Summary:
@@ -133,7 +134,7 @@ class RunLog:
     def refresh(self) -> None:
         """Read the lines that were appended; the whole log if it was deleted and begun again."""
         try:
-            with self.path.open("rb") as file:
+            with patiently(lambda: self.path.open("rb"), MOMENT) as file:
                 file.seek(max(0, self._offset - len(self._last)))
                 if file.read(len(self._last)) != self._last:
                     self.__init__(self.path)
@@ -206,7 +207,7 @@ def read_json(path: Path) -> dict:
 @lru_cache(MAX_REMEMBERED)
 def _read_json(path: Path, _known_by: tuple) -> dict:
     with suppress(ValueError, RecursionError):
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
         if isinstance(content, dict):
             return content
     return {}
@@ -241,7 +242,7 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
 def _edges(log: Path) -> list[dict]:
     """The events at the beginning and at the end of a log, in their order, but only the last of all StepDone events."""
     try:
-        with log.open("rb") as file:
+        with patiently(lambda: log.open("rb"), MOMENT) as file:
             head = file.read(EDGE)
             begin = max(len(head), log.stat().st_size - EDGE)
             file.seek(begin)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from ..base import files, tensors
 from ..base.errors import UserError
-from ..base.files import write_json
+from ..base.refusals import in_a_sentence
 
 ADAPTER, STATE, INDEX = "adapter.safetensors", "state.safetensors", "state.json"
 
@@ -69,27 +68,38 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
         UserError: the disk is full or cannot be written to; earlier checkpoints are as they were.
     """
     final = run / place_of(checkpoint.step)
-    building = run / f"{final.name}.{uuid.uuid4().hex}.tmp"
-    data, tensors = take_apart(checkpoint.state)
+    building = files.beside(final)
+    data, by_name = take_apart(checkpoint.state)
+    what = f"The checkpoint of step {checkpoint.step} cannot be written"
     try:
-        building.mkdir()
-        save_file(checkpoint.adapter, building / ADAPTER)
-        save_file(tensors, building / STATE)
-        for name in (ADAPTER, STATE):
-            with (building / name).open("rb+") as file:
-                os.fsync(file.fileno())  # a rename may reach the disk before the content does
-        files = {name: _seal(building / name) for name in (ADAPTER, STATE)}
-        index = {"step": checkpoint.step, "files": files, "state": data}
-        write_json(building / INDEX, {"crc32": _crc(index), **index})
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(building, final)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint of step {checkpoint.step} cannot be written ({error}); free some space on the "
-                        f"disk of {run} and queue again, the run goes on from its last checkpoint.") from None
+        with in_a_sentence(what, run, "queue again, and the run goes on from its last checkpoint"):
+            building.mkdir()
+            save_file(checkpoint.adapter, building / ADAPTER)
+            save_file(by_name, building / STATE)
+            for name in (ADAPTER, STATE):
+                files.sync(building / name)
+            seals = {name: _seal(building / name) for name in (ADAPTER, STATE)}
+            index = {"step": checkpoint.step, "files": seals, "state": data}
+            files.write_json(building / INDEX, {"crc32": _crc(index), **index})
+            _put_in_place(building, final)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return final
+
+
+def _put_in_place(building: Path, final: Path) -> None:
+    """Rename a folder, in place of one that is there; that one stays if this fails. Raises OSError."""
+    if not final.exists():
+        files.replace(building, final)
+        return
+    former = files.beside(final)
+    files.replace(final, former)
+    try:
+        files.replace(building, final)
+    except OSError:
+        files.replace(former, final)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def read_checkpoint(run: Path, step: int) -> Checkpoint:
@@ -101,15 +111,15 @@ def read_checkpoint(run: Path, step: int) -> Checkpoint:
     place = run / place_of(step)
     try:
         index = checked(place, step, (ADAPTER, STATE))
-        state = put_together(index["state"], load_file(place / STATE))
-        return Checkpoint(index["step"], load_file(place / ADAPTER), state)
+        state = put_together(index["state"], tensors.read(place / STATE)[0])
+        return Checkpoint(index["step"], tensors.read(place / ADAPTER)[0], state)
     except DAMAGE as error:
         raise UserError(f"The checkpoint {place.name} cannot be used ({error}); it is passed over.") from None
 
 
 def checked(place: Path, step: int, names: tuple[str, ...]) -> dict:
     """The content of a checkpoint's state.json, after a check of it and of these files. Raises one of DAMAGE."""
-    index = json.loads((place / INDEX).read_text(encoding="utf-8"))
+    index = json.loads(files.read_bytes(place / INDEX))
     if index.pop("crc32") != _crc(index) or index["step"] != step:
         raise ValueError(f"{INDEX} is damaged")
     for name in names:
@@ -127,12 +137,12 @@ def take_apart(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     Raises:
         TypeError: the state holds a value of another type.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
 
     def apart(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            name = f"{len(tensors):06d}"
-            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+            name = f"{len(found):06d}"
+            found[name] = value.detach().to("cpu", copy=True).contiguous()
             return {_TENSOR: name}
         if isinstance(value, Mapping):
             return {_MAP: [[apart(key), apart(each)] for key, each in value.items()]}
@@ -148,23 +158,23 @@ def take_apart(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
             return value
         raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
-    return apart(state), tensors
+    return apart(state), found
 
 
-def put_together(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def put_together(data: Any, by_name: Mapping[str, torch.Tensor]) -> Any:
     """The inverse of `take_apart`."""
     if isinstance(data, list):
-        return [put_together(each, tensors) for each in data]
+        return [put_together(each, by_name) for each in data]
     if isinstance(data, dict):
         if _TENSOR in data:
-            return tensors[data[_TENSOR]]
+            return by_name[data[_TENSOR]]
         if _DTYPE in data:
             return getattr(torch, data[_DTYPE])
         if _FLOAT in data:
             return float(data[_FLOAT])
         if _TUPLE in data:
-            return tuple(put_together(each, tensors) for each in data[_TUPLE])
-        return {put_together(key, tensors): put_together(each, tensors) for key, each in data[_MAP]}
+            return tuple(put_together(each, by_name) for each in data[_TUPLE])
+        return {put_together(key, by_name): put_together(each, by_name) for key, each in data[_MAP]}
     return data
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ LEVELS = 5
 
 
 class Scalars:
-    """Writes TensorBoard events; does nothing where TensorBoard is not installed.
+    """Writes TensorBoard events; does nothing where TensorBoard is not installed or the disk refuses it.
 
     Args:
         step: the step from which the run resumes: what an interrupted run wrote for later steps is purged; everything
@@ -27,32 +29,45 @@ class Scalars:
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
+            with self._if_possible():
+                self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
     def add(self, event: Event) -> None:
         """Write the numbers of one event."""
         if self._writer is None:
             return
-        if isinstance(event, StepDone):
-            self._add_step(event)
-        elif isinstance(event, Evaluated):
-            self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
-            self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
+        with self._if_possible():
+            if isinstance(event, StepDone):
+                self._add_step(event)
+            elif isinstance(event, Evaluated):
+                self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
+                self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
 
     def add_picture(self, name: str, pixels_HW3: np.ndarray, step: int) -> None:
         """Write a preview image, uint8."""
         if self._writer is not None:
-            self._writer.add_image(f"preview/{name}", pixels_HW3, step, dataformats="HWC")
+            with self._if_possible():
+                self._writer.add_image(f"preview/{name}", pixels_HW3, step, dataformats="HWC")
 
     def flush(self) -> None:
         """What was added is in the file when this returns."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._if_possible():
+                self._writer.flush()
 
     def close(self) -> None:
         """Everything is on disk when this returns."""
         if self._writer is not None:
-            self._writer.close()
+            with self._if_possible():
+                self._writer.close()
+
+    @contextmanager
+    def _if_possible(self) -> Iterator[None]:
+        """Ends the writing where the disk refuses it; the run's own files tell of a full disk, and have the numbers."""
+        try:
+            yield
+        except OSError:
+            self._writer = None
 
     def _add_step(self, event: StepDone) -> None:
         if math.isfinite(event.loss):

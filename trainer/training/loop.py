@@ -70,7 +70,7 @@ class Trainer:
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.losses: list[float] = []
         self._position = (0, 0)
-        self._is_whole = True  # False while the optimizer changes weights and the state is inconsistent
+        self._is_whole = True  # False while weights or the log change and are inconsistent
         self._saved_step, self._saved_time = 0, time.monotonic()
         self._save_seconds = 0.0
         self._logged: set[tuple[str, int]] = set()
@@ -104,8 +104,8 @@ class Trainer:
             if self._is_whole and self.step > self._saved_step:
                 self._save()
         check_learned(self.step, self.skipped)
-        seconds = time.perf_counter() - start
-        yield self._record(Finished(self.step, seconds, self._reason() or "stopped", self.skipped))
+        yield self._record(
+            Finished(self.step, time.perf_counter() - start, self._reason() or "stopped", self.skipped))
 
     def train_step(self) -> StepDone:
         """Draw t and noise, predict, loss and backward for each batch; then clip the gradient and step once.
@@ -236,8 +236,8 @@ class Trainer:
 
     def _is_planned(self, step: int) -> bool:
         """Whether the user asked for a checkpoint of this step."""
-        validation = self.config.validation
-        return is_due(step, validation.every_steps, validation.every_epochs, self.steps_per_epoch)
+        settings = self.config.validation
+        return is_due(step, settings.every_steps, settings.every_epochs, self.steps_per_epoch)
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """The adapter's weights to use: the moving average where there is one."""
@@ -255,11 +255,11 @@ class Trainer:
         self.scalars.flush()
         self.folder.sync_log()
         self.folder.save(self.step, self.adapter_state(), state)
-        self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
         if self.judge.best_step:
             self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
-        self._saved_step, self._saved_time = self.step, time.monotonic()
-        self._save_seconds = time.perf_counter() - start
+        self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
+        self._saved_step, self._saved_time, self._save_seconds = (
+            self.step, time.monotonic(), time.perf_counter() - start)
         return Saved(self.step, self._save_seconds)
 
     def _restore(self) -> Started:
@@ -270,13 +270,9 @@ class Trainer:
         self._logged = {(line["event"], line["step"]) for line in found.lines if line["step"] == self.step}
         self.losses = found.losses
         return Started(
-            step=self.step,
-            total_steps=self.total_steps,
-            steps_per_epoch=self.steps_per_epoch,
-            num_modules=self.adapter.num_modules,
-            num_parameters=sum(parameter.numel() for parameter in self.adapter.parameters),
-            passed_over=found.passed_over,
-        )
+            step=self.step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch,
+            num_modules=self.adapter.num_modules, passed_over=found.passed_over,
+            num_parameters=sum(parameter.numel() for parameter in self.adapter.parameters))
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -290,10 +286,12 @@ class Trainer:
         self._saved_step = self.step
 
     def is_logged(self, event: str, step: int) -> bool:
-        """Whether the run was resumed from this step, and such an event of it is in the log."""
+        """Whether the run was resumed from this step with such an event of it in the log."""
         return (event, step) in self._logged
 
     def _record(self, event: Event) -> Event:
+        self._is_whole = False  # what is not in the log is not saved, and so done again
         self.folder.log(event)
+        self._is_whole = True
         self.scalars.add(event)
         return event

@@ -6,6 +6,7 @@ folder, resumes from the checkpoint there, and is not trained again once it is f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -24,7 +25,7 @@ from ..lora import file as lora_file
 from ..lora import keys as lora_keys
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
-from ..runs import checkpoints
+from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
 from ..runs.events import Event, Previewed, Started, StepDone
 from ..runs.folder import Found
@@ -99,6 +100,7 @@ class Run:
         """The finite losses of the steps done."""
         if self._learned:
             length.check_learned(self._learned.step, self._learned.state["skipped"])
+            self._mark_best(self._learned.state["judge"])
 
     def __enter__(self) -> Run:
         return self
@@ -157,6 +159,12 @@ class Run:
                 trainer.stop = self.stop
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.losses
+
+    def _mark_best(self, judge: Mapping) -> None:
+        """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""
+        marked = history.read_json(self.folder.path / "best.json").get("loss", math.inf)
+        if judge["best_step"] and judge["best_loss"] < marked:
+            self.folder.mark_best(judge["best_step"], judge["best_loss"])
 
 
 def _is_over(config: TrainConfig, total_steps: int, found: Found) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from wantune.tests.support.runs import begun
+from wantune.trainer.base import files as disk
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs import state as run_state
 from wantune.trainer.runs.folder import RunFolder
@@ -205,11 +207,19 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(folder):
 
 
 @pytest.mark.parametrize("moment", [ADAPTER, STATE, INDEX, "fsync", "rename"])
-@pytest.mark.parametrize("kind", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left"),
-                                  PermissionError(errno.EACCES, "No space left: read only")], ids=repr)
-def test_a_full_disk_is_a_sentence_and_the_former_checkpoint_stays(folder, monkeypatch, moment, kind):
+@pytest.mark.parametrize(("kind", "sentence"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk of .* is full; free some space.*queue again"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk of .* is full; free some space.*queue again"),
+    (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk of .* is full; free some space"),
+    (PermissionError(errno.EACCES, "Permission denied"), "does not allow it; check its permissions.*queue again"),
+    (OSError(errno.EROFS, "Read-only file system"), "does not allow it; check its permissions.*queue again"),
+    (OSError(errno.EIO, "Input/output error"), "the disk of .* does not work as it should; check the disk"),
+], ids=str)
+def test_what_the_disk_refuses_is_a_sentence_and_the_former_checkpoint_stays(
+        folder, monkeypatch, moment, kind, sentence):
     save(folder, 10)
-    before, save_file, replace = files(folder), run_state.save_file, run_state.os.replace
+    before, save_file, replace = files(folder), run_state.save_file, os.replace
+    monkeypatch.setattr(disk, "PATIENCE", 0.0)
 
     def fail(*_arguments):
         raise kind
@@ -225,12 +235,13 @@ def test_a_full_disk_is_a_sentence_and_the_former_checkpoint_stays(folder, monke
 
     monkeypatch.setattr(run_state, "save_file", half)
     if moment == INDEX:
-        monkeypatch.setattr(run_state, "write_json", fail)
+        monkeypatch.setattr(disk, "write_json", fail)
     elif moment in ("fsync", "rename"):
-        monkeypatch.setattr(run_state.os, *("replace", last) if moment == "rename" else ("fsync", fail))
-    with pytest.raises(UserError, match="step 20.*No space left.*free some space.*queue again") as error:
+        monkeypatch.setattr(disk.os, *("replace", last) if moment == "rename" else ("fsync", fail))
+    with pytest.raises(UserError, match=f"step 20.*{sentence}") as error:
         save(folder, 20)
     assert str(folder.path) in str(error.value)
+    assert ("free some space" in sentence) == ("free some space" in str(error.value))
     assert files(folder) == before and folder.steps() == [10] and not list(folder.path.glob("*.tmp"))
     assert is_whole(folder.newest()[0], 10)
     monkeypatch.undo()

@@ -225,5 +225,5 @@ def test_a_deleted_run_is_gone_and_what_its_links_lead_to_is_not(tmp_path, folde
     delete_run(folder.path)
     assert not folder.path.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["outside"]
     assert (outside / "photo.png").read_bytes() == b"mine"
-    with pytest.raises(UserError, match="has gone"):
+    with pytest.raises(UserError, match="There is no run"):
         delete_run(folder.path)

@@ -55,6 +55,13 @@ def test_a_name_with_a_character_that_some_system_refuses_is_refused(character):
             check_name(name)
 
 
+@pytest.mark.parametrize("name", ["con", "NUL", "com1.v2", "aux.", "lpt9"])
+def test_a_name_that_is_a_device_on_windows_is_refused(name):
+    with pytest.raises(UserError, match="is the name of a device on Windows; choose another"):
+        check_name(name)
+    assert check_name(f"{name[:2]}-") and check_name("console") and check_name("com10")
+
+
 def test_a_name_that_is_too_long_for_a_file_is_refused_in_a_sentence(root):
     with pytest.raises(UserError):
         begun(root, "x" * 300, KEY, {})

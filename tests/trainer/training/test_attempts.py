@@ -253,7 +253,7 @@ def test_a_folder_that_is_deleted_in_mid_run_is_what_is_said(train):  # noqa: F8
             shutil.rmtree(output)
 
     output = Path(train(config(EACH), stop_after(1))[2])
-    with pytest.raises(UserError, match="has gone: it was deleted or moved"):
+    with pytest.raises(UserError, match="was deleted or renamed meanwhile"):
         train(config(EACH), tools.Watch(delete))
 
 

@@ -72,7 +72,7 @@ def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, optimi
 
 @pytest.mark.long
 def test_fifty_kills_of_caching_and_training(killer, folder, tmp_path):
-    """Until 50 processes were killed in all: fill a cache, train with previews and tidying, and begin again elsewhere."""
+    """Until 50 processes were killed: fill a cache, train with previews and tidying, and begin again elsewhere."""
     optimizer = OPTIMIZERS["adamw, accumulation"]
     for name, command in (("fill", ("fill", folder, tmp_path / "cache")),
                           ("train", ("train", folder, tmp_path / "undisturbed", optimizer, EPOCHS))):
