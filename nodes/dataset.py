@@ -19,7 +19,7 @@ from ..trainer.settings.data import (
     parse_resolutions,
 )
 from . import sockets
-from .backend import paths
+from .backend import linked, paths
 from .page import places
 from .page.live import ProgressLine, show_text
 
@@ -41,7 +41,7 @@ class LoadDataset(io.ComfyNode):
             inputs=[
                 io.String.Input("folder", default="", tooltip="Folder with the pictures (jpg, png, webp, avif, bmp, "
                                 "tiff), the clips (mp4, mov, mkv, webm, avi, animated gif and webp) and a .txt "
-                                "caption beside each; folders in it are read as well. A full path, or a folder in "
+                                "or .caption beside each; folders in it are read as well. A full path, or a folder in "
                                 "ComfyUI's input folder."),
                 io.String.Input("trigger_word", default="", tooltip="The word that will call what you teach. It is "
                                 "put in front of each caption that lacks it. Choose one that means nothing yet."),
@@ -50,7 +50,8 @@ class LoadDataset(io.ComfyNode):
                 io.String.Input("frame_buckets", default="1, 33", tooltip="Frame counts (4n+1) that clips are cut "
                                 "to, at 16 frames a second; each clip takes the longest that fits. 1 is a picture."),
                 io.Int.Input("num_repeats", default=10, min=1, max=10000, tooltip="How often each picture, and "
-                             "each part of a clip, is seen in one epoch. A subfolder called 5_name has its own 5."),
+                             "each part of a clip, is seen in one epoch. A subfolder called 5_name has its own 5, up "
+                             "to 200."),
                 io.Int.Input("validation_items", default=0, min=0, max=1000, tooltip="So many files are kept out of "
                              "training, chosen by their content."),
                 io.Boolean.Input("upscale", default=False, optional=True, tooltip="Enlarge pictures and clips that are "
@@ -79,13 +80,14 @@ class LoadDataset(io.ComfyNode):
         return _checked(lambda: folder.check(Path(_config(**inputs).folder)))
 
     @classmethod
-    def fingerprint_inputs(cls, folder, **_inputs) -> str:
+    def fingerprint_inputs(cls, folder=None, **_inputs) -> str | int:
         """Changes when a file of the folder does, so that ComfyUI runs the node again with the same widgets."""
-        return _fingerprint(folder)
+        return linked.changes(_state) if folder is None else _state(folder)
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         config = _config(**inputs)
+        linked.given(config.folder, _state)
         places.allow(config.folder)
         progress = scan.scanning(config, paths.scans_folder())
         return _reported(ProgressLine(cls.hidden).follow(progress))  # the contact sheet (web/sheet/) shows it
@@ -197,9 +199,8 @@ def _checked(check: Callable[[], object]) -> bool | str:
     return True
 
 
-def _fingerprint(text: str | None) -> str:
-    if text is None:  # linked, so its value is not known yet
-        return ""
+def _state(text: str) -> str:
+    """Differs when a file of the folder has changed, was added or removed."""
     try:
         return folder.fingerprint(folder.walk(paths.dataset_folder(text), Notes()))
     except UserError as error:

@@ -15,10 +15,10 @@ from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 
-from ...trainer.base.errors import UserError, content_hash
+from ...trainer.base.errors import UserError, content_hash, printable
 from ...trainer.data import buckets, caption_edit, folder, report, thumbnails
 from ...trainer.data import scan as scanning
-from ...trainer.data.captions import CaptionFiles
+from ...trainer.data.caption_files import CaptionFiles
 from ...trainer.data.folder import Entry
 from ...trainer.data.manifest import Sample
 from ...trainer.data.notes import Notes
@@ -64,14 +64,14 @@ def register(door: Door) -> None:
     door.get("/wantune/folders", _folders, quick=False)
     door.get("/wantune/dataset", _dataset, quick=False)
     door.get("/wantune/thumbnail", _thumbnail, quick=False)
-    door.post("/wantune/caption", _save_caption)
+    door.post("/wantune/caption", _save_caption, quick=False)  # it lists the folder, for which Stop must not wait
 
 
 def _folders(asked: Asked) -> dict:
     """The subfolders of a folder that the page may read; without a path, the root folders."""
     may_read = places.reader(asked.user)
     roots = [{"name": root.name, "value": places.shown(Path(root.path)), "files": None}
-             for root in places.roots(asked.user)]
+             for root in places.roots(asked.user) if printable(root.path) == root.path]
     text = asked.text("path", "").strip()
     if not text:
         return {"path": "", "title": "", "parent": None, "folders": roots, "roots": roots, "left_out": 0}
@@ -94,7 +94,8 @@ def _folders(asked: Asked) -> dict:
 
 def _is_shown(entry: os.DirEntry) -> bool:
     with suppress(OSError):
-        return not entry.name.startswith(".") and entry.is_dir()
+        # an address cannot hold a name that is not UTF-8
+        return not entry.name.startswith(".") and printable(entry.name) == entry.name and entry.is_dir()
     return False
 
 
@@ -142,8 +143,9 @@ def _sheet(asked: Asked) -> dict:
         answer = report.to_json(manifest, lambda sample: _thumbnails(sample, found))
     except UserError as error:
         rejected, notes = getattr(error, "rejected", ()), getattr(error, "notes", ())
-        answer = {"error": str(error), "folders": [config.folder], "trigger_word": config.trigger_word.strip(),
-                  "files": report.left_out(rejected), "totals": None, "notes": list(notes)}
+        answer = {"error": str(error), "folders": [printable(config.folder)],
+                  "trigger_word": config.trigger_word.strip(), "files": report.left_out(rejected), "totals": None,
+                  "notes": list(notes)}
     _add_texts(answer["files"], entries)
     _put(_sheets, state, found, MAX_SHEETS)
     return {"state": state, **answer}
@@ -180,16 +182,12 @@ def _thumbnails(sample: Sample, found: dict[str, _Thumbnail]) -> dict:
 
 def _add_texts(files: list[dict], entries: list[Entry]) -> None:
     """Adds to each picture and clip its caption as it stands in the file, without the trigger word put before it."""
-    texts, media = CaptionFiles.among(entries, Notes()), {entry.name: entry for entry in _media(entries)}
+    texts, media = CaptionFiles.among(entries, Notes()), {entry.name: entry for entry in entries if entry.is_media}
     for file in files:
         if file["file"] in media:
             with suppress(UserError):  # then it is among the files left out, with this error as its reason
                 text, own, listed_in = texts.written(media[file["file"]])
                 file.update(text=text, text_file=own.name if own else None, listed_in=listed_in or None)
-
-
-def _media(entries: list[Entry]) -> Iterator[Entry]:
-    return (entry for entry in entries if entry.suffix in folder.SUFFIXES and not entry.is_mask)
 
 
 @cache
@@ -213,16 +211,16 @@ def _thumbnail(asked: Asked) -> Bytes:
 
 
 def _save_caption(asked: Asked) -> dict:
-    """Write the .txt beside a picture or clip, whose name is looked up in the folder's listing."""
+    """Write the caption beside a picture or clip, whose name is looked up in the folder's listing."""
     root = places.inside(asked.text("folder"), asked.user)
     name, text, before = asked.text("file"), asked.text("text"), asked.text("before")
     entries = list(folder.walk(root, Notes(), places.reader(asked.user)))
-    entry = next((entry for entry in _media(entries) if entry.name == name), None)
+    entry = next((entry for entry in entries if entry.is_media and entry.name == name), None)
     if entry is None:
         raise NotFound(f"There is no picture or clip {name[:200]!r} in this folder (any more).")
     texts = CaptionFiles.among(entries, Notes())
     path = caption_edit.save(entry, texts, text, before)
-    return {"saved": path.name, "text": text.strip()}
+    return {"saved": printable(path.name), "text": text.strip()}
 
 
 def _config(text: str, user: str) -> DatasetConfig:

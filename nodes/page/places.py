@@ -6,6 +6,7 @@ Whoever may queue a graph can make the server read any folder; requests of a pag
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from .asking import Forbidden, NotFound, is_theirs, running_user
 
 MAX_TEXT = 4096
 """Characters of a path."""
+
+_NO_NAME = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters, but for those that stand for bytes of a name that is not UTF-8 (PEP 383)."""
 
 _read: dict[tuple[str, str | None], None] = {}
 """(folder with its links resolved, user) for what Load Dataset has read since ComfyUI started."""
@@ -64,7 +68,7 @@ def inside(text: str, user: str) -> Path:
         text: as in the folder widget: absolute, or relative to ComfyUI's input folder.
 
     Raises:
-        UserError: it is no path.
+        UserError: it is no path, or a file.
         Forbidden: it lies outside of the folders that may be read, whether it exists or not.
         NotFound: it does not exist.
     """
@@ -76,6 +80,8 @@ def inside(text: str, user: str) -> Path:
         raise UserError(f"{_short(text)} is not a path; give the folder that holds your pictures.") from None
     if not any(_lies_in(real, root) for root in allowed):
         raise Forbidden(_elsewhere(text))
+    if os.path.isfile(real):
+        raise UserError(f"{_short(text)} is a file; give the folder in which it lies.")
     if not os.path.isdir(real):
         raise NotFound(f"The folder {_short(text)} does not exist; give the folder that holds your pictures or clips.")
     return Path(real)
@@ -97,7 +103,7 @@ def joined(text: str, base: str, allowed: Iterable[str], windows: bool = sys.pla
     text = text.strip().strip('"')
     if not text:
         raise UserError("folder is empty; give the folder that holds your pictures, for example my_pictures.")
-    if "\0" in text or len(text) > MAX_TEXT or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+    if "\0" in text or len(text) > MAX_TEXT or _NO_NAME.search(text):
         raise UserError(f"folder {_short(text)!r} is not a path; give the folder that holds your pictures.")
     if not windows:
         return PurePath(base, text)

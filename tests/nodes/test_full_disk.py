@@ -13,7 +13,7 @@ import torch
 from wantune.tests.support import full_disk, tools
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import caption_edit, folder, scan
-from wantune.trainer.data.captions import CaptionFiles
+from wantune.trainer.data.caption_files import CaptionFiles
 from wantune.trainer.data.notes import Notes
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store

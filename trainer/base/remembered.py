@@ -16,6 +16,8 @@ from .files import Stamp
 SETTLED = 2.0
 """Seconds. A file changed less than this ago is not remembered: a second change might leave the same time behind."""
 
+_ERRORS = "surrogatepass" if os.name == "nt" else "surrogateescape"
+
 _TABLE = """CREATE TABLE IF NOT EXISTS known (
     name BLOB PRIMARY KEY, version TEXT, stamp TEXT, facts TEXT, crc32 INTEGER) WITHOUT ROWID"""
 """crc32 is that of the other columns: SQLite has no checksums, and may return wrong values from a damaged file."""
@@ -43,7 +45,7 @@ class Remembered:
         """The facts, or None if there are none for the file as it is now."""
         known = self._new.get(name)
         if known is None:
-            key = os.fsencode(name)
+            key = _key(name)
             for *row, crc32 in self._database.rows(
                     "SELECT name, version, stamp, facts, crc32 FROM known WHERE name = ?", key):
                 if (*row, crc32) == self._row(key, *row[2:]):
@@ -64,13 +66,13 @@ class Remembered:
     def names(self) -> list[str]:
         """All names with facts, be they valid or outdated."""
         saved = self._database.rows("SELECT name FROM known WHERE version = ?", self._version)
-        return sorted({os.fsdecode(name) for (name,) in saved} | self._new.keys())
+        return sorted({name.decode(errors=_ERRORS) for (name,) in saved} | self._new.keys())
 
     def keep(self, names: set[str]) -> None:
         """Forget the facts of all other names."""
         with self._lock:
             self._new = {name: known for name, known in self._new.items() if name in names}
-        kept = {os.fsencode(name) for name in names}
+        kept = {_key(name) for name in names}
         gone = [row for row in self._database.rows("SELECT name FROM known") if row[0] not in kept]
         if gone:
             self._database.write(("DELETE FROM known WHERE name = ?", gone))
@@ -78,7 +80,7 @@ class Remembered:
     def save(self) -> None:
         """Write the new facts and close the file; if the disk is full or read-only, they stay in memory."""
         with self._lock:
-            rows = sorted(self._row(os.fsencode(name), *known) for name, known in self._new.items())
+            rows = sorted(self._row(_key(name), *known) for name, known in self._new.items())
             if rows and self._database.write(("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)):
                 self._new.clear()
         self._database.close()
@@ -93,8 +95,13 @@ class Remembered:
         for name, each in known.items() if isinstance(known, dict) else ():
             match each:
                 case [[size, modified, changed], dict(facts)]:
-                    yield self._row(os.fsencode(name), _text(Stamp(size, modified, changed)),
+                    yield self._row(_key(name), _text(Stamp(size, modified, changed)),
                                     json.dumps(facts, separators=(",", ":")))
+
+
+def _key(name: str) -> bytes:
+    """The name as bytes, which SQLite takes also where it is no text; as os.fsencode, but in any locale."""
+    return name.encode(errors=_ERRORS)
 
 
 def _text(stamp: Stamp) -> str:

@@ -1,7 +1,8 @@
-"""Saving a caption that was edited in the page to the .txt beside its picture; no earlier text of the user is lost.
+"""Saving a caption that was edited in the page to the file it came from; no earlier text of the user is lost.
 
-The previous content of the .txt is kept as <name>.txt.bak, which is never overwritten: if the .txt was changed
-elsewhere since it was last saved from here, that text becomes .bak2, and so on.
+That is the .txt beside the picture, or whichever file of its own its caption stands in. The previous content is kept
+as <name>.txt.bak, which is never overwritten: if the file was changed elsewhere since it was last saved from here, that
+text becomes .bak2, and so on.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import itertools
 import os
 from pathlib import Path
 
-from ..base.errors import UserError
+from ..base.errors import UserError, printable
 from ..base.files import replacing, sync
 from ..base.refusals import in_a_sentence
-from .captions import CaptionFiles
+from .caption_files import CaptionFiles
 from .folder import Entry
 
 _saved: dict[str, str] = {}
@@ -22,7 +23,7 @@ _saved: dict[str, str] = {}
 
 
 def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
-    """Write the caption of a picture or clip, and return the path of its .txt.
+    """Write the caption of a picture or clip, and return the path of its file.
 
     Args:
         texts: the caption files of its dataset folder, as they are now.
@@ -36,13 +37,12 @@ def save(entry: Entry, texts: CaptionFiles, text: str, before: str) -> Path:
         raise UserError(f'The caption of {entry.name} was changed meanwhile, to "{_short(present)}"; '
                         "look at it and edit it again.")
     if not text.strip() and listed_in:
-        raise UserError(f"Without a .txt of its own {entry.name} takes its caption from {listed_in}; change it there.")
-    try:
-        content = _plain(text).encode()
-    except UnicodeEncodeError:
-        raise UserError("That caption holds half a character; type it again.") from None
+        raise UserError(f"Without this text {entry.name} takes its caption from {listed_in}; change it there.")
+    if printable(text) != text:
+        raise UserError("That caption holds half a character; type it again.")
     if "\0" in text:
         raise UserError("That caption holds a NUL character; type it again.")
+    content = texts.encoded(own, _plain(text))
     path = own.path if own else entry.path.with_suffix(".txt")
     if own is None and os.path.lexists(path):
         raise UserError(f"{path.name} is there, but is no file that may be written; rename or delete it.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 
-from ..base.errors import UserError, content_hash
+from ..base.errors import UserError, content_hash, printable
 from ..base.files import Stamp
 from . import pictures, video
 from .notes import Notes
@@ -22,9 +22,16 @@ FORMATS = "jpg, png, webp, avif, bmp, tiff, gif, mp4, mov, mkv, webm or avi"
 MASKS = "masks"
 """Name of the folders that hold masks."""
 
-CAPTION_FILES = ("captions.json", "metadata.jsonl")
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Of a file that holds the caption of one picture or clip, the one that counts first; .caption is kohya's default."""
 
-BACKUP = re.compile(r"\.txt\.bak\d*$", re.IGNORECASE)
+CAPTION_FILES = ("captions.json", "metadata.json", "captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+"""Names of files that hold the captions of several."""
+
+MAX_REPEATS = 200
+"""A folder called 2024_holiday means a year, not repeats."""
+
+BACKUP = re.compile(r"\.(txt|caption)\.bak\d*$", re.IGNORECASE)
 """How the names of the backups end that caption_edit.py makes of a caption's earlier texts."""
 
 LEADS_OUT = ("a link to somewhere that the page may not read; it is left out of the sheet, and used when queued "
@@ -36,21 +43,36 @@ FOLDS_CASE = sys.platform in ("win32", "darwin")
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
 """Names that operating systems create; skipped without a note, as are names that begin with a dot."""
 
-_REPEATS = re.compile(r"([1-9]\d*)_")
+_REPEATS = re.compile(r"([1-9][0-9]*)_")
 """kohya's folder names: 10_name for 10 repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file; `name` is its path relative to the dataset folder, with forward slashes on every system."""
+    """A file of a dataset folder."""
 
     path: Path
     name: str
+    """Its path relative to the dataset folder, as it can be shown (`printable`), with forward slashes everywhere."""
 
     @property
     def suffix(self) -> str:
         """Its extension in lower case, such as ".png"."""
         return self.path.suffix.lower()
+
+    @property
+    def is_named_in_utf_8(self) -> bool:
+        """Whether its name is text; on Linux names are bytes."""
+        try:
+            os.fsencode(self.path.name).decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    @property
+    def is_media(self) -> bool:
+        """Whether it is a picture or clip to train on, by its name."""
+        return self.suffix in SUFFIXES and not self.is_mask
 
     @property
     def is_mask(self) -> bool:
@@ -60,10 +82,20 @@ class Entry:
     @property
     def repeats(self) -> int | None:
         """The repeats that the nearest folder called `10_name` gives; None without one."""
-        for part in reversed(PurePosixPath(self.name).parts[:-1]):
-            if match := _REPEATS.match(part):
-                return int(match[1])
-        return None
+        return next((number for _, number in self.numbered if number <= MAX_REPEATS), None)
+
+    @property
+    def numbered(self) -> list[tuple[str, int]]:
+        """(path, number) of the folders around it whose names begin with a number, such as `10_name`, inner first."""
+        folders = PurePosixPath(self.name).parents
+        found = [(each.as_posix(), _REPEATS.match(each.name)) for each in folders]
+        return [(path, int(match[1])) for path, match in found if match]
+
+
+def is_caption(path: Path) -> bool:
+    """Whether a file holds captions, or is a backup of one that caption_edit.py made; by its name."""
+    name = path.name.lower()
+    return path.suffix.lower() in CAPTION_SUFFIXES or name in CAPTION_FILES or BACKUP.search(name) is not None
 
 
 def key_of(name: str) -> str:
@@ -86,6 +118,8 @@ def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None
     Raises:
         UserError: the folder does not exist or cannot be read.
     """
+    if os.path.isfile(root):
+        raise UserError(f"{root} is a file; give the folder in which it lies.")
     if not os.path.isdir(root):  # False also where permissions hide it
         raise UserError(f"The folder {root} does not exist; give the folder that holds your pictures or clips.")
     seen: set[str] = set()
@@ -101,7 +135,7 @@ def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None
             return
         try:
             with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+                entries = sorted(found, key=lambda entry: os.fsencode(entry.name))  # as code points, in every locale
         except OSError as error:
             if not prefix:
                 raise UserError(f"The folder {root} cannot be read ({error.strerror}); check its permissions."
@@ -111,15 +145,16 @@ def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                 continue
+            name = prefix + _shown(entry.name)
             if os.path.isdir(entry):  # unlike entry.is_dir() also for a link to itself
                 if entry.is_symlink():
-                    links.append((folder / entry.name, f"{prefix}{entry.name}/"))
+                    links.append((folder / entry.name, f"{name}/"))
                 else:
-                    yield from visit(folder / entry.name, f"{prefix}{entry.name}/")
+                    yield from visit(folder / entry.name, f"{name}/")
             elif may_read is not None and entry.is_symlink() and not may_read(os.path.realpath(entry)):
-                notes.add(prefix + entry.name, LEADS_OUT)
+                notes.add(name, LEADS_OUT)
             else:
-                yield Entry(folder / entry.name, prefix + entry.name)
+                yield Entry(folder / entry.name, name)
 
     # links last, so that of two ways to one folder the link is the one that is skipped
     links: list[tuple[Path, str]] = []
@@ -130,13 +165,30 @@ def walk(root: Path, notes: Notes, may_read: Callable[[str], bool] | None = None
 
 def check(root: Path, may_read: Callable[[str], bool] | None = None) -> None:
     """Raises UserError unless there is at least one picture or clip."""
-    if not any(entry.suffix in SUFFIXES and not entry.is_mask for entry in walk(root, Notes(), may_read)):
+    if not any(entry.is_media for entry in walk(root, Notes(), may_read)):
         raise UserError(f"The folder {root} holds no pictures or clips; put {FORMATS} files into it.")
 
 
 def fingerprint(entries: Iterable[Entry]) -> str:
     """A hash that differs when a file has changed, was added or removed."""
     return content_hash([(entry.name, _stamp(entry.path)) for entry in entries])
+
+
+def note_repeats(entries: Iterable[Entry], notes: Notes) -> None:
+    """Add a note for each folder of pictures or clips whose name begins with a number."""
+    for entry in entries:
+        for path, number in entry.numbered:
+            if number > MAX_REPEATS:
+                notes.add(path, f"begins with a number over {MAX_REPEATS}, which is not taken for repeats.")
+                continue
+            notes.add(path, f"its files count {number} times, as its name says; rename it if that is no number of "
+                      "repeats.")
+            break
+
+
+def _shown(name: str) -> str:
+    """The name as it can be shown, the same in every locale (names are bytes, which Linux calls UTF-8)."""
+    return printable(os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 def _stamp(path: Path) -> tuple | str:

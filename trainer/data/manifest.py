@@ -108,8 +108,10 @@ def hold_out(samples: Sequence[Sample], count: int, folder: str) -> set[str]:
     """
     digests = sorted({sample.digest for sample in samples}, key=lambda digest: content_hash("hold out", digest))
     if count >= len(digests):
-        raise UserError(f"validation_items is {count}, but {folder} has {len(digests)} usable files; choose "
-                        f"{len(digests) - 1} or less.")
+        most = len(digests) - 1
+        raise UserError(f"validation_items is {count}, but {folder} has "
+                        f"{'one usable file' if most == 0 else f'{most + 1} usable files'}; choose "
+                        f"{f'{most} or less' if most > 0 else '0'}, or add files.")
     return set(digests[:count])
 
 

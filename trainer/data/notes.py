@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..base.errors import printable
+
 NAMES = 3
 """Number of files that a note lists by name; the others are counted."""
 
@@ -18,7 +20,7 @@ class Notes:
 
     def sentences(self) -> tuple[str, ...]:
         """Each remark once, with its files, in the order of their first `add`."""
-        return tuple(f"{_listed(list(names))}: {remark}" for remark, names in self._names.items())
+        return tuple(printable(f"{_listed(list(names))}: {remark}") for remark, names in self._names.items())
 
 
 def _listed(names: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from ..base.errors import printable
 from .captions import estimate_tokens, has_trigger
 from .manifest import Manifest, Rejection, Sample
 
@@ -20,7 +21,7 @@ def text(manifest: Manifest, max_files: int | None = None) -> str:
     files = _files(manifest)
     used = len({path for path, _ in files})
     count = used + len(manifest.rejected)
-    folders = " and ".join(config.folder for config in manifest.configs)
+    folders = " and ".join(_folders(manifest))
     lines = [f"{used} of {count} files are used from {folders}", *_totals(manifest), ""]
     held_out = {sample.digest for sample in manifest.held_out}
     lines += _some([f"{'held out' if samples[0].digest in held_out else 'used    '}  {_line(sample)}"
@@ -49,13 +50,13 @@ def to_json(manifest: Manifest, more: Callable[[Sample], dict] = lambda _sample:
                      "tokens_per_step": manifest.family.num_tokens(bucket)}
                     for bucket, number in sorted(_per_bucket(manifest).items())],
     }
-    return {"folders": [config.folder for config in manifest.configs], "trigger_word": manifest.trigger_word,
+    return {"folders": _folders(manifest), "trigger_word": manifest.trigger_word,
             "files": files, "totals": totals, "notes": list(manifest.notes)}
 
 
 def left_out(rejected: Iterable[Rejection]) -> list[dict]:
     """The entries of to_json's `files` for files that are not used."""
-    return [{"file": rejection.name, "path": str(rejection.path), "used": False, "reason": rejection.reason}
+    return [{"file": rejection.name, "path": printable(str(rejection.path)), "used": False, "reason": rejection.reason}
             for rejection in rejected]
 
 
@@ -68,6 +69,10 @@ def expected_bytes(manifest: Manifest) -> int:
     family = manifest.family
     return (sum(family.num_tokens(bucket) * family.values_per_token * 4 for _, bucket, _, _ in latents)
             + sum(estimate_tokens(caption) * family.text_width * 2 for caption in texts))
+
+
+def _folders(manifest: Manifest) -> list[str]:
+    return [printable(config.folder) for config in manifest.configs]
 
 
 def _files(manifest: Manifest) -> dict[object, list[Sample]]:
@@ -118,7 +123,7 @@ def _file(samples: list[Sample], is_held_out: bool, more: Callable[[Sample], dic
     sample = samples[0]
     return {
         "file": sample.name,
-        "path": str(sample.path),
+        "path": printable(str(sample.path)),
         "used": True,
         "held_out": is_held_out,
         "width": sample.width,

@@ -16,7 +16,7 @@ from ..model.family import ModelFamily
 from ..settings.data import DatasetConfig
 from . import buckets, captions, facts, folder, masks, pictures, windows
 from .buckets import Bucket
-from .captions import CaptionFiles
+from .caption_files import CaptionFiles
 from .facts import Facts
 from .folder import Entry
 from .manifest import Manifest, Rejection, Sample, hold_out, split
@@ -67,7 +67,8 @@ def scanning(
         may_read: as for `folder.walk`.
 
     Raises:
-        UserError: the folder is missing or empty, or the model family takes no clips of these lengths.
+        UserError: the folder is missing or empty, a file of captions fits none of its files, or the model family takes
+            no clips of these lengths.
         NothingUsable: no file in it can be used.
     """
     family = families.named(config.family)
@@ -76,10 +77,12 @@ def scanning(
     root, notes = Path(config.folder), Notes()
     folder.check(root, may_read)
     entries = list(folder.walk(root, notes, may_read))
-    media = [entry for entry in entries if entry.suffix in folder.SUFFIXES and not entry.is_mask]
+    media = [entry for entry in entries if entry.is_media]
+    texts = CaptionFiles.among(entries, notes)
+    texts.check()
+    folder.note_repeats(media, notes)
     painted = _masks(entries, media, config, notes)
     facts_of = yield from _probe([*media, *painted.values()], config, memory, is_all=may_read is None)
-    texts = CaptionFiles.among(entries, notes)
     samples, rejected = [], []
     for entry in media:
         try:
@@ -243,9 +246,8 @@ def _note_twins(media: list[Entry], samples: list[Sample], config: DatasetConfig
 
 
 def _is_foreign(entry: Entry) -> bool:
-    name = entry.path.name.lower()
-    is_caption = entry.suffix == ".txt" or name in folder.CAPTION_FILES or folder.BACKUP.search(name) is not None
-    return not is_caption and entry.suffix not in (pictures.SUFFIXES if entry.is_mask else folder.SUFFIXES)
+    return not folder.is_caption(entry.path) and entry.suffix not in (
+        pictures.SUFFIXES if entry.is_mask else folder.SUFFIXES)
 
 
 def _nothing_usable(root: Path, rejected: list[Rejection], config: DatasetConfig) -> str:

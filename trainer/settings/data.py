@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import ImageColor
 
-from ..base.errors import UserError
+from ..base.errors import UserError, printable
 
 SEPARATORS = re.compile("[,;\uff0c\uff1b]")
 """Separators in lists that users write, also the full-width ones of Chinese keyboards."""
@@ -77,7 +77,7 @@ class DatasetConfig:
     frame_buckets: tuple[int, ...] = (1,)
     """Frame counts of clips; 1 is a picture."""
     num_repeats: int = 10
-    """How often each file is seen in an epoch, at each resolution; a subfolder called `5_name` has its own 5."""
+    """How often each file is seen in an epoch, at each resolution; a folder `5_name` (up to 200) has its own 5."""
     validation_items: int = 0
     """Number of files held out of training, chosen by a hash of their content."""
     upscale: bool = False
@@ -102,6 +102,8 @@ class DatasetConfig:
             if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
                 raise UserError(f"resolution is {resolution}; choose {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
                                 "for example 512.")
+        if printable(self.trigger_word) != self.trigger_word:
+            raise UserError(f"trigger_word {self.trigger_word!r} holds half a character; type it again.")
         if self.num_repeats < 1:
             raise UserError(f"num_repeats is {self.num_repeats}; choose 1 or more.")
         if self.validation_items < 0:

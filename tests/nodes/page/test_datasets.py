@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -282,3 +283,45 @@ def test_gently_a_refusal_is_an_answer(server):
     assert get(server, "dataset", config=config)[0] == 403
     status, answer = get(server, "dataset", config=config, gently="1")
     assert status == 200 and "queue this node once" in answer["error"] and answer["files"] == []
+
+
+def test_saving_a_caption_does_not_keep_stop_waiting():
+    from wantune.nodes.page import datasets
+
+    class Door:
+        def get(self, path, handler, quick=True):
+            self.seen[path] = quick
+
+        post, seen = get, {}
+
+    datasets.register(Door())
+    assert Door.seen and not any(Door.seen.values()), "each of them lists a folder or reads files"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_names_that_are_not_utf_8_are_loaded_joined_shown_and_edited(server, data):
+    odd = os.fsdecode(b"caf\xe9")
+    draw(data / odd / f"{odd}.png", 1, "a cat")
+    draw(data / "b.png", 2, "b")
+    load = {"class_type": "WanTune_LoadDataset", "inputs": {
+        "trigger_word": "zwx", "resolution": 64, "frame_buckets": "1", "num_repeats": 1, "validation_items": 0}}
+    graph = {name: {**load, "inputs": {**load["inputs"], "folder": str(folder)}}
+             for name, folder in (("1", data), ("2", data / odd))}
+    graph["3"] = {"class_type": "WanTune_JoinDatasets", "inputs": {"dataset_1": ["1", 0], "dataset_2": ["2", 0]}}
+    outputs = server.run(graph)["outputs"]
+    assert "caf<e9>/caf<e9>.png" in outputs["3"]["text"][0] and "caf<e9>.png" in outputs["2"]["text"][0]
+    _, answer = sheet(server, data.name)
+    found = files(answer)["caf<e9>/caf<e9>.png"]
+    assert get(server, "thumbnail", id=found["samples"][0]["thumbnail"])[0] == 200
+    assert save(server, data.name, "caf<e9>/caf<e9>.png", "a dog", "a cat") == (
+        200, {"saved": "caf<e9>.txt", "text": "a dog"})
+    assert (data / odd / f"{odd}.txt").read_text() == "a dog"
+    assert files(sheet(server, data / odd)[1])["caf<e9>.png"]["text"] == "a dog"
+    status, answer = get(server, "folders", path=data.name)
+    assert status == 200 and answer["folders"] == []
+
+
+def test_a_folder_that_is_a_file_is_called_one(server, data):
+    draw(data / "a.png", 1)
+    status, answer = sheet(server, f"{data.name}/a.png")
+    assert status == 400 and answer["error"].endswith("a.png is a file; give the folder in which it lies.")

@@ -1,16 +1,20 @@
 """Walking a folder: what is found in it and the folders in it, through links, under any name, while it changes."""
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from wantune.tests.conftest import ROOT
 from wantune.tests.support import tools
 from wantune.tests.support.folders import captions_of, config, draw, link, names, notes_on, reasons, scan
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.data import facts, folder
+from wantune.trainer.data import facts, folder, manifest, report
 from wantune.trainer.data import scan as scanning
 
 NFC, NFD = (unicodedata.normalize(form, "café über") for form in ("NFC", "NFD"))
@@ -268,6 +272,97 @@ def test_a_dataset_folder_that_cannot_be_read_is_an_error_that_says_so(root, mon
         scan(root)
 
 
-def test_a_file_in_the_place_of_the_folder_is_an_error_that_says_what_to_give(root):
-    with pytest.raises(UserError, match="good.png does not exist; give the folder"):
+def test_a_file_in_the_place_of_the_folder_is_called_a_file(root):
+    with pytest.raises(UserError, match="good.png is a file; give the folder in which it lies."):
         scan(root / "good.png")
+    with pytest.raises(UserError, match="gone does not exist; give the folder"):
+        scan(root / "gone")
+
+
+def test_numbers_before_a_folder_s_name_are_told_and_a_year_is_no_repeats(root):
+    for number, name in enumerate(("2024_holiday", "200_cats", "201_cats", "10_dogs/2024_may", "10_dogs/5_old",
+                                   "7_none")):
+        (root / name).mkdir(parents=True)
+        if not name.startswith("7"):
+            draw(root / name / "a.png", number + 1, "zwx")
+    found = scan(root, num_repeats=3)
+    assert {clip.name.removesuffix("/a.png"): clip.repeats for clip in found.samples} == {
+        "good.png": 3, "2024_holiday": 3, "200_cats": 200, "201_cats": 3, "10_dogs/2024_may": 10, "10_dogs/5_old": 5}
+    told = {name: note.split(": ")[1] for note in found.notes for name in note.split(": ")[0].split(", ")}
+    assert set(told) >= {"2024_holiday", "200_cats", "201_cats", "10_dogs/2024_may", "10_dogs", "10_dogs/5_old"}
+    for name, count in (("200_cats", 200), ("10_dogs", 10), ("10_dogs/5_old", 5)):
+        assert told[name].startswith(f"its files count {count} times, as its name says")
+    for name in ("2024_holiday", "201_cats", "10_dogs/2024_may"):
+        assert told[name] == "begins with a number over 200, which is not taken for repeats."
+    assert "7_none" not in told
+
+
+odd_names = pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+
+
+@pytest.fixture
+def odd(root):
+    """Pictures, a caption, a folder, a mask and an unused file whose names are Latin-1 or GBK, not UTF-8."""
+    inner = root / os.fsdecode("été".encode("latin-1"))
+    draw(inner / os.fsdecode("café.png".encode("latin-1")), 1, "zwx café")
+    draw(root / os.fsdecode("狗.png".encode("gbk")), 2)
+    draw(root / "masks" / os.fsdecode("狗.png".encode("gbk")), 3)
+    (root / os.fsdecode("Übersicht.docx".encode("latin-1"))).write_bytes(b"x")
+    return root
+
+
+@odd_names
+def test_names_that_are_not_utf_8_can_be_shown_sent_and_kept(odd, tmp_path):
+    first, second = scan(odd, tmp_path / "memory"), scan(odd, tmp_path / "memory")
+    assert captions_of(first) == {
+        "good.png": ("zwx good",), "<e9>t<e9>/caf<e9>.png": ("zwx café",), "<b9><b7>.png": ("zwx",)}
+    assert reasons(first)["<dc>bersicht.docx"] and first.digest == second.digest
+    assert next(clip.mask for clip in first.samples if clip.name == "<b9><b7>.png").name == "masks/<b9><b7>.png"
+    assert all(clip.path.exists() for clip in first.samples)
+    joined = manifest.join([first, scan(next(odd.glob("*t*/")))])
+    for text in (report.text(joined), *joined.notes, json.dumps(report.to_json(joined), ensure_ascii=False)):
+        text.encode()
+
+
+@odd_names
+def test_a_name_that_is_not_utf_8_is_no_caption(odd):
+    left_out = reasons(scan(odd, caption_fallback="file name"))
+    assert left_out["<b9><b7>.png"] == "<b9><b7>.png has no caption, and a name that is not UTF-8; rename it."
+
+
+@odd_names
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_errors_about_names_that_are_not_utf_8_can_be_shown(tmp_path, content):
+    path = tmp_path / os.fsdecode(b"no\xe9")
+    if content:
+        path.write_bytes(content)
+    for root in (path, path / "deeper"):
+        with pytest.raises(UserError, match="no<e9>") as error:
+            scan(root)
+        str(error.value).encode()
+
+
+@odd_names
+def test_a_dataset_is_the_same_in_every_locale_and_place_and_with_warnings_as_errors(odd, tmp_path):
+    (odd / "猫.png").write_bytes(draw(tmp_path / "c.png", 7).read_bytes())
+    (odd / "metadata.jsonl").write_bytes(json.dumps({"file_name": "猫.png", "text": "zwx 一只猫坐在窗台上"},
+                                                    ensure_ascii=False).encode("gbk"))
+    script = """if True:
+        import os, sys, types, warnings
+        pack = types.ModuleType("wantune")
+        pack.__path__ = [sys.argv[1]]
+        sys.modules["wantune"] = pack
+        from wantune.trainer.data import scan
+        from wantune.trainer.settings.data import DatasetConfig
+        os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")
+        warnings.simplefilter("error")
+        manifest = scan.scan(DatasetConfig(folder=sys.argv[2], trigger_word="zwx", resolution=64))
+        print(ascii([manifest.digest, [clip.name for clip in manifest.samples], manifest.notes]))
+    """
+    told = set()
+    for language in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"}):
+        done = subprocess.run([sys.executable, "-X", "warn_default_encoding", "-c", script, ROOT, odd], cwd=tmp_path,
+                              env={**os.environ, **language}, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+        told.add(done.stdout)
+    assert len(told) == 1 and ascii("猫.png").encode() in told.pop()

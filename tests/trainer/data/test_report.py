@@ -258,6 +258,12 @@ def test_more_held_out_than_there_is_says_how_many_can_be(tmp_path, count):
     assert len(scan(tmp_path, validation_items=5).samples) in (1, 2)
 
 
+def test_one_file_cannot_be_held_out_and_the_sentence_says_so(tmp_path):
+    contents(tmp_path, 1)
+    with pytest.raises(UserError, match="validation_items is 1, but .* has one usable file; choose 0, or add files."):
+        scan(tmp_path, validation_items=1)
+
+
 def test_joined_datasets_keep_their_own_repeats_resolution_trigger_and_hold_out(tmp_path):
     first = scan(contents(tmp_path / "a"), num_repeats=3, validation_items=2)
     outside = first.held_out[0].path

@@ -12,7 +12,7 @@ from wantune.trainer.base import files
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import caption_edit
 from wantune.trainer.data import folder as dataset
-from wantune.trainer.data.captions import CaptionFiles
+from wantune.trainer.data.caption_files import CaptionFiles
 from wantune.trainer.data.notes import Notes
 from wantune.trainer.encoded import store
 from wantune.trainer.lora import file as lora_file
