@@ -17,7 +17,8 @@ _FULL, _FULL_ERRNO = (39, 112, 1295, 1816), (errno.ENOSPC, errno.EDQUOT)
 
 _HELD, _HELD_ERRNO = (32, 33, 145, 1224), (errno.EBUSY, errno.ETXTBSY)
 _DENIED, _DENIED_ERRNO = (5, 19), (errno.EACCES, errno.EPERM, errno.EROFS)
-_GONE, _GONE_ERRNO = (2, 3), (errno.ENOENT, errno.ENOTDIR)
+_GONE, _GONE_ERRNO = (2, 3), (errno.ENOENT,)
+_IN_THE_WAY, _IN_THE_WAY_ERRNO = (183, 267), (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _LONG, _LONG_ERRNO = (206,), (errno.ENAMETOOLONG,)
 
 _LONGEST = 259
@@ -68,6 +69,8 @@ def _why(error: Exception, place: Path) -> tuple[str, str]:
         return f"{place} does not allow it{held}", f"check its permissions{held and ', or close that program'}"
     if is_one(_GONE, _GONE_ERRNO):
         return f"{place} was deleted or renamed meanwhile", "leave it where it is, or put it back"
+    if is_one(_IN_THE_WAY, _IN_THE_WAY_ERRNO):
+        return f"a file is where a folder must be in {place}, or a folder where a file must be", "rename or delete it"
     return f"the disk of {place} does not work as it should", "check the disk and its connection"
 
 

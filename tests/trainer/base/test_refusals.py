@@ -37,6 +37,8 @@ LONG = "a path in /output/run is too long; choose a shorter name"
     (FileNotFoundError(errno.ENOENT, "x", "a"), GONE), (on_windows(3, errno.ENOENT), GONE),
     (on_windows(3, errno.ENOENT, "a" * 260), LONG), (on_windows(206, errno.ENOENT), LONG),
     (OSError(errno.ENAMETOOLONG, "x"), LONG),
+    (FileExistsError(errno.EEXIST, "x"), "a file is where a folder must be in /output/run"),
+    (NotADirectoryError(errno.ENOTDIR, "x"), "a file is where a folder must be in /output/run"),
     (OSError(errno.EIO, "x"), "the disk of /output/run does not work as it should; check the disk"),
     (SafetensorError("header too large"), "does not work as it should"),
 ], ids=lambda value: value if isinstance(value, str) else repr(value)[:40])
