@@ -70,7 +70,9 @@ def test_latents_of_a_real_clip_are_what_vae_encode_gives(mixed, name):
     fps = {"carphone_pristine.mp4": 30000 / 1001}.get(name, 25)
     indices = [math.floor(k / 16 * fps + 1e-6) for k in range(clip.bucket.frames)]
     levels = images[indices] * 255
-    chosen = [Image.fromarray(frame.round().clamp(0, 255).byte().numpy()) for frame in levels]
+    # ComfyUI takes every pixel for a square; carphone's are wider than high
+    chosen = [Image.fromarray(frame.round().clamp(0, 255).byte().numpy()).resize((clip.width, clip.height))
+              for frame in levels]
     size = clip.bucket.width, clip.bucket.height
     pixels = torch.stack([torch.tensor(pictures.fit(image, *size)) for image in chosen]).float() / 255
     with torch.inference_mode():

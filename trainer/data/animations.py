@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import pictures
+from .opening import DISTURBED, calm, undisturbed
 from .windows import Source
 
 ROUNDING = Fraction(1, 1000)
@@ -18,8 +20,12 @@ UNSET = Fraction(1, 10)
 """Seconds that a frame with the duration 0 is shown, as in browsers."""
 
 
-def probe(path: Path, name: str) -> Source:
+@undisturbed
+def probe(path: Path, name: str, reading: str = "") -> Source:
     """Size, frames and times of an animation.
+
+    Args:
+        reading: as in pictures.Picture.
 
     Raises:
         UserError: the file is damaged.
@@ -29,7 +35,7 @@ def probe(path: Path, name: str) -> Source:
     for duration, image in _frames(path, name):
         width, height = image.size
         count, seconds, last = count + 1, seconds + duration, duration
-    return Source(width, height, count, seconds, last, ROUNDING, is_animation=True)
+    return Source(width, height, count, seconds, last, ROUNDING, is_animation=True, reading=reading)
 
 
 def timed(path: Path, name: str, background: str) -> Iterator[tuple[Fraction, Image.Image]]:
@@ -38,6 +44,17 @@ def timed(path: Path, name: str, background: str) -> Iterator[tuple[Fraction, Im
     Raises:
         UserError: the file is damaged.
     """
+    done = 0
+    try:
+        for each in _timed(path, name, background):
+            yield each
+            done += 1
+    except DISTURBED:
+        with calm():
+            yield from itertools.islice(_timed(path, name, background), done, None)
+
+
+def _timed(path: Path, name: str, background: str) -> Iterator[tuple[Fraction, Image.Image]]:
     seconds = Fraction(0)
     for duration, image in _frames(path, name):
         yield seconds, pictures.to_rgb(image, background)

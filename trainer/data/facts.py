@@ -18,7 +18,7 @@ from . import animations, masks, pictures, video
 from .folder import Entry
 from .windows import Source
 
-VERSION = f"1, Pillow {PIL.__version__}, PyAV {av.__version__}"
+VERSION = f"2, Pillow {PIL.__version__}, PyAV {av.__version__}"
 """Facts that were remembered under another version are ignored."""
 
 
@@ -37,6 +37,12 @@ class Facts:
     """Whether some pixels are not opaque."""
     pages: int = 1
     """Pictures in the file; the first is used."""
+    is_layered: bool = False
+    """Whether it may be transparent somewhere, so that it needs a background."""
+    reading: str = ""
+    """What is done to its pixels that earlier versions did not do; part of the names of its cache files."""
+    remarks: tuple[str, ...] = ()
+    """Clauses for the notes."""
     stamp: Stamp = Stamp(0, 0, 0)
     """Of the file when it was read."""
     fault: str = ""
@@ -83,14 +89,17 @@ def _read(entry: Entry) -> Facts:
     if entry.is_mask:
         masks.check(data, name)
     if picture.is_animated:
-        return _of_clip(name, digest, animations.probe(path, name))
-    return Facts(digest, picture.width, picture.height, None, picture.is_transparent, picture.pages)
+        facts = _of_clip(name, digest, animations.probe(path, name, picture.reading))
+        return replace(facts, remarks=(*picture.remarks, *facts.remarks))
+    return Facts(digest, picture.width, picture.height, None, picture.is_transparent, picture.pages,
+                 picture.is_transparent, picture.reading, picture.remarks)
 
 
 def _of_clip(name: str, digest: str, source: Source) -> Facts:
     if source.num_frames == 1:
         raise UserError(f"{name} holds a single frame; save it as a picture (png), or use a longer clip.")
-    return Facts(digest, source.width, source.height, source)
+    return Facts(digest, source.width, source.height, source, reading=source.reading, remarks=video.remarks(source),
+                 is_layered=source.is_animation or video.has_alpha(source))
 
 
 def _from_json(known: dict, stamp: Stamp) -> Facts:
@@ -98,4 +107,4 @@ def _from_json(known: dict, stamp: Stamp) -> Facts:
     if source is not None:
         times = {field.name for field in fields(Source) if field.type == "Fraction"}
         source = Source(**{key: Fraction(value) if key in times else value for key, value in source.items()})
-    return Facts(**{**known, "source": source, "stamp": stamp})
+    return Facts(**{**known, "source": source, "remarks": tuple(known["remarks"]), "stamp": stamp})

@@ -43,6 +43,8 @@ class Sample:
     background: str = ""
     """The colour on which it is composited, as #rrggbb; "" where nothing is transparent."""
     mask: Mask | None = None
+    reading: str = ""
+    """What is done to its pixels that earlier versions did not do, such as converting their colours."""
     caption_dropout: float = 0.0
     """Share of its visits in which it has an empty caption."""
 
@@ -51,7 +53,12 @@ class Sample:
         """All parts of the sample that training depends on, for digests."""
         mask = (self.mask.digest, self.mask.is_alpha) if self.mask else None
         return [self.digest, self.captions, str(self.bucket), self.repeats, self.starts, self.background, mask,
-                self.caption_dropout]
+                self.caption_dropout, *self.treatment]
+
+    @property
+    def treatment(self) -> list[str]:
+        """`reading` as part of keys; empty for most files, so that what was made before there was it stays valid."""
+        return [self.reading] if self.reading else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from ..base.errors import UserError
 from . import pictures
+from .opening import undisturbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,23 @@ def read(mask: Mask, grid_HW: tuple[int, int]) -> torch.Tensor:
         UserError: the mask is damaged, or black wherever the picture is trained on.
         OSError: the file is missing or unreadable.
     """
-    data = mask.path.read_bytes()
-    grey = pictures.open_alpha(data, mask.name) if mask.is_alpha else _open(data, mask.name)
+    grey = grey_of(mask)
     height, width = grid_HW
     mask_HW = torch.from_numpy(pictures.fit(grey, width, height, Image.Resampling.BOX).astype(np.float32) / 255)
     if not mask_HW.any():
         raise UserError(f"{mask.name} is black wherever the picture is trained on; paint white what is to be learned.")
     return mask_HW
+
+
+def grey_of(mask: Mask) -> Image.Image:
+    """The weights in full size, mode L.
+
+    Raises:
+        UserError: the mask is damaged.
+        OSError: the file is missing or unreadable.
+    """
+    data = mask.path.read_bytes()
+    return pictures.open_alpha(data, mask.name) if mask.is_alpha else _open(data, mask.name)
 
 
 def check(data: bytes, name: str) -> None:
@@ -56,7 +67,8 @@ def fits(mask_size: tuple[int, int], size: tuple[int, int]) -> bool:
     return abs(mask_width * height - width * mask_height) <= max(width, height, mask_width, mask_height)
 
 
+@undisturbed
 def _open(data: bytes, name: str) -> Image.Image:
     with pictures.open_image(data, name) as image:
         image.load()
-        return pictures.to_rgb(ImageOps.exif_transpose(image), "black").convert("L")
+        return pictures.to_rgb(ImageOps.exif_transpose(image), "black", is_shown=False).convert("L")

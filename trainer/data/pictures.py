@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from ..base.errors import UserError
+from . import colour, profiles
+from .opening import DISTURBED, opened, undisturbed
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 """Read with Pillow: pictures, and animated gif, webp, png and avif."""
@@ -22,7 +23,10 @@ _TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 """PNG chunks that can hold an orientation; they may follow the pixels, so that the file must be decoded to know it."""
 
 MAX_PIXELS = 89_478_485
-"""Pillow's default limit (a quarter of a GiB of 24-bit pixels), checked here because other node packs disable it."""
+"""Pillow's default limit (a quarter of a GiB of 24-bit pixels), checked here because other node packs change it."""
+
+COLOUR = "colour"
+"""`reading` of pictures whose colours are converted to sRGB."""
 
 _AVIF, _HEIC = (b"ftypavif", b"ftypavis"), (b"ftypheic", b"ftypheix", b"ftypmif1")
 
@@ -36,18 +40,17 @@ def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
 
     Raises:
         UserError: the file is not a picture, is truncated, or has more than MAX_PIXELS (a decompression bomb).
+        opening.DISTURBED: by another pack's doing; `opening.undisturbed` is for this.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = opened(data)
         if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
+            raise UserError(f"{name} has too many pixels to be opened safely; scale it down.")
         yield image
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, *DISTURBED):
         raise
     except UnidentifiedImageError:
         raise UserError(_not_a_picture(data, name)) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{name} has too many pixels to be opened safely; scale it down.") from None
     except Exception as error:  # decoders raise whatever they like over damaged files
         raise UserError(f"{name} is damaged ({error}); export or download it again.") from None
 
@@ -77,8 +80,13 @@ class Picture:
     is_transparent: bool = False
     pages: int = 1
     """Of a TIFF; the first is the picture."""
+    reading: str = ""
+    """What was done to its pixels that earlier versions did not do; part of the names of its cache files."""
+    remarks: tuple[str, ...] = ()
+    """Clauses for the notes."""
 
 
+@undisturbed
 def probe(data: bytes, name: str) -> Picture:
     """Read a picture's file to its end, so that damage is found now and not in training.
 
@@ -88,26 +96,30 @@ def probe(data: bytes, name: str) -> Picture:
     with open_image(data, name) as image:
         frames = getattr(image, "n_frames", 1)
         pages = frames if image.format == "TIFF" else 1
+        reading, remarks = _colours(image)
         if frames > 1 and image.format in ANIMATED:
-            return Picture(0, 0, is_animated=True)
+            return Picture(0, 0, is_animated=True, reading=reading, remarks=remarks)
         if image.format == "PNG" and not _is_layered(image) and not any(mark in data for mark in _TURNED):
-            image.verify()  # every chunk's checksum: as sure as decoding, and much faster
-            return Picture(image.width, image.height, is_animated=False)
+            # every chunk's checksum was compared: as sure as decoding, and much faster
+            return Picture(*image.size, is_animated=False, reading=reading, remarks=remarks)
         if image.format == "JPEG":
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             width, height = image.size
             # reads all of the file, computes a 64th of the pixels
             image.draft(None, (max(1, width // 8), max(1, height // 8)))
             image.load()
-            return Picture(*((height, width) if turned else (width, height)), is_animated=False)
+            return Picture(*((height, width) if turned else (width, height)), is_animated=False,
+                           reading=reading, remarks=remarks)
         image.load()
         upright = ImageOps.exif_transpose(image)
         least, most = _alpha(upright).getextrema() if _is_layered(upright) else (255, 255)
         if most == 0:
             raise UserError(f"{name} is transparent all over; export it again with something to see.")
-        return Picture(upright.width, upright.height, is_animated=False, is_transparent=least < 255, pages=pages)
+        return Picture(*upright.size, is_animated=False, is_transparent=least < 255, pages=pages,
+                       reading=reading, remarks=remarks)
 
 
+@undisturbed
 def open_picture(data: bytes, name: str, background: str = "white") -> Image.Image:
     """Decode a picture to 8-bit RGB, rotated as its EXIF says, composited on the background colour.
 
@@ -119,21 +131,68 @@ def open_picture(data: bytes, name: str, background: str = "white") -> Image.Ima
         return to_rgb(ImageOps.exif_transpose(image), background)
 
 
-def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """8-bit RGB, composited on the background colour where the image has alpha."""
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow clips 16-bit grey to 255 when it converts; keep the high byte instead.
-        samples = np.asarray(image).astype(np.float32)
-        most = samples.max(initial=0)
-        full_scale = 65535.0 if most > 255 else 1.0 if image.mode == "F" and most <= 1 else 255.0
-        return Image.fromarray((samples / full_scale * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+def to_rgb(image: Image.Image, background: str = "white", is_shown: bool = True) -> Image.Image:
+    """8-bit sRGB, composited on the background colour where the image has alpha.
+
+    Args:
+        is_shown: whether colours are meant as its profile says; False takes the numbers as they are, as for masks.
+    """
+    if _is_deep(image):
+        image = _eight_bits(image)
+    shown = _shown(image) if is_shown else None
     if _is_layered(image):
         layered = image.convert("RGBA")
+        if shown is not None:
+            shown.putalpha(layered.getchannel("A"))
         paper = Image.new("RGBA", layered.size, background)
-        return Image.alpha_composite(paper, layered).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(paper, shown or layered).convert("RGB")
+    return shown or image.convert("RGB")
 
 
+def _shown(image: Image.Image) -> Image.Image | None:
+    """The colours alone in sRGB, mode RGB; None where they are sRGB, or nothing says what they are."""
+    encoding, profile = image.info.get("encoding"), image.info.get("icc_profile")
+    if encoding is None and (profile is None or not _colours(image)[0]):
+        return None
+    plain, mode = image.convert("RGBA") if _is_layered(image) else image, _mode(image)
+    if encoding is not None:
+        return Image.fromarray(colour.to_srgb(np.asarray(plain.convert("RGB")), encoding))
+    return profiles.convert(plain.convert("RGB").getchannel(0) if mode == "L" else plain.convert(mode), profile)
+
+
+def _colours(image: Image.Image) -> tuple[str, tuple[str, ...]]:
+    """`reading` and `remarks` of a Picture."""
+    profile = image.info.get("icc_profile")
+    if profile is None:
+        return COLOUR if image.info.get("encoding") else "", ()
+    try:
+        return "" if profiles.is_srgb(profile, _mode(image)) else COLOUR, ()
+    except profiles.Unusable as error:
+        return "", (f"its colour profile is ignored, since {error}; export it as sRGB if its colours look wrong.",)
+
+
+def _mode(image: Image.Image) -> str:
+    """Of its colours alone, as profiles tell them apart."""
+    if image.mode == "CMYK":
+        return "CMYK"
+    return "L" if image.mode in ("1", "L", "LA", "La") or _is_deep(image) else "RGB"
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits and more: Pillow clips it to 255 when it converts; this keeps the high byte instead."""
+    samples = np.asarray(image).astype(np.float32)
+    most = samples.max(initial=0)
+    full_scale = 65535.0 if most > 255 else 1.0 if image.mode == "F" and most <= 1 else 255.0
+    grey = Image.fromarray((samples / full_scale * 255).clip(0, 255).astype(np.uint8))
+    grey.info = {key: image.info[key] for key in ("icc_profile", "encoding") if key in image.info}
+    return grey
+
+
+@undisturbed
 def open_alpha(data: bytes, name: str) -> Image.Image:
     """The alpha channel of a picture, rotated as its EXIF says: 8-bit grey, white if it has none.
 

@@ -181,14 +181,15 @@ def _samples(
             raise UserError(_too_short(entry.name, num_frames, config.frame_buckets, family))
     if held.pages > 1:
         notes.add(entry.name, f"holds {held.pages} pages; the first is used.")
-    is_layered = held.is_transparent or (held.source is not None and held.source.is_animation)
+    for remark in held.remarks:
+        notes.add(entry.name, remark)
     size = held.width, held.height
     return [
         Sample(path=entry.path, name=entry.name, family=family, captions=written,
                trigger_word=config.trigger_word.strip(), width=held.width, height=held.height, digest=held.digest,
                stamp=held.stamp, bucket=bucket, repeats=entry.repeats or config.num_repeats, source=held.source,
-               starts=cut.starts, background=config.background if is_layered else "", mask=mask,
-               caption_dropout=config.caption_dropout)
+               starts=cut.starts, background=config.background if held.is_layered else "", mask=mask,
+               reading=held.reading, caption_dropout=config.caption_dropout)
         for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, family, notes)
     ]
 

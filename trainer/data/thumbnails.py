@@ -15,7 +15,7 @@ from ..base.errors import UserError, content_hash
 from ..base.files import Stamp, replacing
 from . import pictures, video
 from .manifest import Sample
-from .masks import Mask
+from .masks import Mask, grey_of
 
 VERSION = 2
 """Thumbnails of another version are made anew."""
@@ -40,7 +40,7 @@ def key_of(sample: Sample, start: int, is_moving: bool) -> str:
     mask = (sample.mask.digest, sample.mask.is_alpha) if sample.mask else None
     return content_hash(
         "thumbnail", VERSION, sample.digest, str(sample.bucket), sample.background, mask, start,
-        sample.family.fps, is_moving)
+        sample.family.fps, is_moving, *sample.treatment)
 
 
 def make(sample: Sample, start: int, is_moving: bool) -> bytes:
@@ -90,11 +90,7 @@ def _size(sample: Sample) -> tuple[int, int]:
 
 
 def _mask(mask: Mask, sample: Sample) -> Image.Image:
-    data = mask.path.read_bytes()
-    if mask.is_alpha:
-        grey = pictures.open_alpha(data, mask.name)
-    else:
-        grey = pictures.open_picture(data, mask.name, "black").convert("L")
+    grey = grey_of(mask)
     box = pictures.crop(grey.size, sample.bucket.width, sample.bucket.height)
     return grey.resize(_size(sample), Image.Resampling.BOX, box=box)
 

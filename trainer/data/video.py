@@ -1,28 +1,28 @@
 """From a clip's file to pixels, with PyAV: what is in it, and the frames of one window of it.
 
-Frames are decoded from the keyframe before the window, turned and scaled one at a time: a film of any length
-takes the memory of one window.
+Frames are decoded from the keyframe before the window, made what a player shows (look.py) and scaled one at a time: a
+film of any length takes the memory of one window.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-import struct
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from PIL import Image
 
 from ..base.errors import UserError
-from . import animations, pictures, windows
+from . import animations, look, pictures, windows
 from .buckets import Bucket
+from .look import Look
+from .streams import Damaged, decoded, opened
 from .windows import Source
 
 SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi"})
@@ -36,19 +36,16 @@ MAX_REORDER = 32
 MAX_GAP = 60
 """Seconds between two frames; more is taken for a broken timestamp."""
 
-_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
-"""Formats that FFmpeg may detect; otherwise a playlist with a clip's name would make it read other files."""
+_BEFORE_FIELDS = Fraction(1, 2)
+"""Seconds that are decoded before an interlaced window: its first frame is filled up from the one before it."""
 
-_MATRICES = {1: "ITU709", 7: "SMPTE240M"}
-"""Colour matrices that older PyAV does not apply by itself: FFmpeg's AVColorSpace number to PyAV's name."""
+_SLIDES = 5
+"""Frames a second; a clip with fewer is a series of stills."""
 
-_TURNS = {
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270, (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90, (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM, (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+_REMARKS = {
+    look.HDR: "HDR, which is converted to what an ordinary screen shows (203 cd/m2 become white).",
+    look.FIELDS: "interlaced, and is deinterlaced; a progressive copy would be sharper.",
 }
-"""The transposition for a display matrix (a, b, c, d), which maps x' = ax + cy and y' = bx + dy."""
 
 
 def probe(path: Path, name: str) -> Source:
@@ -57,28 +54,51 @@ def probe(path: Path, name: str) -> Source:
     Raises:
         UserError: the file is not a clip, has no video, is cut off, or has no usable timestamps.
     """
-    with _opened(path, name) as (container, stream):
+    with opened(path, name) as (container, stream):
         stamps, last_ticks = _presentation_times(container, stream, name)
         tick = stream.time_base
         # A cut Matroska file just ends; its head still says how long it was. Sound may last longer than video.
         missing = Fraction(container.duration or 0, av.time_base) - (int(stamps[-1]) + last_ticks) * tick
-        if container.format.name.startswith("matroska") and len(container.streams) == 1 and missing > 1:
+        is_alone = all(other.index == stream.index or other.disposition & Disposition.attached_pic
+                       for other in container.streams)
+        if container.format.name.startswith("matroska") and is_alone and missing > 1:
             raise UserError(f"{name} is cut off ({float(missing):.1f} s are missing at its end); "
                             "export or download it again.")
-    with _opened(path, name) as (container, stream):
-        stamp, frame = next(_decoded(container, stream, name), (None, None))
-    if frame is None:
-        raise UserError(f"{name} has no frame that can be decoded; export or download it again.")
-    width, height = _upright(frame).size
+    with opened(path, name) as (container, stream):
+        try:
+            first, frame = next(decoded(container, stream, name), (None, None))
+        except Damaged:
+            raise UserError(_damaged_at(name, Fraction(0))) from None
+        if frame is None:
+            raise UserError(f"{name} has no frame that can be decoded; export or download it again.")
+        shape = Look.of(frame, stream, name)
+        width, height = shape.image(frame, "white").size
+        reading = [*shape.words, *([look.FIELDS] if frame.interlaced_frame else []),
+                   *([look.OTHER_STREAM] if stream.index != container.streams.video[0].index else [])]
     return Source(
         width=width,
         height=height,
         num_frames=len(stamps),
-        seconds=(int(stamps[-1]) + last_ticks - stamp) * tick,
+        seconds=(int(stamps[-1]) + last_ticks - first) * tick,
         last_seconds=last_ticks * tick,
         rounding=min(tick, MAX_ROUNDING),
-        first=stamp * tick,
+        first=first * tick,
+        reading=" ".join(reading),
     )
+
+
+def has_alpha(source: Source) -> bool:
+    """Whether a clip may be transparent somewhere."""
+    return look.ALPHA in source.reading.split()
+
+
+def remarks(source: Source) -> tuple[str, ...]:
+    """Clauses for the notes about a clip or an animation."""
+    found = [_REMARKS[word] for word in source.reading.split() if word in _REMARKS]
+    if 0 < source.fps < _SLIDES:
+        found.append(f"a slide show of {source.fps:.2g} fps: most of its frames repeat the one before, and that is "
+                     "what is learned; use a clip that moves, or save its pictures as png.")
+    return tuple(found)
 
 
 def read(
@@ -90,7 +110,7 @@ def read(
         name: what messages call the file.
         source: the result of `probe`.
         start: the first frame, counted at `fps` frames a second.
-        background: the colour under a transparent animation.
+        background: the colour under what is transparent.
 
     Raises:
         UserError: the file is damaged in or before the window.
@@ -115,35 +135,8 @@ def frames(
         yield from windows.shown(animations.timed(path, name, background), source, start, count, fps)
         return
     timed = _timed(path, name, source, Fraction(start, fps))
-    for frame in windows.shown(timed, source, start, count, fps):
-        yield _upright(frame)
-
-
-@contextmanager
-def _opened(path: Path, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    path.stat()  # a missing file is an OSError of the system, not one of FFmpeg's
-    try:
-        with av.open(str(path.absolute()), options={"format_whitelist": _FORMATS}) as container:
-            if not container.streams.video:
-                raise UserError(f"{name} holds no video (sound alone?); replace it or take it out.")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            yield container, stream
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(_not_a_clip(path, name) or f"{name} is damaged or no clip ({reason}); "
-                        "export or download it again.") from None
-
-
-def _not_a_clip(path: Path, name: str) -> str | None:
-    try:
-        with Image.open(path) as image:
-            suffix = f".{image.format.lower()}"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    return f"{name} is a picture with a clip's name; rename it to end in {suffix}."
+    for shape, frame in windows.shown(timed, source, start, count, fps):
+        yield shape.image(frame, background)
 
 
 def _presentation_times(container, stream, name: str) -> tuple[np.ndarray, int]:
@@ -175,57 +168,52 @@ def _broken(name: str, what: str) -> str:
     return f"{name} has broken timestamps ({what}); export it again with a constant frame rate."
 
 
-def _timed(path: Path, name: str, source: Source, seconds: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """(seconds after the first frame, frame) from a frame at or before `seconds` on."""
-    for step_back in (0, 2, 10, None):
-        with _opened(path, name) as (container, stream):
-            target = seconds - step_back if step_back is not None else Fraction(0)
-            # In avi a frame's time follows only from all frames before it, so there is no seeking.
-            if target > 0 and container.format.name != "avi":
-                try:
-                    container.seek(math.floor((source.first + target) / stream.time_base), stream=stream)
-                except av.FFmpegError:
-                    continue  # a file that cannot be sought is read from its beginning
-            is_first, previous = True, None
-            for stamp, frame in _decoded(container, stream, name):
-                time = stamp * stream.time_base - source.first
-                if is_first and target > 0 and time > seconds:
-                    break  # the seek went too far; try again from further back
-                if previous is not None and time < previous:
-                    raise UserError(_broken(name, f"they run backwards at {float(time):.2f} s"))
-                is_first, previous = False, time
-                yield time, frame
-            if not is_first or target <= 0:
-                return
+def _damaged_at(name: str, seconds: Fraction) -> str:
+    return f"{name} is damaged at {float(max(seconds, 0)):.2f} s; export or download it again, or cut that part out."
 
 
-def _decoded(container, stream, name: str) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(timestamp, frame) in the order in which frames are shown."""
-    if container.format.name != "avi":
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                raise UserError(f"{name} has frames without a timestamp; export it again as mp4.")
-            yield frame.pts, frame
-        return
-    # avi numbers frames as they are stored; shown in order, each takes the earliest number not yet taken
-    stamps = []
-    for packet in container.demux(stream):
-        if packet.size:
-            heapq.heappush(stamps, packet.pts)
-        for frame in packet.decode():
-            if stamps:
-                yield heapq.heappop(stamps), frame
+Shaped = tuple[Look, av.VideoFrame]
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    """The frame as it is shown, in RGB."""
-    flag = frame.side_data.get("DISPLAYMATRIX")
-    matrix = _MATRICES.get(int(frame.colorspace))
-    if matrix:
-        frame = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace="DEFAULT")
-    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    if flag is None:
-        return image
-    numbers = struct.unpack("=9i", bytes(flag))
-    turn = _TURNS.get(tuple(round(numbers[index] / 65536) for index in (0, 1, 3, 4)))
-    return image if turn is None else image.transpose(turn)
+def _timed(path: Path, name: str, source: Source, seconds: Fraction) -> Iterator[tuple[Fraction, Shaped]]:
+    """(seconds after the first frame, frame and what is to be done to it) from a frame at or before `seconds` on."""
+    lead = _BEFORE_FIELDS if look.FIELDS in source.reading.split() else 0
+    reached, fault = None, None
+    for step_back in (lead, 2, 10, None):
+        is_found = False
+        try:
+            for time, shaped in _from(path, name, source, seconds, step_back):
+                is_found = True
+                if reached is None or time > reached:
+                    yield time, shaped
+                    reached = time
+        except Damaged as damage:
+            # right after a seek a frame may lack what it refers to, and be whole when more is decoded before it
+            if damage.seconds == fault or step_back is None or seconds <= step_back:
+                raise UserError(_damaged_at(name, damage.seconds - source.first)) from None
+            fault, is_found = damage.seconds, False
+        if is_found:
+            return
+
+
+def _from(
+    path: Path, name: str, source: Source, seconds: Fraction, step_back: Fraction | int | None
+) -> Iterator[tuple[Fraction, Shaped]]:
+    """As `_timed`, sought to `step_back` seconds before (None: not sought); nothing where that leads too late."""
+    with opened(path, name) as (container, stream):
+        target = seconds - step_back if step_back is not None else Fraction(0)
+        # In avi a frame's time follows only from all frames before it, so there is no seeking.
+        if target > 0 and container.format.name != "avi":
+            try:
+                container.seek(math.floor((source.first + target) / stream.time_base), stream=stream)
+            except av.FFmpegError:
+                return  # a file that cannot be sought is read from its beginning
+        shape, previous = None, None
+        for stamp, frame in look.progressive(decoded(container, stream, name), stream.time_base):
+            time = stamp * stream.time_base - source.first
+            if shape is None and target > 0 and time > seconds:
+                return  # the seek went too far; try again from further back
+            if previous is not None and time < previous:
+                raise UserError(_broken(name, f"they run backwards at {float(time):.2f} s"))
+            shape, previous = shape or Look.of(frame, stream, name), time
+            yield time, (shape, frame)

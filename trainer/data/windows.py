@@ -37,6 +37,8 @@ class Source:
     """The first frame's timestamp."""
     is_animation: bool = False
     """Read with Pillow: an animated gif, webp or png."""
+    reading: str = ""
+    """Words for what is done to its frames that earlier versions did not do; part of the names of its cache files."""
 
     @property
     def fps(self) -> float:

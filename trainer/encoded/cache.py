@@ -149,7 +149,7 @@ def _window(sample: Sample, start: int, encoder_id: str) -> list:
     timing = [start] if sample.source else []
     if sample.source and sample.family.fps != _FIRST_FPS:
         timing.append(sample.family.fps)
-    return [sample.digest, str(sample.bucket), encoder_id, sample.background, *timing]
+    return [sample.digest, str(sample.bucket), encoder_id, sample.background, *timing, *sample.treatment]
 
 
 def _mask_path(sample: Sample, store: Store) -> Path | None:
