@@ -6,6 +6,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
+from ..trainer.base.switches import own_switches
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.encoded.fill import fill
 from ..trainer.encoded.store import Store
@@ -32,6 +33,9 @@ class CacheLatents(io.ComfyNode):
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Join Datasets."),
                 io.Vae.Input("vae", tooltip="The Wan2.1 VAE you sample with (wan_2.1_vae.safetensors)."),
                 io.Clip.Input("clip", tooltip="The UMT5 text encoder you sample with (umt5_xxl, type wan)."),
+                io.Boolean.Input("prompt_syntax", default=False, optional=True, tooltip="Off: captions are plain text, "
+                                 "as written. On: they are read as prompts, so that (word:1.2) weighs a word and "
+                                 "embedding:name loads a file."),
             ],
             outputs=[sockets.Cache.Output(display_name="cache", tooltip="The encoded dataset.")],
             hidden=[io.Hidden.unique_id],
@@ -44,10 +48,12 @@ class CacheLatents(io.ComfyNode):
         return Store(paths.cache_folder()).id
 
     @classmethod
-    def execute(cls, dataset, vae, clip) -> io.NodeOutput:
+    def execute(cls, dataset, vae, clip, prompt_syntax=False) -> io.NodeOutput:
         store = Store(paths.cache_folder())
-        progress = fill(dataset, store, WanCodec(vae, dataset.family), {"text": CaptionEncoder(clip)})
-        cached = ProgressLine(cls.hidden, "encoding").follow(progress)
+        encoders = {"text": CaptionEncoder(clip, prompt_syntax)}
+        progress = fill(dataset, store, WanCodec(vae, dataset.family), encoders)
+        with own_switches():
+            cached = ProgressLine(cls.hidden, "encoding").follow(progress)
         for line in (*(rejection.reason for rejection in cached.left_out), *cached.notes):
             logger.warning("%s", line)
         text = _summary(cached, store)

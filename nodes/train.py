@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.base.errors import UserError
+from ..trainer.base.switches import own_switches
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
@@ -146,7 +147,7 @@ def train(
     """
     denoiser = ComfyDenoiser(model)
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
-    with torch.inference_mode(False), Run(
+    with torch.inference_mode(False), own_switches(), Run(
             denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt) as run:
         live.describe(run.folder, run.base_model, run.notes, run.is_finished)
         if run.is_finished:
@@ -157,4 +158,4 @@ def train(
             for event in events:
                 live.publish(event)
                 run.stop = live.is_stop_asked()
-    return run.lora, run.losses, str(run.folder.path)
+        return run.lora, run.losses, str(run.folder.path)

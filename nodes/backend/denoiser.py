@@ -10,30 +10,35 @@ encoder, K text rows after trainer/model/text_padding.py has folded the padding.
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
-from comfy.patcher_extension import PatcherInjection
-from torch.utils.checkpoint import checkpoint
 
 from ...trainer.model import text_padding
 from ...trainer.model.adapters import Adapter
-from . import frozen
+from . import attention, carried, frozen, self_test
+from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
+from .stand_ins import StandIns
 
-LAST = "ffn.2"
-"""Name, within a block, of its last Linear: its output is scaled by the modulation and added to the residual stream,
-and nothing else reads it."""
+BRANCHES = ("self_attn", "cross_attn", "ffn")
+"""Names, within a block, of what is added to the residual stream, in the order in which they are called."""
+
+ATTENTIONS = 2
+"""In each block."""
 
 INJECTION = "wantune_train"
 
 ALL = 1e30
 """Bytes; more than any device has, so that ComfyUI unloads every other model."""
+
+logger = logging.getLogger("wantune")
 
 
 class ComfyDenoiser:
@@ -44,18 +49,28 @@ class ComfyDenoiser:
     """
 
     def __init__(self, model) -> None:
-        self.family = family_of(model)
+        with carried.bare(model):
+            self.family = family_of(model)
+            self._network = model.model.diffusion_model
+        self._module = sys.modules[type(self._network).__module__]
         # a clone shares the weights; it exists to carry our injection
         self._patcher = model.clone()
-        self._patcher.is_injected = False  # clone copies this flag, but not the original's injections
-        self._network = model.model.diffusion_model
+        self._patcher.is_injected = False  # clone copies this flag, but it is the original that is in the network
+        self._injections = dict(self._patcher.injections)
+        self.notes = tuple(filter(None, (carried.strip(self._patcher), attention.replaced())))
+        """Sentences about what is trained that the user should know."""
         self.device = model.load_device
-        self.compute_dtype = _compute_dtype(model)
+        self.compute_dtype = _compute_dtype(self._patcher)
 
     @property
     def id(self) -> str:
-        """Changes with the weights and with the LoRAs already applied to them."""
-        return fingerprint(self._patcher)
+        """Changes with whatever changes what the network computes in training: weights, LoRAs, forwards of others."""
+        own_dtype = self._patcher.object_patches_backup.get("manual_cast_dtype", self._patcher.model.manual_cast_dtype)
+        dtype = self._patcher.object_patches.get("manual_cast_dtype", own_dtype)
+        with carried.bare(self._patcher):
+            forwards = {name: described(theirs, self._network) for name, module in self._network.named_modules()
+                        if (theirs := frozen.foreign_forward(module))}
+            return fingerprint(self._patcher, forwards=forwards, dtype="" if dtype == own_dtype else str(dtype))
 
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
         """(out_features, in_features) of every Linear of the model by its name."""
@@ -67,7 +82,8 @@ class ComfyDenoiser:
 
     def linears(self) -> dict[str, frozen.FrozenLinear]:
         """The Linears that can get an adapter, by name; the adapter's settings choose among them."""
-        modules = dict(self._network.named_modules())
+        with carried.bare(self._patcher):
+            modules = dict(self._network.named_modules())
         names = [f"{self.family.blocks}.{number}.{name}" for number in range(len(self._blocks))
                  for name in self.family.trained]
         return {name: frozen.FrozenLinear(modules[name]) for name in names}
@@ -81,20 +97,15 @@ class ComfyDenoiser:
             memory: bytes to keep free on the device for activations, adapter and optimizer.
 
         Raises:
-            UserError: a kind of layer whose gradient is wrong here, see `frozen.self_test`.
+            UserError: something whose gradient is wrong here, or a forward of another pack that is not a Linear's.
         """
-        stand_ins = self._stand_ins(adapter, linears, gradient_checkpointing)
-
-        def inject(_patcher) -> None:
-            for stand_in, function in stand_ins:
-                stand_in.begin(function)
-
-        def eject(_patcher) -> None:
-            for stand_in, _ in reversed(stand_ins):
-                stand_in.end()
-
-        trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
-        self._patcher.set_injections(INJECTION, [PatcherInjection(inject, eject)])
+        for note in self.notes:
+            logger.warning("%s", note)
+        with carried.bare(self._patcher):
+            self._stand_ins = StandIns(self._network, self.family.blocks, self._injections)
+            self._stand_ins.hold(adapter, linears, self.compute_dtype, gradient_checkpointing)
+            trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
+        self._patcher.injections = {INJECTION: [self._stand_ins.injection]}
         self._memory = memory
         try:
             self._require_grad(trainable, False)
@@ -105,12 +116,11 @@ class ComfyDenoiser:
                     if loaded.model is not None and loaded.model.is_clone(self._patcher)])
             self.reload()
             with torch.inference_mode(False), self.training():
-                every = [stand_in for stand_in, _ in stand_ins if isinstance(stand_in, frozen.FrozenLinear)]
-                frozen.self_test(every, self.device, self.compute_dtype)
+                self._test()
             yield
         finally:
             self._patcher.eject_model()
-            self._patcher.remove_injections(INJECTION)
+            self._patcher.injections = dict(self._injections)
             self._require_grad(trainable, True)
             comfy.model_management.soft_empty_cache()
 
@@ -121,30 +131,32 @@ class ComfyDenoiser:
         if hasattr(comfy.model_management, "reset_cast_buffers"):
             comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside
 
-    def _stand_ins(self, adapter: Adapter, linears: dict, gradient_checkpointing: bool) -> list:
-        """(stand-in, function) for every layer whose input may carry a gradient."""
-        stand_ins = []
-        for name, module in self._network.named_modules():
-            if not name.startswith((f"{self.family.blocks}.", "head.")):
-                continue
-            if name in linears:
-                linears[name].ends_block = gradient_checkpointing and name.endswith(LAST)
-                stand_ins.append((linears[name], adapter.forward_of(name, self.compute_dtype)))
-            elif frozen.is_linear(module):
-                linear = frozen.FrozenLinear(module)
-                stand_ins.append((linear, linear))
-            elif frozen.is_affine_norm(module):
-                norm = frozen.FrozenNorm(module)
-                stand_ins.append((norm, norm))
-        if gradient_checkpointing:
-            for number, block in enumerate(self._blocks):
-                stand_in = frozen.FrozenModule(block)
-                last = linears[f"{self.family.blocks}.{number}.{LAST}"]
-                stand_ins.append((stand_in, _checkpointed(stand_in, last, bool(adapter.config.dropout))))
-        return stand_ins
+    def _keep_in_place(self) -> None:
+        """Put the stand-ins in again, if someone took one out: another pack's injection whose MODEL was let go of."""
+        if not self._stand_ins.are_in_place:
+            with torch.inference_mode():
+                self._patcher.eject_model()
+                self._patcher.inject_model()
+
+    def _test(self) -> None:
+        """Raises UserError where what is loaded cannot be trained through."""
+        carried.check_forwards(self._network, self._stand_ins.displaced)
+        self_test.of_linears(self._stand_ins.linears, self.device, self.compute_dtype)
+        attention.check_reached(self._module, self.device, self.compute_dtype)
+        heads = self._network.num_heads
+        attention.self_test(heads, self._network.dim // heads, self.device, self.compute_dtype)
+        branches = {f"{self.family.blocks}.0.{name}": getattr(self._blocks[0], name) for name in BRANCHES}
+        generator = torch.Generator().manual_seed(0)
+        # frames and sides of two patches
+        size_FHW = [2 * patch for patch in self.family.patch_FHW]
+        x_BCFHW = torch.randn(1, self.family.latent_channels, *size_FHW, generator=generator)
+        text_BLD = torch.randn(1, 8, self.family.text_width, generator=generator)
+        with self_test.of_branches(branches), torch.no_grad():
+            self.velocity(x_BCFHW, torch.tensor([0.5]), {"text": text_BLD})
 
     def _require_grad(self, names: set[str], value: bool) -> None:
-        with torch.inference_mode():  # the only place where flags of inference tensors may be set
+        # inference mode: the only place where flags of inference tensors may be set
+        with torch.inference_mode(), carried.bare(self._patcher):
             for name, parameter in self._network.named_parameters():
                 if name in names:
                     parameter.requires_grad_(value)
@@ -179,13 +191,16 @@ class ComfyDenoiser:
                                zip(x_BCFHW.shape[2:], self.family.patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
             conditions["text"], self.compute_dtype, self.family.text_length, other_than=num_tokens)
+        attended = attention.Attention(bias_BK.to(self.device))
+        self._keep_in_place()
         velocity_BCFHW = self._network(
             x_BCFHW.to(self.device, self.compute_dtype),
             t_B.to(self.device, torch.float32) * self.family.time_scale,
             context=text_BKD.to(self.device, self.compute_dtype),
             # a fresh dict: the model writes into it
-            transformer_options={"optimized_attention_override": _Attention(bias_BK.to(self.device))},
+            transformer_options={"optimized_attention_override": attended},
         )
+        attention.check_calls(attended, ATTENTIONS * len(self._blocks), self._module)
         return velocity_BCFHW.float()
 
     def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:
@@ -210,49 +225,15 @@ class ComfyDenoiser:
 
 def linear_sizes(model) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of every Linear of a MODEL's diffusion model, by the Linear's name."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.model.diffusion_model.named_modules()
-        if frozen.is_linear(module)
-    }
+    with carried.bare(model):
+        return {
+            name: (module.out_features, module.in_features)
+            for name, module in model.model.diffusion_model.named_modules()
+            if frozen.is_linear(module)
+        }
 
 
-class _Attention:
-    """PyTorch's attention in place of whatever ComfyUI runs: sage and flash attention have no usable backward.
-
-    Cross-attention to the text, recognised by its number of keys, gets the bias that stands for the text's padding
-    (trainer/model/text_padding.py).
-    """
-
-    def __init__(self, bias_BK: torch.Tensor) -> None:
-        self._bias_B11K = bias_BK[:, None, None]
-
-    def __call__(self, _function, q, k, v, heads, mask=None, **kwargs) -> torch.Tensor:
-        if k.shape[1] == self._bias_B11K.shape[-1]:
-            mask = self._bias_B11K
-        return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
-
-
-def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear, draws: bool):
-    """The block's forward with gradient checkpointing; backward computes it again, but for its last layer.
-
-    Args:
-        last: that layer; nothing in backward reads its output.
-        draws: whether the block has dropout, which must draw the same values both times.
-    """
-
-    def forward(*args, **kwargs):
-        if "transformer_options" in kwargs:  # the model overwrites the block's index in it; backward needs this one
-            kwargs["transformer_options"] = dict(kwargs["transformer_options"])
-        return checkpoint(
-            block.original, *args, use_reentrant=False, preserve_rng_state=draws,
-            context_fn=lambda: (nullcontext(), last.skipped_in_recompute()), **kwargs,
-        )
-
-    return forward
-
-
-def _compute_dtype(model) -> torch.dtype:
+def _compute_dtype(patcher) -> torch.dtype:
     """The dtype of activations, as BaseModel._apply_model chooses it, `set_model_compute_dtype` included."""
-    patched = model.object_patches.get("manual_cast_dtype", model.model.manual_cast_dtype)
-    return patched if patched is not None else model.model.get_dtype()
+    cast = patcher.get_model_object("manual_cast_dtype")
+    return cast if cast is not None else patcher.model.get_dtype()

@@ -6,7 +6,11 @@ D width of the text encoder.
 
 from __future__ import annotations
 
+import copy
+import re
+
 import comfy.ldm.wan.vae
+import comfy.text_encoders.wan
 import numpy as np
 import torch
 
@@ -14,6 +18,12 @@ from ...trainer.base.errors import UserError, content_hash
 from ...trainer.model.family import ModelFamily
 from ...trainer.model.wan21 import WAN21_T2V
 from .fingerprint import fingerprint
+
+_EMBEDDING = "embedding:"
+"""Begins the name of a textual inversion in ComfyUI's prompts; there is no way to escape it."""
+
+_NO_EMBEDDING = "\0embedding:"
+"""Takes its place for captions that are plain text; no text file holds a NUL."""
 
 
 class WanCodec:
@@ -43,22 +53,70 @@ class WanCodec:
 
 
 class CaptionEncoder:
-    """The graph's CLIP, as CLIP Text Encode uses it.
+    """The graph's CLIP. A caption is plain text, or a prompt as in CLIP Text Encode.
+
+    In a prompt "(word)" is "word" at weight 1.1, "(16:9)" is "16" at weight 9, and "embedding:name" is a file.
+
+    Args:
+        prompt_syntax: read captions as prompts.
 
     Raises:
-        UserError: no CLIP is connected.
+        UserError: no CLIP is connected, or another text encoder than Wan's.
     """
 
-    def __init__(self, clip) -> None:
+    def __init__(self, clip, prompt_syntax: bool = False) -> None:
         if clip is None:
             raise UserError("There is no text encoder; load umt5_xxl with Load CLIP, type wan.")
+        network = getattr(clip, "cond_stage_model", None)
+        if not isinstance(network, comfy.text_encoders.wan.WanT5Model):
+            raise UserError(f"The text encoder is {_in_words(network)}, which Wan does not read; load umt5_xxl with "
+                            "Load CLIP, type wan.")
         self._clip = clip
-        self.id = content_hash(fingerprint(clip.patcher), clip.layer_idx)
+        self._prompt_syntax = prompt_syntax
+        self._plain = _without_embeddings(clip)
+        options = getattr(clip, "tokenizer_options", {})
+        self.id = content_hash(fingerprint(clip.patcher), clip.layer_idx, *([options] if options else []))
+
+    def key_of(self, caption: str) -> str:
+        """What stands for a caption in its cache key: the prompt that gives its embedding.
+
+        That is the caption itself, unless it holds something that prompts give a meaning; so the caches from when
+        captions were read as prompts stay valid for all others.
+        """
+        if self._prompt_syntax:
+            return caption
+        return _escaped(caption).replace(_EMBEDDING, _NO_EMBEDDING)
 
     def encode(self, caption: str) -> torch.Tensor:
         """text_LD, fp32 on the CPU, without the zero rows of the padding; at least one row."""
         with torch.inference_mode():
-            text_1LD = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))[0][0]
+            if self._prompt_syntax:
+                tokens = self._clip.tokenize(caption)
+            else:
+                tokens = self._plain.tokenize(_escaped(caption))
+            text_1LD = self._clip.encode_from_tokens_scheduled(tokens)[0][0]
         text_LD = text_1LD[0].float().cpu()
         used = text_LD.abs().sum(1).nonzero()
         return text_LD[: int(used[-1]) + 1 if len(used) else 1].clone()
+
+
+def _escaped(caption: str) -> str:
+    r"""The prompt that ComfyUI reads as these very words: `\(` and `\)` for brackets, also after a backslash."""
+    return re.sub(r"([()])", r"\\\1", caption)
+
+
+def _without_embeddings(clip):
+    """A copy of the CLIP object, over the same model, whose tokenizer takes "embedding:name" for words."""
+    copied = copy.copy(clip)
+    copied.tokenizer = copy.copy(clip.tokenizer)
+    name = copied.tokenizer.clip
+    tokenizer = copy.copy(getattr(copied.tokenizer, name))
+    tokenizer.embedding_identifier = _NO_EMBEDDING
+    setattr(copied.tokenizer, name, tokenizer)
+    return copied
+
+
+def _in_words(network: object) -> str:
+    """Such as "a MochiT5XXL (comfy.text_encoders.genmo)"."""
+    kind = type(network)
+    return f"a {kind.__name__.rstrip('_')} ({kind.__module__})"

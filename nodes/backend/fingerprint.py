@@ -1,4 +1,4 @@
-"""A short name for the content of a model's weights, without reading all of them."""
+"""A short name for what a model computes, without reading all of its weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import hashlib
 import torch
 
 from ...trainer.base.errors import content_hash
-
-SAMPLES = 256
-"""Values read from each tensor. A fine-tune or another precision changes every tensor, so few are enough."""
+from .described import described, sampled
 
 
-def fingerprint(patcher) -> str:
-    """A hash, 64 hex digits, of a ModelPatcher's weights and of the patches (LoRAs) on it.
+def fingerprint(patcher, **others: object) -> str:
+    """A hash, 64 hex digits, of a ModelPatcher's weights and of what is put on them: patches (LoRAs), injections.
 
     It covers names, shapes, dtypes and evenly spread values of each tensor.
+
+    Args:
+        others: JSON of what else changes the computation, by name; empty where nothing does.
     """
     digest = hashlib.sha256()
     backup = getattr(patcher, "backup", {})
@@ -23,23 +24,44 @@ def fingerprint(patcher) -> str:
         if name in backup:  # a LoRA is merged into this weight; hash the one without it
             value = getattr(backup[name], "weight", value)
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(_sample(value))
+        digest.update(sampled(value))
     patches = {key: [_describe(patch) for patch in value] for key, value in sorted(patcher.patches.items())}
-    return content_hash(digest.hexdigest(), patches)
-
-
-def _sample(value: torch.Tensor) -> bytes:
-    with torch.no_grad():
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            value = getattr(value, "_qdata", value).as_subclass(torch.Tensor)
-        flat = value.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES)
-        picked = flat[::step][:SAMPLES].to("cpu", copy=True).contiguous()
-        return picked.view(torch.uint8).numpy().tobytes()
+    return content_hash(digest.hexdigest(), patches, *_beyond(patcher, others))
 
 
 def _describe(patch: tuple) -> list:
     strength, weights = patch[0], patch[1]
+    return [strength] + [sampled(tensor).hex() for tensor in _held(weights) if isinstance(tensor, torch.Tensor)]
+
+
+def _held(weights: object) -> tuple | list:
     inner = getattr(weights, "weights", weights)
-    tensors = inner if isinstance(inner, (tuple, list)) else (inner,)
-    return [strength] + [_sample(tensor).hex() for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    return inner if isinstance(inner, (tuple, list)) else (inner,)
+
+
+def _beyond(patcher, others: dict[str, object]) -> list:
+    """What tells models apart that the rest of the hash takes for the same; empty for plain ones and most LoRAs.
+
+    So the names of models, and with them runs and caches, from when only the rest was hashed stay valid.
+    """
+    model = patcher.model
+    parts = {
+        "patches": {key: found for key, value in sorted(patcher.patches.items())
+                    if any(found := [_rest(patch, model) for patch in value])},
+        "injections": {key: [described(injection.inject, model) for injection in injections]
+                       for key, injections in getattr(patcher, "injections", {}).items()},
+        "weight wrappers": described(getattr(patcher, "weight_wrapper_patches", {}), model),
+        **others,
+    }
+    return [[name, part] for name, part in parts.items() if part]
+
+
+def _rest(patch: tuple, model: torch.nn.Module) -> list:
+    """What `_describe` leaves out: nested tensors, an alpha that is not the rank, and where and how it is applied."""
+    _, weights, strength_model, offset, function = patch
+    held = _held(weights)
+    sizes = {size for each in held if isinstance(each, torch.Tensor) for size in each.shape}
+    rest = [described(each, model) for each in held
+            if isinstance(each, (tuple, list)) or (isinstance(each, (int, float)) and each not in sizes)]
+    rest += [["strength of the model", strength_model]] if strength_model != 1 else []
+    return rest + [described(each, model) for each in (offset, function) if each is not None]

@@ -6,6 +6,9 @@ forward pass, except where it is a plain tensor that stays where it is:
 
 - *resident*: a normal-tensor view of the same memory, through torch's own functions;
 - *managed*: ComfyUI's own forward without autograd, and in backward ComfyUI is asked for the weight again.
+
+A Bypass LoRA and the like put a forward of their own around a layer's. It then runs between two of ours: `below`, in
+place of the layer that it calls, and the stand-in with the adapter, which calls it.
 """
 
 from __future__ import annotations
@@ -17,12 +20,8 @@ from contextlib import contextmanager
 import comfy.ops
 import torch
 from torch import nn
-
-from ...trainer.base.errors import UserError
-
-SELF_TEST_ROWS = 8
-SELF_TEST_ERROR = 5e-2
-"""Allowed relative error in `self_test`. Rounding, also of inputs to fp8, makes about 5e-3, a wrong weight about 1."""
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -43,26 +42,33 @@ class FrozenModule:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._before: Callable | None = None
         self._displaced: Callable | None = None
         self._views: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     def begin(self, function: Callable) -> None:
         """Let `function` answer the module's calls."""
-        self._displaced = self.module.__dict__.get("forward")
+        self._before = self.module.__dict__.get("forward")
+        self._displaced = foreign_forward(self.module)
         # not through setattr: a Module assigned there would be registered as a child
         self.module.__dict__["forward"] = function
 
     def end(self) -> None:
         """Put back what was there, and let go of the weights."""
-        if self._displaced is None:
+        if self._before is None:
             self.module.__dict__.pop("forward", None)
         else:
-            self.module.__dict__["forward"] = self._displaced
-        self._displaced = None
+            self.module.__dict__["forward"] = self._before
+        self._before = self._displaced = None
         self._views = None
 
+    @property
+    def displaced(self) -> Callable | None:
+        """The forward of another pack in whose place this one is; None where there was only the module's own."""
+        return self._displaced
+
     def original(self, *args, **kwargs):
-        """ComfyUI's own forward."""
+        """The forward that was there: ComfyUI's own, or another pack's."""
         if self._displaced is not None:
             return self._displaced(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -98,7 +104,30 @@ class FrozenLinear(FrozenModule):
         self.ends_block = False
         """Whether it is the last layer of a checkpointed block; it then saves nothing for backward, so that it can be
         skipped when the block is computed again."""
+        self.theirs: Callable | None = None
+        """A forward of another pack around `below`."""
         self._recomputing = False
+        self._normal = _NormalTensors()
+
+    def begin_below(self) -> None:
+        """Stand in for the layer itself: what others put in its place next is around `below`."""
+        self.begin(self.below)
+
+    def begin_above(self, function: Callable) -> None:
+        """After `begin_below` and what others did since, let `function` answer the module's calls; `end` ends both."""
+        theirs = self.module.__dict__["forward"]
+        self.theirs = None if theirs == self.below else theirs
+        self.module.__dict__["forward"] = function
+
+    def end_above(self) -> None:
+        """Put back what others put in."""
+        self.module.__dict__["forward"] = self.theirs or self.below
+        self.theirs = None
+
+    def below(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer itself, for a forward of another pack that calls it."""
+        with self._normal.paused():
+            return self._layer(x)
 
     @contextmanager
     def skipped_in_recompute(self) -> Iterator[None]:
@@ -115,10 +144,23 @@ class FrozenLinear(FrozenModule):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)"""
+        if self.theirs is not None:
+            return self._through_theirs(x)
         if self._recomputing:
             skipped = x.new_full((*x.shape[:-1], self.out_features), math.nan)
             # as in the forward pass: what comes after keeps the same tensors, or checkpointing would complain
             return skipped.requires_grad_(x.requires_grad and torch.is_grad_enabled())
+        return self._layer(x)
+
+    def _through_theirs(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # which is for the adapter; sampling has none
+            if not (x.requires_grad and torch.is_grad_enabled()):
+                with torch.no_grad():
+                    return self.theirs(x)
+            with self._normal:
+                return self.theirs(x)
+
+    def _layer(self, x: torch.Tensor) -> torch.Tensor:
         if not (x.requires_grad and torch.is_grad_enabled()):
             with torch.no_grad():
                 return self.untouching(x)
@@ -185,6 +227,38 @@ class _ManagedLinear(torch.autograd.Function):
         return ctx.linear.input_gradient(grad_output), None
 
 
+class _NormalTensors(TorchFunctionMode):
+    """Lets autograd pass through functions of others, whose own tensors ComfyUI made in inference mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_on = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the context tensors are taken as they are."""
+        before, self._is_on = self._is_on, False
+        try:
+            yield
+        finally:
+            self._is_on = before
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if self._is_on:
+            args, kwargs = tree_map_only(torch.Tensor, _as_normal, (args, kwargs))
+        return function(*args, **(kwargs or {}))
+
+
+def foreign_forward(module: nn.Module) -> Callable | None:
+    """The forward that someone has put in the place of the module's own, or None.
+
+    Who takes his out again may leave the module's own behind as an attribute, as ComfyUI does.
+    """
+    forward = module.__dict__.get("forward")
+    is_own = getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+    return None if is_own else forward
+
+
 def normal_view(parameter: torch.Tensor) -> torch.Tensor:
     """A tensor over the same memory that autograd accepts, also when the parameter is an inference tensor."""
     view = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
@@ -193,38 +267,9 @@ def normal_view(parameter: torch.Tensor) -> torch.Tensor:
     )
 
 
-def self_test(linears: list[FrozenLinear], device: torch.device, dtype: torch.dtype) -> None:
-    """Check, once for each kind of layer, that backward gives the gradient of the forward pass.
-
-    A linear f(x) = Wx + b must give <gy, f(v) - f(0)> = <W^T gy, v> for any v and gy. Here gy is f(v) - f(0)
-    itself: with a gy independent of v both sides are near 0, whatever the gradient is.
-
-    Args:
-        device, dtype: of the activations in training.
-
-    Raises:
-        UserError: a kind of layer whose gradient is wrong here.
-    """
-    tested = set()
-    generator = torch.Generator().manual_seed(0)
-    for linear in linears:
-        kind = (type(linear.module), type(linear.module.weight), linear.module.weight.dtype)
-        if kind in tested:
-            continue
-        tested.add(kind)
-        v = torch.randn(SELF_TEST_ROWS, linear.in_features, generator=generator).to(device, dtype).requires_grad_()
-        with torch.enable_grad():
-            y = linear(v)
-        with torch.no_grad():
-            rise = y - linear(torch.zeros_like(v))
-        (grad_v,) = torch.autograd.grad(y, v, rise)
-        expected = rise.float().square().sum()
-        error = ((grad_v.float() * v.detach().float()).sum() - expected).abs()
-        if not error <= SELF_TEST_ERROR * expected:
-            raise UserError(
-                f"A layer of this model ({type(linear.module).__name__}, {linear.module.weight.dtype}) gives no right "
-                f"gradient here (relative error {float(error / expected):.2g}); load the model as bf16, fp16 or fp8."
-            )
+def _as_normal(tensor: torch.Tensor) -> torch.Tensor:
+    is_plain = type(tensor) in (nn.Parameter, torch.Tensor)
+    return normal_view(tensor) if is_plain and tensor.is_inference() else tensor
 
 
 def _plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

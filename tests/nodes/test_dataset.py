@@ -61,6 +61,19 @@ def encoded(nodes, dataset) -> cache.CachedDataset:
     return nodes[CACHE].execute(dataset, tools.load_vae(), tools.load_clip()).result[0]
 
 
+def test_captions_are_plain_text_unless_the_switch_says_otherwise(nodes, tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "cat.png")
+    (tmp_path / "data" / "cat.txt").write_text("a (cat:1.5)")
+    dataset, clip = load(nodes, tmp_path / "data")[0], tools.load_clip()
+    for is_on, prompt in (False, r"zwx, a \(cat:1.5\)"), (True, "zwx, a (cat:1.5)"):
+        cached = nodes[CACHE].execute(dataset, tools.load_vae(), clip, prompt_syntax=is_on).result[0]
+        text_LD = read_tensor(cached.samples[0].captions[0]["text"]).float()
+        with torch.inference_mode():
+            expected = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0][0]
+        assert torch.equal(text_LD, expected[:len(text_LD)].float()) and not expected[len(text_LD):].any()
+
+
 def train(dataset, settings, watch=None):
     from wantune.nodes.train import train
 

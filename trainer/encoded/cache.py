@@ -8,9 +8,10 @@ re-encodes one text, a changed picture one latent, and no entry is ever out of d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ..base.errors import content_hash
 from ..data.buckets import Bucket
@@ -103,17 +104,20 @@ class CachedDataset:
 
 
 def locate(
-    samples: Sequence[Sample], store: Store, codec_id: str, encoder_ids: Mapping[str, str]
+    samples: Sequence[Sample], store: Store, codec_id: str, encoder_ids: Mapping[str, str],
+    keys_of: Mapping[str, Callable[[str], str]] = MappingProxyType({}),
 ) -> list[CachedSample]:
     """The cache files of each sample's latents, conditions and mask, whether they exist or not.
 
     Args:
         codec_id: `id` of the VAE.
         encoder_ids: `id` of the encoder of each kind of condition, by kind.
+        keys_of: `key_of` of those encoders that have one, by kind.
     """
 
     def caption_paths(sample: Sample, caption: str) -> dict[str, Path]:
-        return {kind.name: store.path(kind.folder, content_hash(VERSION, *_name(kind), caption, encoder_ids[kind.name]))
+        return {kind.name: store.path(kind.folder, content_hash(
+                    VERSION, *_name(kind), keys_of.get(kind.name, str)(caption), encoder_ids[kind.name]))
                 for kind in sample.family.conditions if kind.source == CAPTION}
 
     def window_paths(sample: Sample, start: int) -> dict[str, Path]:

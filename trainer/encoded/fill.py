@@ -129,7 +129,8 @@ def fill(
     """
     family, samples = manifest.family, [*manifest.samples, *manifest.held_out]
     ids = {kind.name: encoders[kind.name].id for kind in family.conditions}
-    located = list(zip(samples, locate(samples, store, codec.id, ids), strict=True))
+    keys_of = {name: encoder.key_of for name, encoder in encoders.items() if hasattr(encoder, "key_of")}
+    located = list(zip(samples, locate(samples, store, codec.id, ids, keys_of), strict=True))
     faults: dict[Path, Rejection] = {}
     with store.filling():
         for kind in family.conditions:
@@ -143,7 +144,8 @@ def fill(
     trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
     if not trained:
         raise UserError("No file is left to train on: " + " ".join(fault.reason for fault in list(faults.values())[:5]))
-    encoded_as = [sorted(path.name for path in faults), codec.id, *ids.values()]
+    encoded_as = [sorted(path.name for path in faults), codec.id, *ids.values(),
+                  *_read_otherwise(samples, keys_of)]
     return CachedDataset(
         family=family,
         samples=tuple(cached for _, cached in trained),
@@ -156,6 +158,12 @@ def fill(
         notes=tuple(f'The caption "{caption[:60]}..." has more than {family.text_length} tokens, which {family.series} '
                     "was not trained on; shorten it." for caption in longest),
     )
+
+
+def _read_otherwise(samples: Sequence[Sample], keys_of: Mapping[str, Callable[[str], str]]) -> list[str]:
+    """What stands for those captions that an encoder does not read as they are."""
+    captions = {caption for sample in samples for caption in sample.captions}
+    return sorted({key_of(caption) for key_of in keys_of.values() for caption in captions} - captions)
 
 
 def _captions(located: Located, kind: str) -> dict[Path, str]:

@@ -32,7 +32,11 @@ class ConditionEncoder(Protocol):
     """The encoder of one kind of condition, such as the text encoder."""
 
     id: str
-    """Part of cache keys: changes with the weights and with everything else that changes the encoder's output."""
+    """Part of cache keys: changes with the weights and with everything else that changes the encoder's output.
+
+    An encoder that does not read all captions alike also has a `key_of(caption) -> str`: what stands for the caption
+    in its cache key. For others it is the caption itself.
+    """
 
     def encode(self, source: str | np.ndarray) -> torch.Tensor:
         """Encode a caption, or uint8 pixels_FHW3, to a tensor on the CPU with at least one row.

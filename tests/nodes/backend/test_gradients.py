@@ -156,9 +156,9 @@ def break_gradient(monkeypatch, how: str) -> None:
 
 @pytest.mark.parametrize("how", WRONG)
 def test_finite_differences_detect_a_wrong_gradient(managed, monkeypatch, how):
-    from wantune.nodes.backend import frozen
+    from wantune.nodes.backend.denoiser import ComfyDenoiser
 
-    monkeypatch.setattr(frozen, "self_test", lambda *_arguments: None)  # it would refuse before we get to see
+    monkeypatch.setattr(ComfyDenoiser, "_test", lambda _denoiser: None)  # it would refuse before we get to see
     break_gradient(monkeypatch, how)
     errors = managed.errors(managed.gradients())
     # what lies behind may get its gradient through the head alone, which fp8_scaled files keep in fp32
@@ -178,15 +178,15 @@ def test_training_does_not_start_with_a_wrong_gradient(managed, monkeypatch, how
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_self_test_tells_right_from_wrong_at_every_size_and_precision(comfy, monkeypatch, size, dtype):
     """(1536, 8960) is the widest layer of Wan2.1 1.3B."""
-    from wantune.nodes.backend import frozen
+    from wantune.nodes.backend import frozen, self_test
 
     linear = frozen.FrozenLinear(comfy_layer("manual_cast", "Linear", *size, dtype=torch.float8_e4m3fn))
-    frozen.self_test([linear], torch.device("cpu"), dtype)
+    self_test.of_linears([linear], torch.device("cpu"), dtype)
     for how in REFUSED:
         with monkeypatch.context() as context:
             break_gradient(context, how)
             with pytest.raises(UserError, match="gives no right gradient"):
-                frozen.self_test([linear], torch.device("cpu"), dtype)
+                self_test.of_linears([linear], torch.device("cpu"), dtype)
 
 
 def test_layers_that_write_into_their_input_spoil_nothing(load_case, dit_file):
