@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
-import comfy.lora
 import folder_paths
 from comfy_api.latest import io, ui
 
 from ..trainer.base.errors import UserError
 from ..trainer.lora import file as lora_file
 from ..trainer.lora import keys as lora_keys
-from .backend import paths
+from ..trainer.lora import made_for
+from .backend import applying, named, paths, saved_names
 from .backend.denoiser import linear_sizes
 from .page.live import show_text
 
@@ -37,26 +38,48 @@ class SaveLoRA(io.ComfyNode):
             inputs=[
                 io.LoraModel.Input("lora", tooltip="From Train Wan LoRA, or any LORA_MODEL."),
                 io.String.Input("filename", default="wantune/my_lora", tooltip="Name in the loras folder; a number "
-                                "is added, so that no file is ever overwritten."),
+                                "is added, so that no file is ever overwritten. May hold %date:yyyy-MM-dd%."),
                 io.Model.Input("model", optional=True, tooltip="If given, the LoRA must fit this model."),
             ],
             outputs=[io.String.Output(display_name="lora_name", tooltip="As ComfyUI's LoRA lists show it.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename=None):
+        """True, or the sentence the page shows before anything runs; a linked name is not known yet (None)."""
+        try:
+            saved_names.check_unexpanded(filename if filename is not None else "linked")
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, filename=None, **_inputs) -> str:
+        """Changes with the date that the name asks for, so that ComfyUI saves again, as its own Save nodes do."""
+        return saved_names.expand(filename or "", None)
 
     @classmethod
     def execute(cls, lora, filename, model=None) -> io.NodeOutput:
         state = lora_keys.normalize(lora)
         whole = lora_keys.check_complete(state)
-        path, name = paths.new_lora_file(filename)
-        fit = lora_keys.check_fit(state, linear_sizes(model)) if model is not None else None
+        path, name = paths.new_lora_file(saved_names.expand(filename, cls.hidden and cls.hidden.prompt))
+        fit = _checked(model, state) if model is not None else None
         lora_file.save(path, state, getattr(lora, "metadata", {}))
         written = lora_keys.check_complete(lora_file.load(path))
         text = f"{name}\n{fit or f'{written} of {whole} modules matched'}"
         logger.info("Saved %s", text.replace("\n", ": "))
         show_text(cls.hidden, text)
         return io.NodeOutput(name, ui=ui.PreviewText(text))
+
+
+def _checked(model, state: Mapping) -> lora_keys.Fit:
+    """How a LoRA fits a model that is connected to Save LoRA; a part that the model has in another shape is refused."""
+    fit = applying.read(model, state).fit
+    if fit.misshapen:
+        raise lora_keys.does_not_fit(state, linear_sizes(model), fit)
+    return fit
 
 
 class ApplyLoRA(io.ComfyNode):
@@ -79,14 +102,17 @@ class ApplyLoRA(io.ComfyNode):
                                default=FROM_INPUT, optional=True, tooltip="A LoRA file, when no lora is connected."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     def execute(cls, model, strength, lora=None, file=FROM_INPUT) -> io.NodeOutput:
-        applied, fit = apply(model, resolve(lora, file), strength)
-        text = f"{fit}, strength {strength:g}"
-        logger.info("Applied LoRA: %s", text)
+        found = resolve(lora, file)
+        applied, reading = _applied(model, found, strength)
+        loaded = cls.hidden and named.file_of(model, cls.hidden.prompt, cls.hidden.unique_id)
+        notes = (*reading.notes, *made_for.differences(_told(found), loaded or ""), getattr(found, "note", ""))
+        text = "\n".join(filter(None, (f"{reading.fit}, strength {strength:g}", *notes)))
+        logger.info("Applied LoRA: %s", text.replace("\n", " "))
         show_text(cls.hidden, text)
         return io.NodeOutput(applied, ui=ui.PreviewText(text))
 
@@ -98,23 +124,29 @@ def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]
         The clone, and how the modules of the two matched.
 
     Raises:
-        UserError: the LoRA was made for another model, or ComfyUI cannot read all of it.
+        UserError: the LoRA was made for another model, or holds values that cannot be computed with.
     """
-    state = lora_keys.normalize(lora)
-    fit = lora_keys.check_fit(state, linear_sizes(model))
-    if fit.unknown:
-        logger.warning("%s; the model does not have %s", fit, ", ".join(fit.unknown[:5]))
+    applied, reading = _applied(model, lora, strength)
+    if reading.notes:
+        logger.warning("%s: %s", reading.fit, " ".join(reading.notes))
+    return applied, reading.fit
+
+
+def _applied(model, lora: Mapping, strength: float) -> tuple[object, applying.Reading]:
+    reading = applying.read(model, lora)
     applied = model.clone()
     applied.set_attachments(ATTACHMENT, (*applied_loras(model), _in_words(lora, strength)))
     if strength != 0:
-        targets = comfy.lora.model_lora_keys_unet(model.model, {})
-        patches = comfy.lora.load_lora(state, targets, log_missing=False)
-        taken = applied.add_patches(patches, strength)
-        lost = [module for module in fit.matched if f"{lora_keys.PREFIX}{module}.weight" not in taken]
-        if lost:
-            raise UserError(f"ComfyUI could not read {len(lost)} of the LoRA's {fit.total} modules, {lost[0]} among "
-                            "them; save the LoRA in another format.")
-    return applied, fit
+        applied.add_patches(reading.patches, strength)
+    return applied, reading
+
+
+def _told(lora: Mapping) -> str:
+    """What the LoRA's file and header call the model it was made for."""
+    header = getattr(lora, "metadata", {})
+    names = ("ss_sd_model_name", "ss_output_name", "modelspec.title")
+    texts = (getattr(lora, "file", ""), *(header.get(name) or "" for name in names))
+    return " ".join(re.sub(r"\(.*?\)", "", text) for text in texts)  # in brackets we say what a model may be, too
 
 
 def applied_loras(model) -> tuple[str, ...]:
@@ -138,5 +170,5 @@ def resolve(lora, file: str = FROM_INPUT) -> Mapping:
     if lora is None and file == FROM_INPUT:
         raise UserError("Apply LoRA has no LoRA; connect one, or choose a file.")
     if lora is None or isinstance(lora, str):
-        return lora_file.load(paths.lora_file(lora or file))
+        return lora_file.read(paths.lora_file(lora or file))
     return lora

@@ -17,7 +17,7 @@ from ..trainer.settings.presets import CUSTOM, PRESETS
 from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from ..trainer.training.run import Run
 from . import sockets
-from .backend import paths
+from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
 from .media.previewer import PreviewConfig, Previewer
@@ -104,7 +104,8 @@ class TrainWanLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         continued = resolve(continue_from) if continue_from is not None else None
         lora, losses, folder = train(
-            model, cache, run_name, _config(**settings), Live(cls.hidden), restart, previews, continued, attempt)
+            model, cache, run_name, _config(**settings), Live(cls.hidden), restart, previews, continued, attempt,
+            named.file_of(model, cls.hidden and cls.hidden.prompt, cls.hidden and cls.hidden.unique_id))
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
 
 
@@ -130,6 +131,7 @@ def _config(
 def train(
     model, dataset: CachedDataset, run_name: str, config: TrainConfig, live: Live, restart: bool = False,
     previews: PreviewConfig | None = None, continued: Mapping[str, torch.Tensor] | None = None, attempt: int = 0,
+    model_file: str = "",
 ) -> tuple[LoraStateDict, list[float], str]:
     """Train a MODEL's LoRA, or load it where the same run was finished before.
 
@@ -138,6 +140,7 @@ def train(
         live: shows the run, and tells when the user wants it to stop.
         continued: a LoRA of any trainer to begin with; rank and alpha are then its own.
         restart, attempt: as of `Run`.
+        model_file: the name of the file the model was loaded from, "" if unknown.
 
     Returns:
         The LoRA, the finite loss of each step, and the run's folder.
@@ -148,7 +151,7 @@ def train(
     denoiser = ComfyDenoiser(model)
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
     with torch.inference_mode(False), own_switches(), Run(
-            denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt) as run:
+            denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt, model_file) as run:
         live.describe(run.folder, run.base_model, run.notes, run.is_finished)
         if run.is_finished:
             live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import comfy.ldm.wan.model
 import comfyui_version
+import torch
 
 from ...trainer.base.errors import UserError
 from ...trainer.model.family import ModelFamily
@@ -21,17 +22,30 @@ def family_of(model) -> ModelFamily:
     """
     _check_version(comfyui_version.__version__)
     network = model.model.diffusion_model
-    kind = type(network)
     if not isinstance(network, comfy.ldm.wan.model.WanModel):
         raise UserError(f"The model is a {type(model.model).__name__}, not Wan; load a Wan2.1 text-to-video model.")
-    if kind is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
-        raise UserError(f"The model is a {kind.__name__} ({network.model_type}); this version trains Wan2.1 "
-                        "text-to-video models only.")
-    channels = network.patch_embedding.weight.shape[1]
-    if channels != model.model.latent_format.latent_channels or channels != WAN21_T2V.latent_channels:
-        raise UserError(f"The model takes {channels} channels, Wan2.1 text-to-video has {WAN21_T2V.latent_channels}; "
-                        "load a Wan2.1 text-to-video model.")
+    channels, latent = network.patch_embedding.weight.shape[1], model.model.latent_format.latent_channels
+    is_plain = type(network) is comfy.ldm.wan.model.WanModel and network.model_type == "t2v"
+    if not is_plain or not channels == latent == WAN21_T2V.latent_channels:
+        raise UserError(f"The model is a {type(network).__name__} ({network.model_type}), {_what(network, latent)}; "
+                        "this version trains Wan2.1 text-to-video models only.")
     return WAN21_T2V
+
+
+def _what(network: torch.nn.Module, latent: int) -> str:
+    """Which Wan a network is that is not trained, as ComfyUI tells them apart (comfy/model_detection.py)."""
+    channels = network.patch_embedding.weight.shape[1]
+    if latent == 48:
+        return f"Wan2.2 TI2V 5B, as its latents of {latent} channels tell"
+    image = getattr(network, "img_emb", None)
+    if type(network) is comfy.ldm.wan.model.WanModel and image is not None:
+        ends = getattr(image, "emb_pos", None) is not None
+        return "Wan2.1 first-last-frame-to-video" if ends else "image-to-video of Wan2.1's form"
+    if type(network) is comfy.ldm.wan.model.WanModel and channels == 36:
+        return "image-to-video of Wan2.2's form, such as an expert of I2V A14B"
+    known = {"VaceWanModel": "Wan VACE", "CameraWanModel": "Wan Fun-Camera", "WanModel_S2V": "Wan2.2 S2V",
+             "AnimateWanModel": "Wan2.2 Animate", "HumoWanModel": "HuMo"}
+    return known.get(type(network).__name__, f"a variant of Wan that takes {channels} channels")
 
 
 def _check_version(version: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
 
 from ...trainer.base.errors import UserError
+from . import saved_names
 
 
 def dataset_folder(text: str) -> Path:
@@ -58,17 +61,21 @@ def saved_result(path: Path) -> dict[str, str]:
 def new_lora_file(filename: str) -> tuple[Path, str]:
     """The path of a new file in ComfyUI's first loras folder, and its name in ComfyUI's LoRA lists.
 
+    Its number is one more than the highest of this name, whether in capitals or not: some systems do not tell these
+    apart, and ComfyUI shows the old content of a name that it has loaded before.
+
     Raises:
-        UserError: the name leads out of the folder.
+        UserError: the name leads out of the folder, or some system refuses it.
     """
+    *folders, stem = saved_names.check(filename)
     root = Path(folder_paths.get_folder_paths("loras")[0]).resolve()
-    stem = filename.strip().removesuffix(".safetensors")
-    target = (root / stem).resolve()
-    if not target.name or target == root or not target.is_relative_to(root):
-        raise UserError(f"filename {filename!r} leads out of the loras folder; give a name such as wantune/my_lora.")
-    number = 1
-    while (path := target.with_name(f"{target.name}_{number:05d}.safetensors")).exists():
-        number += 1
+    folder = root.joinpath(*folders)
+    form = re.compile(rf"{re.escape(stem.casefold())}_(\d+)\.safetensors")
+    numbers = []
+    with suppress(OSError):  # there is no such folder yet
+        numbers = [int(found[1]) for path in folder.iterdir() if (found := form.fullmatch(path.name.casefold()))]
+    number = 1 + max(numbers, default=0)
+    path = folder / f"{stem}_{number:05d}.safetensors"
     return path, str(path.relative_to(root))
 
 

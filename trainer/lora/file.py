@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,15 +26,24 @@ from ..base.files import replacing
 from ..base.refusals import in_a_sentence
 from ..encoded.cache import CachedDataset
 from ..settings.training import LoraConfig, TrainConfig
-from .keys import PREFIX, check_complete, check_fit, modules_of, normalize, split
+from .keys import PREFIX, check_complete, check_fit, check_is_lora, modules_of, normalize
+from .matrices import split
+from .scale import with_alphas
 
 
 class LoraStateDict(dict):
-    """The tensors of a LoRA with the `metadata` of its file; to ComfyUI a plain state dict (type LORA_MODEL)."""
+    """The tensors of a LoRA with the `metadata` of its file; to ComfyUI a plain state dict (type LORA_MODEL).
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    Args:
+        file: the name of the file it was read from, "" if it was not.
+        note: a sentence about the file for the user, or "".
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], file: str = "", note: str = ""
+    ) -> None:
         super().__init__(tensors)
-        self.metadata = dict(metadata)
+        self.metadata, self.file, self.note = dict(metadata), file, note
 
 
 def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
@@ -44,8 +54,8 @@ def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, t
     """
     tensors = {}
     for key, value in state.items():
-        module, name = split(key)
-        tensors[f"{PREFIX}{module}.{name}"] = value
+        module = split(key)[0]
+        tensors[f"{PREFIX}{key}"] = value
         tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(alpha))
     return tensors
 
@@ -112,26 +122,39 @@ def load(path: Path) -> LoraStateDict:
     """Read any LoRA file, keys normalized.
 
     Raises:
-        UserError: not a safetensors file, or damaged.
+        UserError: not a safetensors file, damaged, or no LoRA.
+    """
+    lora = read(path)
+    return LoraStateDict(normalize(lora), lora.metadata)
+
+
+def read(path: Path) -> LoraStateDict:
+    """Read any LoRA file under its own keys, with the `.alpha` tensors that its writer keeps elsewhere (scale.py).
+
+    Raises:
+        UserError: not a safetensors file, damaged, or no LoRA.
     """
     try:
         tensors, metadata = tensor_files.read(path)
-        return LoraStateDict(_with_alpha(normalize(tensors), metadata), metadata)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path.name} cannot be read as safetensors ({error}); download or save it again.") from None
+        raise UserError(_unreadable(path, error)) from None
+    check_is_lora(tensors, path.name)
+    tensors, note = with_alphas(tensors, metadata, path)
+    return LoraStateDict(tensors, metadata, path.name, note)
 
 
-def _with_alpha(state: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Add as `.alpha` tensors what diffusers keeps in the file's metadata; without it the scale would be 1."""
-    try:
-        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        alpha = next((float(v) for k, v in settings.items() if k.split(".")[-1] == "lora_alpha"), None)
-    except (ValueError, AttributeError, TypeError):
-        return state
-    if alpha is None:
-        return state
-    modules = {key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")}
-    return {**{f"{module}.alpha": torch.tensor(alpha) for module in modules}, **state}
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file is no safetensors file, by its first bytes."""
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(64)
+        if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+            return (f"{path.name} is a pickle file, as .pt and .ckpt files are, which can run code and is not read "
+                    "here; save it as .safetensors, or use ComfyUI's own Load LoRA.")
+        if start.startswith(b"version https://git-lfs"):
+            return f"{path.name} is only a pointer to a file of Git LFS; download the file itself."
+        if start.lstrip()[:1] == b"<":
+            return f"{path.name} is a web page and no LoRA; download the file itself, logged in where its site asks."
+    return f"{path.name} cannot be read as safetensors ({error}); download or save it again."
 
 
 def continued(
@@ -154,9 +177,9 @@ def continued(
     if lora.kind not in ("lora", "rslora"):
         raise UserError(f"kind is {lora.kind}, but only a plain LoRA can be continued; choose lora or rslora.")
     check_complete(state)
-    fit = check_fit(state, sizes)
     modules = {name: tensors for name, tensors in modules_of(state).items() if tensors.keys() != {"alpha"}}
     _check_plain(modules)
+    fit = check_fit(state, sizes)
     if fit.unknown:
         raise UserError(f"The LoRA to continue has {len(fit.unknown)} modules that the model does not have, such as "
                         f"{fit.unknown[0]}; load the model it was made for.")
@@ -178,7 +201,8 @@ def continued(
 
 
 def _check_plain(modules: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    kinds = {"dora_scale": "DoRA", "lokr": "LoKr", "hada": "LoHa", "diff": "changes of whole weights"}
+    kinds = {"dora_scale": "DoRA", "lokr": "LoKr", "hada": "LoHa", "diff": "changes of whole weights",
+             "set_weight": "changes of whole weights", "w_norm": "changes of whole weights", "oft": "OFT"}
     for module, tensors in modules.items():
         for name in tensors:
             if name and name not in ("lora_A.weight", "lora_B.weight", "alpha"):

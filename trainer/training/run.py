@@ -23,6 +23,7 @@ from ..encoded.batches import batches_per_epoch, read_batch
 from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
 from ..lora import keys as lora_keys
+from ..lora import made_for
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
@@ -59,6 +60,7 @@ class Run:
         attempt: the number of the attempt, which is made if there is none; 0 for the newest.
         restart: where `attempt` is 0: not the first attempt, but one that is begun anew beside it, or the newest after
             it.
+        model_file: the name of the model's file, the only thing that tells an expert of Wan2.2 from Wan2.1.
 
     A caller whose framework enables inference mode must hold `torch.inference_mode(False)` from here to the end of
     `events`: what is read from a checkpoint is trained on.
@@ -71,6 +73,7 @@ class Run:
     def __init__(
         self, denoiser: Denoiser, dataset: CachedDataset, name: str, config: TrainConfig, runs_folder: Path,
         continued: Mapping[str, torch.Tensor] | None = None, restart: bool = False, attempt: int = 0,
+        model_file: str = "",
     ) -> None:
         _check_data(denoiser, dataset)
         self._start: dict[str, torch.Tensor] = {}
@@ -81,7 +84,9 @@ class Run:
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
-        self.base_model = lora_keys.describe_model(denoiser.linear_sizes())
+        told = made_for.told_by_name(model_file)
+        self.base_model = made_for.describe_model(denoiser.linear_sizes()) + (
+            f"; by its file's name {told}" if told else "")
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
         self._denoiser = denoiser
         self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0)

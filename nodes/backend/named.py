@@ -1,0 +1,34 @@
+"""The name of the file that a MODEL was loaded from: all that tells Wan2.1 from the experts of Wan2.2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+
+_LOADERS = ("unet_name", "ckpt_name", "model_name", "gguf_name")
+"""Inputs of the nodes that load models, ComfyUI's own first."""
+
+_DEPTH = 100
+"""Nodes between ours and the loader, at most."""
+
+
+def file_of(model, prompt: Mapping | None = None, node: str | None = None) -> str:
+    """The file's name, or "" where nothing tells it.
+
+    Args:
+        model: a MODEL; newer versions of ComfyUI keep in it how it was loaded.
+        prompt: the graph that runs, else asked for the loader above `node`.
+    """
+    made_by = getattr(model, "cached_patcher_init", None)
+    if made_by and isinstance(made_by[1][0], str):
+        return PurePath(made_by[1][0].replace("\\", "/")).name
+    for _ in range(_DEPTH):
+        inputs = ((prompt or {}).get(node) or {}).get("inputs", {})
+        for name in _LOADERS:
+            if isinstance(inputs.get(name), str):
+                return PurePath(inputs[name].replace("\\", "/")).name
+        above = inputs.get("model")
+        if not isinstance(above, list):
+            return ""
+        node = str(above[0])
+    return ""

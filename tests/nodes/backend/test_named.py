@@ -1,0 +1,90 @@
+"""Which Wan a model or a LoRA is: what its form and its file's name tell, and no more."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wantune.tests.support import tools
+from wantune.trainer.base.errors import UserError
+from wantune.trainer.lora import made_for
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+
+def changed(folder, **tensors):
+    """The tiny text-to-video model with other weights, by their names with __ for dots."""
+    path = tools.random_dit(folder)
+    save_file(load_file(path) | {name.replace("__", "."): value for name, value in tensors.items()}, path)
+    return tools.load_dit(path)
+
+
+@pytest.mark.parametrize(("make", "sentence"), [
+    (lambda folder: tools.load_dit(tools.random_dit(folder, in_dim=36)), "image-to-video of Wan2.1's form"),
+    (lambda folder: changed(folder, patch_embedding__weight=torch.randn(128, 36, 1, 2, 2)),
+     "image-to-video of Wan2.2's form, such as an expert of I2V A14B"),
+    (lambda folder: changed(folder, patch_embedding__weight=torch.randn(128, 48, 1, 2, 2),
+                            head__head__weight=torch.randn(192, 128), head__head__bias=torch.randn(192)),
+     "Wan2.2 TI2V 5B"),
+])
+def test_a_wan_that_is_not_trained_is_named(tmp_path, make, sentence):
+    from wantune.nodes.backend.family import family_of
+
+    with pytest.raises(UserError, match=f"{sentence}.*this version trains Wan2.1 text-to-video models only"):
+        family_of(make(tmp_path))
+
+
+def sizes(width: int, blocks: int, *leaves: str) -> dict[str, tuple[int, int]]:
+    return {f"blocks.{block}.{leaf}": (width, width) for block in range(blocks) for leaf in ("self_attn.q", *leaves)}
+
+
+@pytest.mark.parametrize(("found", "text"), [
+    (sizes(1536, 30), "Wan2.1 1.3B of width 1536 with 30 blocks"),
+    (sizes(3072, 30), "Wan2.2 5B of width 3072 with 30 blocks"),
+    (sizes(5120, 40), "Wan 14B of width 5120 with 40 blocks (Wan2.1, or an expert of Wan2.2 A14B: their shapes are the "
+     "same)"),
+    (sizes(5120, 40, "cross_attn.k_img"), "Wan 14B of width 5120 with 40 blocks (Wan2.1 image-to-video: it has modules "
+     "for the image)"),
+])
+def test_shapes_tell_what_they_can_and_no_more(found, text):
+    assert made_for.describe_model(found) == text
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", "the high-noise expert of Wan2.2 A14B"),
+    ("Wan2_2-T2V-A14B-LOW_fp8.safetensors", "the low-noise expert of Wan2.2 A14B"),
+    ("Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf", "the high-noise expert of Wan2.2 A14B"),
+    ("wan22_l_14b.safetensors", "the low-noise expert of Wan2.2 A14B"), ("wan2.2_ti2v_5B.safetensors", "Wan2.2"),
+    ("wan2.1_t2v_14B_fp16.safetensors", ""), ("my_low_res_high_quality.safetensors", ""), ("", ""),
+])
+def test_file_names_tell_the_experts(name, told):
+    assert made_for.told_by_name(name) == told
+
+
+def test_a_lora_of_one_expert_on_the_other_is_said(comfy, tmp_path, monkeypatch):
+    import folder_paths
+
+    from wantune.nodes.lora import ApplyLoRA
+    from wantune.trainer.lora.file import LoraStateDict
+
+    model = tools.load_dit(tools.random_dit(tmp_path))
+    folder_paths.filename_list_cache.clear()
+    prompt = {"1": {"class_type": "UNETLoader", "inputs": {"unet_name": "wan2.2_t2v_low_noise_14B.safetensors"}},
+              "2": {"class_type": "ModelSamplingSD3", "inputs": {"model": ["1", 0]}},
+              "3": {"class_type": "WanTune_ApplyLoRA", "inputs": {"model": ["2", 0]}}}
+    monkeypatch.setattr(model, "cached_patcher_init", None, raising=False)  # as before ComfyUI 0.13
+
+    class Node(ApplyLoRA):
+        hidden = type("Hidden", (), {"prompt": prompt, "unique_id": "3", "extra_pnginfo": None})
+
+    tensors = {"diffusion_model.blocks.0.norm3.diff": torch.ones(128)}
+
+    def said(file: str, header: dict | None = None) -> str:
+        return Node.execute(model, 1.0, lora=LoraStateDict(tensors, header or {}, file)).ui.as_dict()["text"][0]
+
+    assert ("By its name the LoRA was made for the high-noise expert, by its name the model is the low-noise expert."
+            in said("wan22_mine_high_noise.safetensors"))
+    assert "the high-noise expert, by" in said("a.safetensors", {
+        "ss_sd_model_name": "Wan 14B (Wan2.1, or Wan2.2); by its file's name the high-noise expert of Wan2.2 A14B"})
+    assert "made for Wan2.1, by its name the model is Wan2.2" in said("wan2.1_mine.safetensors")
+    for file in ("wan22_mine_low_noise.safetensors", "mine.safetensors"):
+        assert said(file) == "1 of 1 modules matched, strength 1"

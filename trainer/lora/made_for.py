@@ -1,0 +1,117 @@
+"""Which model a LoRA was made for, and which a model is: what keys, widths and file names tell, and no more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from .matrices import size
+
+_WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "Wan 14B"}
+"""Models by the width of their tokens (the in_features of self_attn.q)."""
+
+_SAME_SHAPES = " (Wan2.1, or an expert of Wan2.2 A14B: their shapes are the same)"
+
+_OTHERS = (
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img_mlp|txt_mlp|img_mod|txt_mod)"),
+    ("HunyuanVideo", r"double_blocks[._]\d+[._](img|txt)_attn_(qkv|proj)\.|token_refiner|txt_in[._]individual"),
+    ("HunyuanVideo", r"double_blocks[._]19[._]|single_blocks[._]3[89][._]"),
+    ("Flux or HunyuanVideo", r"(double|single)_blocks[._]\d+[._]|single_transformer_blocks[._]\d+[._]"),
+    ("Stable Diffusion 3", r"joint_blocks[._]\d+[._]"),
+    ("Stable Diffusion XL", r"lora_te2_|text_encoder_2\.|(down|input)_blocks[._]\w*.*transformer_blocks[._][2-9][._]"),
+    ("Stable Diffusion", r"(down|up|mid|input|output|middle)_blocks?[._]\d*.*"),
+    ("LTX-Video or another model of diffusers", r"transformer_blocks[._]\d+[._]attn[12]?[._]"),
+    ("Cosmos", r"blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj"),
+    ("Lumina or Z-Image", r"layers[._]\d+[._](attention|feed_forward)[._]"),
+)
+"""Other models by what their modules are called, most telling first."""
+
+
+def describe(modules: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    """In words, which model a normalized LoRA was made for.
+
+    Args:
+        modules: what `modules_of` in keys.py gives.
+    """
+    found = next(filter(None, map(_width, modules, modules.values())), None)
+    if found:
+        return _describe_width(found, list(modules))
+    for other, pattern in _OTHERS:
+        if any(re.search(pattern, f"{module}.") for module in modules):
+            return f"{other}, which is something other than Wan (it has {next(iter(modules))})"
+    return f"something other than Wan (it has {next(iter(modules), 'nothing')})"
+
+
+def describe_model(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """In words, which model these Linears belong to: {name: (out_features, in_features)}."""
+    if "blocks.0.self_attn.q" not in sizes:
+        return "not a Wan model"
+    return _describe_width(sizes["blocks.0.self_attn.q"][1], list(sizes))
+
+
+def differences(lora: str, model: str) -> tuple[str, ...]:
+    """Sentences about what the names of a LoRA (file, header) and of a model (file) tell, where they differ.
+
+    Wan2.1 14B and both experts of Wan2.2 A14B have the same shapes, so that only names tell them apart.
+    """
+    sentences = []
+    for kind, of in (("noise", _noise), ("version", _version)):
+        theirs, ours = of(lora), of(model)
+        if theirs and ours and theirs != ours:
+            what = f"the {theirs} expert" if kind == "noise" else theirs
+            sentences.append(f"By its name the LoRA was made for {what}, by its name the model is "
+                             f"{f'the {ours} expert' if kind == 'noise' else ours}.")
+    return tuple(sentences)
+
+
+def told_by_name(name: str) -> str:
+    """What a model's file name tells of Wan2.2, such as "the low-noise expert of Wan2.2 A14B"; "" if nothing."""
+    noise = _noise(name)
+    if noise:
+        return f"the {noise} expert of Wan2.2 A14B"
+    return "Wan2.2" if _version(name) == "Wan2.2" else ""
+
+
+def _noise(name: str) -> str:
+    name = name.lower()
+    is_wan22 = _version(name) == "Wan2.2" or "a14b" in name  # elsewhere "low" may be of the resolution
+    alone = r"|(?<![a-z0-9])(?:(high|low)|([hl])n?)(?![a-z0-9])" if is_wan22 else ""
+    found = re.search(rf"(high|low)[ _.-]*noise{alone}", name)
+    if not found:
+        return ""
+    return "high-noise" if next(filter(None, found.groups())).startswith("h") else "low-noise"
+
+
+def _version(name: str) -> str:
+    found = re.search(r"wan[ _.-]*(?:video)?[ _.-]*v?2[._]?([12])(?!\d)", name.lower())
+    return f"Wan2.{found[1]}" if found else ""
+
+
+def _width(module: str, tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """The width of the model's tokens, as far as this module tells it."""
+    leaf = re.fullmatch(r"(?:vace_)?blocks\.\d+\.(.+)", module)
+    found = size(tensors)
+    if leaf and found:
+        if re.fullmatch(r"(self|cross)_attn\.[qkvo]|ffn\.0", leaf[1]):
+            return found[1]
+        return found[0] if leaf[1] == "ffn.2" else None
+    if leaf and "diff" in tensors and re.search(r"norm\w*$|modulation$", leaf[1]):
+        return tensors["diff"].shape[-1] if tensors["diff"].ndim else None
+    if leaf and "diff_b" in tensors and re.fullmatch(r"(self|cross)_attn\.[qkvo]|ffn\.2|norm3", leaf[1]):
+        return tensors["diff_b"].shape[-1] if tensors["diff_b"].ndim else None
+    return None
+
+
+def _describe_width(width: int, names: Iterable[str]) -> str:
+    names = list(names)
+    found = (re.match(r"blocks\.(\d+)\.", name) for name in names)
+    blocks = 1 + max((int(match[1]) for match in found if match), default=-1)
+    model = _WIDTHS.get(width, "a Wan model")
+    kind = _SAME_SHAPES if width == 5120 else ""
+    if any("cross_attn.k_img" in name or name.startswith("img_emb.") for name in names):
+        kind = " (Wan2.1 image-to-video: it has modules for the image)"
+    elif any(name.startswith("vace_") for name in names):
+        kind = " (VACE: it has vace_blocks)"
+    return f"{model} of width {width} with {blocks} blocks{kind}"
