@@ -38,7 +38,7 @@ class CacheLatents(io.ComfyNode):
                                  "embedding:name loads a file."),
             ],
             outputs=[sockets.Cache.Output(display_name="cache", tooltip="The encoded dataset.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -79,7 +79,7 @@ class PruneCache(io.ComfyNode):
                                "longest ago until the rest is no larger than this (1 GB = 1024 MiB)."),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="What was deleted and what is left.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
             not_idempotent=True,  # what the cache holds differs each time
         )

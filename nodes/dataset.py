@@ -155,7 +155,7 @@ class JoinDatasets(io.ComfyNode):
                 sockets.Dataset.Output(display_name="dataset", tooltip="All of them as one."),
                 io.String.Output(display_name="report", tooltip="Each file, used or not and why."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 

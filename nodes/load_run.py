@@ -34,7 +34,7 @@ class LoadRunLoRA(io.ComfyNode):
                 io.LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Save LoRA."),
                 io.String.Output(display_name="run", tooltip="The run's folder, for Compare Checkpoints."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod

@@ -42,7 +42,7 @@ class SaveLoRA(io.ComfyNode):
                 io.Model.Input("model", optional=True, tooltip="If given, the LoRA must fit this model."),
             ],
             outputs=[io.String.Output(display_name="lora_name", tooltip="As ComfyUI's LoRA lists show it.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -102,7 +102,7 @@ class ApplyLoRA(io.ComfyNode):
                                default=FROM_INPUT, optional=True, tooltip="A LoRA file, when no lora is connected."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod

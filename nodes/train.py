@@ -13,7 +13,7 @@ from ..trainer.base.switches import own_switches
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
-from ..trainer.settings.presets import CUSTOM, PRESETS
+from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
 from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from ..trainer.training.run import Run
 from . import sockets
@@ -39,18 +39,19 @@ class TrainWanLoRA(io.ComfyNode):
                                "fp32 or fp8. LoRAs already applied to it are trained on top of."),
                 sockets.Cache.Input("cache", tooltip="From Cache Latents."),
                 io.String.Input("run_name", default="my_lora", tooltip="Names the run's folder in output/wantune."),
-                io.Int.Input("epochs", default=20, min=1, max=100000, tooltip="Passes over all samples x repeats."),
-                io.Int.Input("max_steps", default=0, min=0, max=10_000_000, tooltip="Stop after so many steps; 0 = "
-                             "after all epochs."),
-                io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="Pictures a step. More needs more "
-                             "memory; 1 is what most recipes use."),
-                io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-5, round=False,
+                io.Int.Input("epochs", default=20, min=1, max=100000, optional=True,
+                             tooltip="Passes over all samples x repeats."),
+                io.Int.Input("max_steps", default=0, min=0, max=10_000_000, optional=True,
+                             tooltip="Stop after so many steps; 0 = after all epochs."),
+                io.Int.Input("batch_size", default=1, min=1, max=256, optional=True, tooltip="Pictures a step. More "
+                             "needs more memory; 1 is what most recipes use."),
+                io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-5, round=False, optional=True,
                                tooltip="How far a step goes; 1e-4 with alpha = rank suits most."),
-                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="Size of the LoRA: 16-32 for a person, "
-                             "more learns more and forgets more."),
-                io.Float.Input("alpha", default=32.0, min=0.001, max=4096.0, step=1.0, tooltip="The LoRA's strength "
-                               "is alpha / rank while it is trained; leave it equal to rank."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+                io.Int.Input("rank", default=32, min=1, max=1024, optional=True, tooltip="Size of the LoRA: 16-32 for "
+                             "a person, more learns more and forgets more."),
+                io.Float.Input("alpha", default=32.0, min=0.001, max=4096.0, step=1.0, optional=True, tooltip="The "
+                               "LoRA's strength is alpha / rank while it is trained; leave it equal to rank."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True,
                              control_after_generate=False, tooltip="Same seed, same LoRA."),
                 io.Boolean.Input("gradient_checkpointing", default=True, optional=True, tooltip="Needs far less "
                                  "memory for about a third more time. Switch off if the model fits without."),
@@ -85,7 +86,7 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
-            for name in ("preset", "restart", "attempt", "previews", "model", "cache", "continue_from"):
+            for name in ("restart", "attempt", "previews", "model", "cache", "continue_from"):
                 known.pop(name, None)
             _config(**known)
         except UserError as error:
@@ -103,14 +104,17 @@ class TrainWanLoRA(io.ComfyNode):
         **settings
     ) -> io.NodeOutput:
         continued = resolve(continue_from) if continue_from is not None else None
-        lora, losses, folder = train(
-            model, cache, run_name, _config(**settings), Live(cls.hidden), restart, previews, continued, attempt,
-            named.file_of(model, cls.hidden and cls.hidden.prompt, cls.hidden and cls.hidden.unique_id))
+        if remark := overruled(preset, settings):
+            Live.say(remark)
+        model_file = named.file_of(model, cls.hidden and cls.hidden.prompt, cls.hidden and cls.hidden.unique_id)
+        lora, losses, folder = train(model, cache, run_name, _config(preset, **settings), Live(cls.hidden), restart,
+                                     previews, continued, attempt, model_file)
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
 
 
 def _preset_input() -> io.Combo.Input:
-    """The widget `preset`. Only the page uses it, to fill in the other widgets (web/training/presets.js)."""
+    """The widget `preset`. It fills in other widgets in the page (web/training/presets.js), and in an API prompt those
+    that are left out."""
     preset = io.Combo.Input("preset", options=[CUSTOM, *PRESETS], default="person, pictures", optional=True,
                             tooltip="Fills in the other widgets: the numbers of the article WanTune began with, a "
                             "person, a style, motion, or a quick try.")
@@ -119,13 +123,14 @@ def _preset_input() -> io.Combo.Input:
 
 
 def _config(
-    rank: int = 32, alpha: float = 32.0, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
+    preset: str = CUSTOM, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
     objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None, **inputs
 ) -> TrainConfig:
+    values = fill(preset, inputs)
+    lora = LoraConfig(rank=values.pop("rank", 32), alpha=values.pop("alpha", 32.0), **(adapter or {}))
     return TrainConfig(
-        lora=LoraConfig(rank=rank, alpha=alpha, **(adapter or {})), optimizer=optimizer or OptimizerConfig(),
-        objective=objective or ObjectiveConfig(), validation=validation or ValidationConfig(), **inputs,
-    )
+        lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective or ObjectiveConfig(),
+        validation=validation or ValidationConfig(), **values)
 
 
 def train(

@@ -1,9 +1,10 @@
-"""Writes locales/en/nodeDefs.json from the schemas, which are the one place where English names and tooltips stand.
+"""Writes the English of locales/ from the source, the one place where it stands: nodeDefs.json from the schemas, and
+sentences.json from what the server says to the page (support/sentences.py).
 
     python tests/make_locales.py
 
-Run it in the environment of the tests after a schema was changed, then translate what is new in
-locales/zh/nodeDefs.json; tests/nodes/test_locales.py says what that is.
+Run it in the environment of the tests after a schema or a sentence was changed, then translate what is new in
+locales/zh/: in sentences.json new ones stand empty; for nodeDefs.json tests/nodes/test_locales.py says what that is.
 """
 
 import asyncio
@@ -21,8 +22,15 @@ def english() -> dict[str, dict]:
     return {schema.node_id: _described(schema) for schema in (node.GET_SCHEMA() for node in nodes)}
 
 
+def sentences(translated: dict[str, str]) -> dict[str, str]:
+    """{template: translation} for each sentence that the server may say to the page, "" where there is none yet."""
+    from wantune.tests.support.sentences import templates
+
+    return {template: translated.get(template, "") for template in templates()}
+
+
 def text(translation: dict) -> str:
-    """The content of a nodeDefs.json."""
+    """The content of a nodeDefs.json or sentences.json."""
     return json.dumps(translation, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -41,3 +49,11 @@ if __name__ == "__main__":
     import conftest  # noqa: F401  tests/conftest.py: makes the pack and ComfyUI importable
 
     (LOCALES / "en" / "nodeDefs.json").write_text(text(english()), encoding="utf-8", newline="\n")
+    for language in LOCALES.iterdir():
+        path = language / "sentences.json"
+        if language.name == "en":
+            found = {template: template for template in sentences({})}
+        else:
+            found = sentences(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+            print(f"{language.name}: {sum(not each for each in found.values())} sentences are to be translated")
+        path.write_text(text(found), encoding="utf-8", newline="\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 
 from ...trainer.base.errors import UserError
+from ...trainer.base.refusals import in_a_sentence
 from . import saved_names
 
 
@@ -46,9 +47,14 @@ def shown_file() -> Path:
 
 
 def new_video_file(name: str) -> Path:
-    """The path of a new file in output/wantune, <name>_<number>_.mp4."""
-    folder, name, counter, *_ = folder_paths.get_save_image_path(
-        f"wantune/{name}", folder_paths.get_output_directory())
+    """The path of a new file in output/wantune, <name>_<number>_.mp4.
+
+    Raises:
+        UserError: the folder is missing and cannot be made.
+    """
+    with in_a_sentence("The video cannot be written", runs_folder()):
+        folder, name, counter, *_ = folder_paths.get_save_image_path(
+            f"wantune/{name}", folder_paths.get_output_directory())
     return Path(folder) / f"{name}_{counter:05}_.mp4"
 
 

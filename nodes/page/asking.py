@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from comfy.cli_args import args
 from server import PromptServer
 
 from ...trainer.base.errors import UserError
+from ...trainer.base.threads import DaemonPool
 
 logger = logging.getLogger("wantune")
 
@@ -105,7 +105,7 @@ class Door:
 
     def __init__(self, server: PromptServer) -> None:
         self._server = server
-        self._threads = {quick: ThreadPoolExecutor(1, f"wantune-{'quick' if quick else 'slow'}", _step_back)
+        self._threads = {quick: DaemonPool(1, f"wantune-{'quick' if quick else 'slow'}", _step_back)
                          for quick in (True, False)}
         self._num_waiting = 0
         self._turns: dict[tuple, asyncio.Future] = {}

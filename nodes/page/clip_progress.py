@@ -7,7 +7,7 @@ import time
 import comfy.model_management
 import comfy.utils
 
-from .live import show_text
+from .live import show_progress, show_text
 
 SECONDS_BETWEEN_TEXTS = 0.5
 
@@ -34,7 +34,7 @@ class ClipProgress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if time.monotonic() >= self._said + SECONDS_BETWEEN_TEXTS:
             self._said = time.monotonic()
-            show_text(self._hidden, f"{verb} {number} of {self._num_clips}: {label}")
+            show_progress(self._hidden, f"{verb} {number} of {self._num_clips}: {label}")
 
     def advance(self, *_step) -> None:
         """Move the bar: the callback of the sampler after each step, and called after each decoded clip."""

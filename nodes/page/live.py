@@ -274,7 +274,7 @@ class ProgressLine:
         left = getattr(event, "seconds_left", None)
         eta = f", {_duration(left)} left" if left is not None else ""
         if self._verb:
-            show_text(self._hidden, f"{self._verb} {event.kind} {event.done} of {event.total}{eta}")
+            show_progress(self._hidden, f"{self._verb} {event.kind} {event.done} of {event.total}{eta}")
 
 
 def _duration(seconds: float) -> str:
@@ -284,7 +284,13 @@ def _duration(seconds: float) -> str:
 
 
 def show_text(hidden, text: str) -> None:
-    """Show a text in the node with these hidden inputs; the page shows PreviewText only in ComfyUI's own nodes."""
+    """Show what a node has done in the node with these hidden inputs, also when the page is loaded again."""
+    show_progress(hidden, text)
+    shown.remember(hidden, "text", text)
+
+
+def show_progress(hidden, text: str) -> None:
+    """Show a text for now; the page shows PreviewText only in ComfyUI's own nodes."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and hidden is not None:  # else ComfyUI serves as a library, without a page
         # newer front ends render Markdown, where a line break needs two spaces before it

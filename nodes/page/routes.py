@@ -1,4 +1,5 @@
-"""Registers our HTTP routes on ComfyUI's server: those of `datasets` and `runs`, and the English help texts."""
+"""Registers our HTTP routes on ComfyUI's server: those of `datasets` and `runs`, translations of what the server says,
+and the English help texts."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from aiohttp import web
 from server import PromptServer
 
 from . import datasets, runs
-from .asking import Door
+from .asking import Asked, Door
 
 PACK = Path(__file__).absolute().parents[2]
 
@@ -21,7 +22,15 @@ def register() -> None:
     door = Door(server)
     runs.register(door)
     datasets.register(door)
+    door.get("/wantune/sentences/{language}", _sentences)
     server.routes.get(f"/extensions/{PACK.name}/docs/{{node}}/en.md")(_english_help)
+
+
+def _sentences(asked: Asked) -> dict | Path:
+    """{template: translation} of what the server says, for a language such as zh or zh-TW; {} where there is none."""
+    languages = {path.parent.name: path for path in (PACK / "locales").glob("*/sentences.json")}
+    language = asked.path["language"]
+    return languages.get(language) or languages.get(language.partition("-")[0]) or {}
 
 
 async def _english_help(request: web.Request) -> web.StreamResponse:

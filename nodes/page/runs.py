@@ -42,8 +42,7 @@ def _node(asked: Asked) -> dict:
     found = shown.recall(asked.user, asked.text("workflow", ""), asked.text("node", ""))
     run, name = found.get("run"), asked.text("run_name", "").strip()
     if not isinstance(run, str) or _find(run, asked.user) is None:
-        named = [folder for folder in _folders(asked.user) if name and
-                 history.read_json(folder / "config.json").get("run_name", "").strip() == name]
+        named = [folder for folder in _folders(asked.user) if name and history.name_of(folder) == name]
         run = max(named, key=lambda folder: (folder / "config.json").stat().st_mtime).name if named else None
     return {"run": run, "shown": found}
 
@@ -143,8 +142,9 @@ def _folders(user: str) -> list[Path]:
 
 
 def _is_run_of(path: Path, user: str) -> bool:
-    return (path.is_dir() and not path.is_symlink() and history.is_run(path)
-            and is_theirs(history.read_json(path / "origin.json").get("user"), user))
+    owner = history.read_json(path / "origin.json").get("user")
+    return (path.is_dir() and not path.is_symlink() and history.was_run(path)
+            and is_theirs(owner if isinstance(owner, str) else None, user))
 
 
 def _is_there(folder: Path, previewed: dict) -> bool:

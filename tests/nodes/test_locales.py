@@ -1,4 +1,5 @@
-"""What the page says in English and in Chinese: names and tooltips of the nodes, our own texts, help pages.
+"""What the page says in English and in Chinese: names and tooltips of the nodes, our own texts, what the server says,
+help pages.
 
 English names and tooltips stand in the schemas alone; locales/en/nodeDefs.json is made of them (make_locales.py).
 """
@@ -6,12 +7,19 @@ English names and tooltips stand in the schemas alone; locales/en/nodeDefs.json 
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from wantune.tests import make_locales
+from wantune.tests.support.folders import draw
+from wantune.tests.support.sentences import GLUE
+from wantune.trainer.base.errors import UserError
+from wantune.trainer.data import scan
+from wantune.trainer.data.scan import _nothing_usable
+from wantune.trainer.settings.data import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = ROOT / "locales"
@@ -19,7 +27,7 @@ WEB = ROOT / "web"
 DOCS = WEB / "docs"
 SCRIPTS = {path.relative_to(WEB).as_posix(): path.read_text(encoding="utf-8") for path in sorted(WEB.rglob("*.js"))}
 
-STATES = ("running", "done", "stopped", "early_stop", "interrupted")
+STATES = ("running", "done", "stopped", "early_stop", "interrupted", "unreadable")
 """Of a run (trainer/runs/history.py), as keys of texts."""
 
 TECHNICAL = {"VAE", "CLIP", "LoRA", "alpha", "beta1", "beta2", "eps", "cfg"}
@@ -179,6 +187,48 @@ def test_every_text_is_used(ours):
         is_composed = any(key.startswith(start if "." in start else f"{section}.{start}") and key.endswith(end)
                           for start, end in parts)
         assert key in named or name in words or is_composed, f"no script says {key}"
+
+
+def test_every_sentence_that_the_server_may_say_to_the_page_is_translated():
+    english, chinese = read("en", "sentences.json"), read("zh", "sentences.json")
+    assert list(english) == list(make_locales.sentences({})), "run python tests/make_locales.py"
+    assert list(chinese) == list(english), "run python tests/make_locales.py"
+    assert [template for template, translation in chinese.items() if not translation] == [], "translate these"
+    for template, translation in chinese.items():
+        assert placeholders(translation) == placeholders(template), template
+        assert has_chinese(translation) or translation in TECHNICAL or template in GLUE, template
+
+
+def said_in_chinese(sentences: list[str]) -> list[str]:
+    """What the page makes of them."""
+    script = (f"import {{ translator }} from {json.dumps((WEB / 'shared' / 'sentence_match.js').as_uri())}\n"
+              f"import fs from 'node:fs'\n"
+              f"const known = JSON.parse(fs.readFileSync({json.dumps(str(LOCALES / 'zh' / 'sentences.json'))}))\n"
+              "console.log(JSON.stringify(JSON.parse(fs.readFileSync(0)).map(translator(known))))")
+    done = subprocess.run(["node", "--input-type=module", "-e", script], input=json.dumps(sentences), text=True,
+                          capture_output=True, check=True, encoding="utf-8")
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_what_a_scan_says_comes_out_in_chinese(tmp_path):
+    for number in range(6):
+        draw(tmp_path / f"twin_{number}.png", 1, "one caption")
+    draw(tmp_path / "tiny.png", 2, "tiny", (16, 16))
+    draw(tmp_path / "wide.png", 3, "wide", (600, 90))
+    for name, content in (("empty.png", b""), ("text.jpg", b"no picture"), ("notes.docx", b"x"), ("lonely.txt", b"x")):
+        (tmp_path / name).write_bytes(content)
+    manifest = scan.scan(DatasetConfig(folder=str(tmp_path), resolution=64, trigger_word="zwx"))
+    sentences = [*(rejection.reason for rejection in manifest.rejected), *manifest.notes]
+    with pytest.raises(UserError) as refused:
+        DatasetConfig(folder="", resolution=7)
+    sentences += [str(refused.value), str(UserError(_nothing_usable(tmp_path, list(manifest.rejected), DatasetConfig(
+        folder=str(tmp_path)))))]
+    assert len(sentences) > 8
+    for sentence, chinese in zip(sentences, said_in_chinese(sentences), strict=True):
+        english = re.sub(r"\b[\w.]+\.(png|jpg|docx|txt)\b", "", chinese.replace(str(tmp_path), ""))
+        is_left = re.search(r"[a-z]{4,} [a-z]{2,} [a-z]{2,}", english)
+        assert has_chinese(chinese) and not is_left, f"{sentence}\n{chinese}"
 
 
 def test_each_node_has_a_help_page_in_both_languages_and_nothing_else_lies_there(english):

@@ -1,13 +1,16 @@
 """The public contract of the nodes, and the sentences they answer a mistake with before anything runs."""
 
 import asyncio
+import logging
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from wantune.tests.support import tools
 from wantune.trainer.base.errors import UserError
+from wantune.trainer.settings.presets import PRESETS
 from wantune.trainer.settings.training import LoraConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -139,6 +142,33 @@ def test_mistakes_in_the_settings_are_answered_before_anything_runs(nodes, chang
 def test_run_names_are_checked_before_anything_runs(nodes, name, sentence):
     found = nodes["WanTune_TrainWanLoRA"].validate_inputs(run_name=name, model=None, cache=None)
     assert found is True if sentence is True else sentence in found
+
+
+def configured(monkeypatch, nodes, **inputs):
+    """The TrainConfig with which Train Wan LoRA would train."""
+    from wantune.nodes import train
+
+    seen = []
+    monkeypatch.setattr(train, "train", lambda *given: (seen.extend(given), ({}, [], "run"))[1])
+    nodes["WanTune_TrainWanLoRA"].execute(model=None, cache=None, run_name="x", **inputs)
+    return next(each for each in seen if isinstance(each, TrainConfig))
+
+
+def test_a_preset_fills_in_what_is_not_given_and_what_is_given_wins_and_is_said(nodes, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "wantune")
+    for preset, values in PRESETS.items():
+        found = configured(monkeypatch, nodes, preset=preset)
+        assert {**asdict(found), **asdict(found.lora)}.items() >= values.items()
+    assert "overruled" not in caplog.text
+    found = configured(monkeypatch, nodes, preset="quick try", epochs=3, rank=16)
+    assert (found.epochs, found.max_steps, found.lora.rank, found.learning_rate) == (3, 300, 16, 2e-4)
+    assert 'The preset "quick try" is overruled by what is set beside it: epochs 3 (preset 100).' in caplog.text
+    assert configured(monkeypatch, nodes) == configured(monkeypatch, nodes, preset="custom") == TrainConfig()
+
+
+def test_an_unknown_preset_is_refused(nodes):
+    found = nodes["WanTune_TrainWanLoRA"].validate_inputs(run_name="x", preset="slow try", model=None, cache=None)
+    assert found.startswith("preset is 'slow try'; choose one of custom, seed article, person, pictures")
 
 
 def test_a_changed_file_is_noticed_and_an_unchanged_folder_is_not(nodes, input_folder):

@@ -207,6 +207,19 @@ def test_cancel_at_random_moments_never_leaves_a_trace(server, graph, base_pixel
             assert base_pixels() == before, f"after cancel number {attempt}"
 
 
+def test_a_prompt_may_leave_out_what_its_preset_says(server, graph):
+    train = node(graph, TRAIN)
+    for name in ("epochs", "batch_size", "learning_rate", "rank", "alpha", "seed"):
+        del train[name]
+    train.update(preset="quick try", max_steps=1, run_name="by_preset")
+    server.run(graph)
+    (folder,) = server.folder("output").glob("wantune/by_preset-*")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["epochs"], config["max_steps"], config["learning_rate"]) == (100, 1, 2e-4)
+    assert (config["lora"]["rank"], config["lora"]["alpha"]) == (16, 16)
+    assert "max_steps 1 (preset 300)" in server.log()
+
+
 def test_core_nodes_take_what_we_give(server, graph):
     """Load LoRA Model, Save LoRA Weights and Plot Loss Graph."""
     train = graphs.only(graph, TRAIN)
@@ -281,4 +294,6 @@ def test_a_run_keeps_whose_it_is_and_its_graph_and_the_page_finds_it_again(serve
     assert shown(train)["run"] == folder.name
     compared = shown(graphs.only(graph, COMPARE))["shown"]["compare"]
     assert server.fetch(compared["base"])[4:8] == b"ftyp" == server.fetch(compared["tuned"])[4:8]
+    for number in (graphs.only(graph, SAVE), graphs.only(graph, APPLY)):
+        assert "40 of 40 modules matched" in shown(number)["shown"]["text"], "also when the page is loaded again"
     assert server.get(f"/wantune/node?workflow=another&node={train}") == {"run": None, "shown": {}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import threading
@@ -9,8 +10,18 @@ from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where every drive has locks
+    fcntl = None
+
 WAIT = 5.0
 """Seconds to wait for a transaction of another process."""
+
+_lockable: dict[Path, bool] = {}
+"""By folder, whether its files can be locked, which is not so on some network drives."""
+
+_trying = threading.Lock()
 
 
 class Database:
@@ -18,7 +29,7 @@ class Database:
 
     The file is open from the first `rows` to the next `write` or `close`: opening it for each query takes many times as
     long as the query, and Windows does not delete a file that is open. There is no write-ahead log, since that does not
-    work on network drives.
+    work on network drives. On one without locks two processes that write at once may damage the file.
 
     Args:
         path: None for a database that is always empty.
@@ -95,7 +106,7 @@ class Database:
     def _open(self) -> bool:
         if self._path is None or not self._path.exists():  # connecting would make an empty file
             return False
-        self._connection = sqlite3.connect(self._path, WAIT, check_same_thread=False)
+        self._connection = _connect(self._path)
         return True
 
     def _close(self) -> None:
@@ -111,10 +122,37 @@ class Database:
             for path in (self._path.with_name(f"{self._path.name}-journal"), self._path):
                 path.unlink(missing_ok=True)
             self._is_damaged = False
-        with closing(sqlite3.connect(self._path, WAIT)) as connection, connection:
+        self._path.touch()
+        with closing(_connect(self._path)) as connection, connection:
             connection.execute(self._table)
             for statement, rows in changes:
                 connection.executemany(statement, rows)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open an existing file; on a drive without locks, without them: SQLite would wait for one, and give up."""
+    query = "" if _has_locks(path) else "?nolock=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}{query}", WAIT, check_same_thread=False, uri=True)
+
+
+def _has_locks(path: Path) -> bool:
+    """Whether files in the folder of an existing file can be locked; tried once, since closing a file gives up all
+    locks that this process has on it."""
+    with _trying:
+        if path.parent not in _lockable:
+            _lockable[path.parent] = _can_be_locked(path)
+        return _lockable[path.parent]
+
+
+def _can_be_locked(path: Path) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        with path.open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)  # another program has locked it
+    return True
 
 
 def _is_damage(error: Exception) -> bool:

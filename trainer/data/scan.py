@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..base.errors import UserError, content_hash
 from ..base.remembered import Remembered
+from ..base.threads import DaemonPool
 from ..model import families
 from ..model.family import ModelFamily
 from ..settings.data import DatasetConfig
@@ -109,7 +109,7 @@ def _probe(
     """Yields progress, returns the Facts of each file by name. Threads help: reading and decoding release the GIL."""
     known = Remembered(memory / f"{content_hash(config.folder)[:16]}.sqlite" if memory else None, facts.VERSION)
     found = {}
-    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "wantune-scan")
+    pool = DaemonPool(min(MAX_THREADS, os.cpu_count() or 1), "wantune-scan")
     try:
         facts_in_turn = pool.map(lambda entry: facts.probe(entry, known), entries)
         for done, (entry, each) in enumerate(zip(entries, facts_in_turn, strict=True), 1):

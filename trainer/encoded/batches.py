@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..base.threads import DaemonPool
 from ..model.conditions import ConditionKind
 from .cache import CachedSample, Visit
 from .store import read_tensor
@@ -161,7 +162,7 @@ class LookAhead:
     def __init__(self, sampler: BucketSampler, kinds: Sequence[ConditionKind]) -> None:
         self._sampler = sampler
         self._kinds = kinds
-        self._reader = ThreadPoolExecutor(1, "wantune-batches")
+        self._reader = DaemonPool(1, "wantune-batches")
         self._reading: dict[Position, Future] = {}
 
     def next(self) -> Batch:

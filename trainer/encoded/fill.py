@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from ..base.errors import UserError, content_hash
 from ..base.files import Stamp
+from ..base.threads import DaemonPool
 from ..data import masks, pictures, video
 from ..data.manifest import Manifest, Rejection, Sample
 from ..model.backend import ConditionEncoder, LatentCodec
@@ -75,7 +76,7 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
     faults: dict[Path, Rejection] = {}
     if done:
         yield Progress(jobs[0].kind, done, total, "", None)
-    reader, writer = ThreadPoolExecutor(READERS, "wantune-read"), ThreadPoolExecutor(1, "wantune-write")
+    reader, writer = DaemonPool(READERS, "wantune-read"), DaemonPool(1, "wantune-write")
     try:
         written: Future | None = None
         started = time.perf_counter()
@@ -100,7 +101,7 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
     return faults
 
 
-def _ahead(jobs: Sequence[Job], reader: ThreadPoolExecutor) -> Iterator[tuple[Job, Future]]:
+def _ahead(jobs: Sequence[Job], reader: DaemonPool) -> Iterator[tuple[Job, Future]]:
     """Each job with the future of its `read`; the jobs after it are being read meanwhile."""
     waiting: deque[tuple[Job, Future]] = deque()
     work = 0.0

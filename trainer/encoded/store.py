@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ from ..base.errors import UserError
 from ..base.files import MOMENT, Stamp, delete, patiently, replacing, sweep
 from ..base.refusals import in_a_sentence, refused
 from ..base.remembered import Remembered
+
+logger = logging.getLogger("wantune")
 
 SECONDS_A_DAY = 86400
 
@@ -55,11 +58,11 @@ class Store:
     @property
     def id(self) -> str:
         """The same until the cache or some of its files are deleted."""
-        path = self.folder / "id"
         with suppress(OSError):
-            return path.read_text(encoding="ascii")
-        with self._in_a_sentence():
+            return (self.folder / "id").read_text(encoding="ascii")
+        with suppress(OSError):
             return renew(self.folder)
+        return ""  # nothing can be written to the cache, nor deleted from it
 
     def path(self, kind: str, key: str) -> Path:
         """The file of a tensor, whether it exists or not."""
@@ -94,15 +97,22 @@ class Store:
         """Encloses writes: on entry removes temporary files of killed processes, on exit saves the index."""
         with self._in_a_sentence():
             self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock", blocking=False)
-        with suppress(Timeout, OSError):  # another process fills this cache, and the temporary files may be its
-            lock.acquire()
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:  # another process fills this cache, and the temporary files may be its
+            pass
+        except (OSError, NotImplementedError) as error:  # a network drive without locks, or a read-only folder
+            _say_once(f"The cache in {self.folder} cannot be locked ({getattr(error, 'strerror', None) or error}); it "
+                      "is used without, but what a killed process left half-written in it stays there.")
+        else:
             sweep(self.folder, "**/*.tmp")
         try:
             yield
         finally:
             self._index.save()
-            lock.release()
+            with suppress(OSError):
+                lock.release()
 
     def size(self) -> Size:
         """Size of the whole cache."""
@@ -176,6 +186,11 @@ def write_tensor(path: Path, tensor: torch.Tensor) -> None:
     tensor = tensor.contiguous()
     with replacing(path) as temporary:
         save_file({"tensor": tensor}, temporary, metadata={"crc32": _checksum(tensor)})
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 def renew(folder: Path) -> str:

@@ -1,14 +1,14 @@
 """Summaries and loss curves of runs, read from their folders; writes nothing.
 
-A log of 31,200 steps has 9 MB. So the list of runs reads only the beginning and the end of each log, a page that
-follows one run reads only what was appended since, and a folder in which nothing changed is not read again.
+A log of 31,200 steps has 9 MB. So the list of runs reads only both ends of each log, a page that follows one run only
+what was appended since, and a folder in which nothing changed is not read again.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.files import MOMENT, patiently, read_bytes
+from ..base.files import MOMENT, patiently
+from .reading import MAX_REMEMBERED, Reading, event, parsed, version
 from .state import INDEX, step_of
 
 EMA_DECAY = 0.98
@@ -27,8 +28,8 @@ EMA_DECAY = 0.98
 EDGE = 1 << 16
 """Bytes that are read at each end of a log: some 200 steps."""
 
-MAX_REMEMBERED = 4096
-"""JSON files, and folders, whose content is kept in memory."""
+_NAME = re.compile(r".*-[0-9a-f]{8}.*")
+"""Names of runs' folders, which hold the first digits of their key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Summary:
     total_steps: int
     steps_per_epoch: int
     state: str
-    """"done", "stopped", "early stop", or "interrupted", also while the run is still training."""
+    """"done", "stopped", "early stop", "interrupted", also while the run is still training, or "unreadable"."""
     continues_from: int | None
     """The step from which training would resume; None when there is nothing left to train."""
     best: dict | None
@@ -64,11 +65,25 @@ class Summary:
     learning_rate: float
     bytes: int
     """On disk."""
+    faults: tuple[str, ...] = ()
+    """What of its files is unreadable, each in a sentence."""
 
 
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run."""
-    return folder.suffix != ".tmp" and "key" in read_json(folder / "config.json")  # which is being deleted
+    return folder.suffix != ".tmp" and "key" in read_json(folder / "config.json")  # .tmp: which is being deleted
+
+
+def was_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, also if its files are damaged."""
+    is_named = _NAME.fullmatch(folder.name) and (folder / "config.json").exists()
+    return folder.suffix != ".tmp" and bool(is_named or (folder / "log.jsonl").exists() or is_run(folder))
+
+
+def name_of(folder: Path) -> str:
+    """The name that the user gave a run; "" if that cannot be read."""
+    name = read_json(folder / "config.json").get("run_name")
+    return name.strip() if isinstance(name, str) else ""
 
 
 def summary(folder: Path) -> Summary:
@@ -78,37 +93,41 @@ def summary(folder: Path) -> Summary:
 
 @lru_cache(MAX_REMEMBERED)
 def _summary(folder: Path, _known_by: tuple) -> Summary:
-    config, origin = read_json(folder / "config.json"), read_json(folder / "origin.json")
-    lines = _edges(folder / "log.jsonl")
+    reading = Reading(folder)
+    config = reading.object("config.json")
+    if not reading.faults:
+        reading.text("config.json", config, "key", "") or reading.blame("config.json", "it has no key")
+    is_readable, origin = not reading.faults, reading.object("origin.json")
+    lines = _edges(folder / "log.jsonl", reading)
     last = lines[-1] if lines else {}
     counted = [line for line in lines if "total_steps" in line]
-    steps = sorted(step for path in folder.glob("step_*") if (step := step_of(path)) and (path / INDEX).is_file())
-    total = counted[-1]["total_steps"] if counted else 0
-    state = last.get("reason", "interrupted")
-    best = _best(folder, steps)
-    base_losses = [line["base_loss"] for line in lines if line["event"] == "Evaluated"]
-    strips = sorted(path.name for path in folder.glob("samples/*.jpg"))
-    strips = [name for name in strips if not name.startswith("base")] or strips
+    places = {step: path.name for path in folder.glob("step_*") if (step := step_of(path)) and (path / INDEX).is_file()}
+    steps = sorted(step for step, place in places.items() if reading.check_whole(f"{place}/{INDEX}"))
+    state = last.get("reason", "interrupted") if is_readable else "unreadable"
+    best = _best(reading, steps)
+    strips = sorted((path.name for path in folder.glob("samples/*.jpg")), key=lambda name: (name[:4] != "base", name))
     files = list(_files(folder))
     return Summary(
         run=folder.name,
-        name=config.get("run_name", folder.name),
-        base=origin.get("base", ""),
-        started=origin.get("started") or min((status.st_mtime for status in files), default=0.0),
+        name=reading.text("config.json", config, "run_name", folder.name),
+        base=reading.text("origin.json", origin, "base", ""),
+        started=reading.number("origin.json", origin, "started")
+        or min((status.st_mtime for status in files), default=0.0),
         updated=max((status.st_mtime for status in files), default=0.0),
         step=next((line["step"] for line in lines if line["event"] == "StepDone"), 0),
-        total_steps=total,
+        total_steps=counted[-1]["total_steps"] if counted else 0,
         steps_per_epoch=next((line["steps_per_epoch"] for line in reversed(lines) if "steps_per_epoch" in line), 0),
         state=state,
-        continues_from=None if state in ("done", "early stop") else max(steps, default=0),
+        continues_from=None if state in ("done", "early stop", "unreadable") else max(steps, default=0),
         best=best,
-        base_loss=base_losses[0] if base_losses else None,
+        base_loss=next((line.get("base_loss") for line in lines if line["event"] == "Evaluated"), None),
         thumbnail=f"samples/{strips[-1]}" if strips else None,
         checkpoints=[{"step": step, "best": bool(best) and step == best["step"]} for step in steps],
         has_workflow=(folder / "workflow.json").is_file(),
-        rank=config.get("lora", {}).get("rank", 0),
-        learning_rate=config.get("learning_rate", 0.0),
+        rank=reading.number("config.json", reading.part("config.json", config, "lora"), "rank"),
+        learning_rate=reading.number("config.json", config, "learning_rate"),
         bytes=sum(status.st_size for status in files),
+        faults=tuple(reading.faults),
     )
 
 
@@ -140,14 +159,15 @@ class RunLog:
                     self.__init__(self.path)
                     file.seek(0)
                 content = file.read()
-        except FileNotFoundError:
+        except OSError:
             self.__init__(self.path)
             return
         whole = content[:content.rfind(b"\n") + 1]
         for line in whole.splitlines(keepends=True):
             self._last = line
-            with suppress(ValueError, KeyError, TypeError):  # a damaged line, as after a power cut
-                self._add(json.loads(line))
+            if content := event(line):  # else it is damaged, as after a power cut
+                with suppress(KeyError, TypeError):
+                    self._add(content)
         self._offset += len(whole)
 
     def curve(self, points: int, first: int = 0, last: int = 0) -> dict[str, list]:
@@ -182,14 +202,15 @@ class RunLog:
         elif line["event"] == "Previewed":
             self.previewed.append({name: line[name] for name in ("step", "name", "files")})
         elif line["event"] == "StepDone":
-            loss = math.nan if line["loss"] is None else line["loss"]
+            step, rate, loss = line["step"], line["learning_rate"], line["loss"]
+            loss = math.nan if loss is None else loss
             if math.isfinite(loss):
                 self.ema = EMA_DECAY * self.ema + (1 - EMA_DECAY) * loss
                 self.weight = EMA_DECAY * self.weight + (1 - EMA_DECAY)
-            self.steps.append(line["step"])
+            self.steps.append(step)
             self.losses.append(loss)
             self.smooth.append(self.ema / self.weight if self.weight else math.nan)
-            self.learning_rates.append(line["learning_rate"])
+            self.learning_rates.append(rate)
 
 
 def to_json(found: Summary) -> dict:
@@ -199,17 +220,9 @@ def to_json(found: Summary) -> dict:
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file, {} where there is none. It is cached: callers must not change it."""
-    with suppress(OSError):
-        return _read_json(path, _version(path))
-    return {}
-
-
-@lru_cache(MAX_REMEMBERED)
-def _read_json(path: Path, _known_by: tuple) -> dict:
-    with suppress(ValueError, RecursionError):
-        content = json.loads(read_bytes(path))
-        if isinstance(content, dict):
-            return content
+    with suppress(OSError, ValueError):
+        content = parsed(path)
+        return content if isinstance(content, dict) else {}
     return {}
 
 
@@ -217,18 +230,13 @@ def _versions(folder: Path) -> Iterator[tuple]:
     with suppress(OSError):
         for name in os.listdir(folder):
             with suppress(OSError):  # a temporary file, gone by now
-                yield name, *_version(folder / name)
+                yield name, *version(folder / name)
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    """Differs when a file's content has changed, or when entries of a folder were added or removed."""
-    status = os.stat(path)
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _best(folder: Path, steps: list[int]) -> dict | None:
-    best = read_json(folder / "best.json")
-    return {"step": best["step"], "loss": best.get("loss")} if best.get("step") in steps else None
+def _best(reading: Reading, steps: list[int]) -> dict | None:
+    best = reading.object("best.json")
+    step, loss = (reading.number("best.json", best, key) for key in ("step", "loss"))
+    return {"step": step, "loss": loss} if step in steps else None
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
@@ -239,7 +247,7 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
                 yield os.stat(os.path.join(place, name))
 
 
-def _edges(log: Path) -> list[dict]:
+def _edges(log: Path, reading: Reading) -> list[dict]:
     """The events at the beginning and at the end of a log, in their order, but only the last of all StepDone events."""
     try:
         with patiently(lambda: log.open("rb"), MOMENT) as file:
@@ -247,22 +255,24 @@ def _edges(log: Path) -> list[dict]:
             begin = max(len(head), log.stat().st_size - EDGE)
             file.seek(begin)
             tail = file.read()
-    except OSError:
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reading.blame(log.name, error.strerror)
         return []
     if begin > len(head):
         tail = tail.partition(b"\n")[2]
         head = head[:head.rfind(b"\n") + 1]
     found: list[dict] = []
     is_step_found = False
-    for line in reversed((head + tail).split(b"\n")[:-1]):
+    lines = (head + tail).split(b"\n")[:-1]
+    for line in reversed(lines):
         is_step = b'"StepDone"' in line
-        if is_step and is_step_found:
-            continue
-        with suppress(ValueError):
-            content = json.loads(line)
-            if isinstance(content, dict) and {"event", "step"} <= content.keys():
-                found.append(content)
-                is_step_found |= is_step
+        if not (is_step and is_step_found) and (content := event(line)):
+            found.append(content)
+            is_step_found |= is_step
+    if lines and not found:
+        reading.blame(log.name, "no line of it is an event")
     return found[::-1]
 
 

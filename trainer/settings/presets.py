@@ -1,6 +1,10 @@
-"""Starting points: each only fills in inputs of Train Wan LoRA, and what it fills in can be changed afterwards."""
+"""Starting points: each only fills in inputs of Train Wan LoRA that are not set, and all can be changed afterwards."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..base.errors import UserError
 
 CUSTOM = "custom"
 """No preset: the inputs stay as the user set them."""
@@ -19,3 +23,27 @@ PRESETS: dict[str, dict[str, float | int]] = {
     # Enough to see whether data and trigger word are right.
     "quick try": {"epochs": 100, "max_steps": 300, "batch_size": 1, "learning_rate": 2e-4, "rank": 16, "alpha": 16},
 }
+
+
+def fill(preset: str, given: Mapping[str, object]) -> dict[str, object]:
+    """The inputs of Train Wan LoRA: those given, and of the others what the preset says of them.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    return {**_values(preset), **given}
+
+
+def overruled(preset: str, given: Mapping[str, object]) -> str:
+    """A sentence about the inputs that are given other values than the preset's; "" if there are none."""
+    others = {name: value for name, value in _values(preset).items() if given.get(name, value) != value}
+    if not others:
+        return ""
+    used = ", ".join(f"{name} {given[name]:g} (preset {value:g})" for name, value in others.items())
+    return f'The preset "{preset}" is overruled by what is set beside it: {used}.'
+
+
+def _values(preset: str) -> dict[str, float | int]:
+    if preset != CUSTOM and preset not in PRESETS:
+        raise UserError(f"preset is {preset!r}; choose one of {', '.join([CUSTOM, *PRESETS])}.")
+    return PRESETS.get(preset, {})

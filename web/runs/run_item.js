@@ -13,7 +13,7 @@ export function runItem(run, colour, picture, act) {
       el('span', { class: 'wt-state', 'data-state': run.state }, t(`runs.state_${run.state.replace(' ', '_')}`))),
     el('div', { class: 'wt-faint' }, new Date(run.updated * 1000).toLocaleString(), run.base && ` \u00b7 ${run.base}`),
     el('div', { class: 'wt-faint' }, described(run, compact).map(([name, values]) => t(name, values)).join(' \u00b7 ')),
-    buttons(run, act)))
+    ...(run.faults ?? []).map((fault) => el('div', { class: 'wt-error' }, fault)), buttons(run, act)))
 }
 
 function compareBox(run, colour, act) {
@@ -24,11 +24,12 @@ function compareBox(run, colour, act) {
 
 function buttons(run, act) {
   const step = offered(run)
+  const isUnreadable = run.state === 'unreadable'
   const key = (name) => ({ type: 'button', 'data-key': `${name} ${run.run}` })
   return el('div', { class: 'wt-row' },
-    el('button', { ...key('use'), disabled: step === null, title: t('runs.use_help'), onclick: () => act.use(step) },
+    el('button', { ...key('use'), disabled: step === null || isUnreadable, title: t('runs.use_help'), onclick: () => act.use(step) },
       t('runs.use')),
-    el('button', { ...key('continue'), disabled: !run.has_workflow, title: t('runs.continue_help'), onclick: act.goOn },
+    el('button', { ...key('continue'), disabled: !run.has_workflow || isUnreadable, title: t('runs.continue_help'), onclick: act.goOn },
       t('runs.continue')),
     el('button', { ...key('delete'), disabled: run.state === 'running', onclick: act.remove }, t('runs.delete')))
 }

@@ -1,12 +1,13 @@
 // Requests to our routes on ComfyUI's server (nodes/page/).
 
 import { api } from '../../../scripts/api.js'
+import { said } from './sentences.js'
 
 async function ask(path, options = {}) {
   const headers = { 'WanTune-Client': api.clientId ?? api.initialClientId ?? '', ...options.headers }
   const response = await api.fetchApi(`/wantune/${path}`, { cache: 'no-store', ...options, headers })
   if (response.ok) return response
-  const answer = await response.json().catch(() => ({}))
+  const answer = await said(await response.json().catch(() => ({})))
   throw Object.assign(new Error(answer.error ?? `${response.status} ${response.statusText}`), { status: response.status })
 }
 
@@ -18,9 +19,10 @@ const withQuery = (path, query) => {
 /** The path of our route about a run, or about something of it. */
 export const pathOfRun = (run, what = '') => `runs/${encodeURIComponent(run)}${what && `/${what}`}`
 
-/** JSON of GET /wantune/<path>; throws an Error whose message is the server's sentence. `signal` aborts it. */
+/** JSON of GET /wantune/<path>, its sentences in the page's language; throws an Error whose message is the server's
+ * sentence. `signal` aborts it. */
 export async function get(path, query = {}, signal = undefined) {
-  return (await ask(withQuery(path, query), { signal })).json()
+  return said(await (await ask(withQuery(path, query), { signal })).json())
 }
 
 /** JSON of POST /wantune/<path>; throws as get() does. */

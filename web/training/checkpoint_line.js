@@ -1,5 +1,6 @@
 // The line under the chart that says how to load the checkpoint that was clicked.
 
+import { copyText } from '../shared/clipboard.js'
 import { el } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 
@@ -27,12 +28,19 @@ export class CheckpointLine {
     this.element.dataset.key = key
     if (!chosen) return this.element.replaceChildren()
     const copy = el('button', { type: 'button', title: t('chart.copy_help'), onclick: async () => {
-      await navigator.clipboard?.writeText(run)
-      copy.textContent = t('chart.copied')
+      if (await copyText(run)) copy.textContent = t('chart.copied')
+      else letCopy(copy, run)
     } }, t('chart.copy'))
     const close = el('button', { type: 'button', 'aria-label': t('chart.close'), onclick: () => this.choose(null) }, '\u2715')
     const words = t(chosen.best ? 'chart.checkpoint_best' : 'chart.checkpoint', { step: chosen.step })
     this.element.replaceChildren(el('div', { class: 'wt-grow' }, el('strong', {}, words), el('br'),
       t('chart.load_with', { run, step: chosen.step })), copy, close)
   }
+}
+
+/** Where the browser refuses to copy: the name in a selected field, and what to press. */
+function letCopy(button, run) {
+  const field = el('input', { readonly: true, 'aria-label': t('chart.copy_help'), value: run })
+  button.replaceWith(el('label', {}, field, el('br'), t('chart.copy_by_hand')))
+  field.select()
 }

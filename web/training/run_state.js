@@ -22,6 +22,7 @@ export function fromAnswer(answer) {
     heldOut: answer.held_out ?? [],
     previews: answer.previews ?? [],
     now: answer.now ?? null,
+    faults: answer.faults ?? [],
     isStopping: answer.state === 'running' && Boolean(answer.stopping),
     curve: curveOf(answer),
   }
@@ -101,7 +102,7 @@ export function figures(state) {
 }
 
 const NAMES = { 'early stop': 'early_stop' }
-const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted']
+const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted', 'unreadable']
 
 /** Whether it is running, stopping or how it ended, in a word or two. */
 export function condition(state) {
@@ -121,7 +122,7 @@ export function position(state) {
 /** How the run ended, and where the next Queue goes on; null while there is nothing to say. */
 export function outcome(state) {
   const { state: kind, step, continuesFrom: from } = state
-  if (kind === 'running') return null
+  if (kind === 'running' || kind === 'unreadable') return null
   if (kind === 'done') return text('was_done', { step })
   if (kind === 'early stop') return text('was_early_stop', { step })
   const name = kind === 'stopped' ? 'was_stopped' : 'was_interrupted'

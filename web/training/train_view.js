@@ -52,8 +52,9 @@ export class TrainView {
     }
     this.#showState(run)
     const ended = outcome(run)
-    this.#line.classList.toggle('wt-error', Boolean(error))
-    write(this.#line, error || (ended ? say(ended) : ''))
+    const wrong = error || run.faults.join(' ')
+    this.#line.classList.toggle('wt-error', Boolean(wrong))
+    write(this.#line, wrong || (ended ? say(ended) : ''))
     this.#chart.show([{ ...run, detail }])
     this.#checkpoint.show(run.run, run.checkpoints)
     this.#strip.show(run.run, run.previews)

@@ -70,6 +70,29 @@ def is_sentence(answer) -> bool:
     return set(answer) == {"error"} and len(answer["error"]) > 15 and "Traceback" not in answer["error"]
 
 
+def test_the_page_gets_translations_of_what_the_server_says(server):
+    for language in ("zh", "zh-TW"):
+        status, found = ask(server, "GET", f"/wantune/sentences/{language}")
+        assert status == 200 and found["That is not JSON."] == "\u8fd9\u4e0d\u662f JSON\u3002"
+    for language in ("xx", "..", "%2e%2e%2f", "zh%2f.."):
+        status, found = ask(server, "GET", f"/wantune/sentences/{language}")
+        assert (status, found) == (200, {}) or status == 404
+
+
+def test_a_damaged_run_is_listed_as_unreadable_beside_the_others_and_can_be_deleted(server, run):
+    damaged = make_run(server, "damaged")
+    (damaged / "config.json").write_bytes(b'{"run_name": 5')
+    (damaged / "best.json").write_text('{"step": [], "loss": NaN}')
+    status, listed = ask(server, "GET", "/wantune/runs")
+    found = {each["run"]: each for each in listed["runs"]}
+    assert status == 200 and found[run.name]["state"] == "interrupted" and found[run.name]["faults"] == []
+    assert found[damaged.name]["state"] == "unreadable" and len(found[damaged.name]["faults"]) == 3
+    assert found[damaged.name]["faults"][0].startswith("config.json is unreadable (it is not JSON);")
+    assert ask(server, "GET", f"/wantune/runs/{damaged.name}")[0] == 200
+    assert ask(server, "GET", "/wantune/node?run_name=damaged")[1]["run"] is None
+    assert post(server, f"/wantune/runs/{damaged.name}/delete")[0] == 200 and not damaged.exists()
+
+
 def test_a_run_is_listed_and_told_with_its_curve(server, run):
     status, listed = ask(server, "GET", "/wantune/runs")
     (found,) = [each for each in listed["runs"] if each["run"] == run.name]

@@ -185,3 +185,22 @@ def test_asking_makes_no_file(tmp_path):
     known.keep(set())
     known.save()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_drive_without_locks_nothing_waits_for_one(path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    holding = lock(path)
+    monkeypatch.setattr(database, "_lockable", {})
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    began = time.monotonic()
+    known = Remembered(path, "1")
+    assert known.get("first", STAMP) == {"x": 1}
+    known.put("second", STAMP, {"x": 2})
+    known.save()
+    assert time.monotonic() - began < database.WAIT / 2
+    holding.close()
+    assert Remembered(path, "1").get("second", STAMP) == {"x": 2}

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,6 +13,7 @@ from wantune.tests.conftest import ROOT
 from wantune.tests.support import tools
 from wantune.tests.support.folders import captions_of, config, draw, link, names, notes_on, reasons, scan
 from wantune.trainer.base.errors import UserError
+from wantune.trainer.base.threads import DaemonPool
 from wantune.trainer.data import facts, folder, manifest, report
 from wantune.trainer.data import scan as scanning
 
@@ -224,7 +224,7 @@ def test_a_scan_that_is_stopped_in_the_middle_reads_nothing_more(root, monkeypat
         draw(root / "sub" / f"{number}.png", number)
     first, seen, is_stopped = facts._read, [], threading.Event()
 
-    class Stopping(ThreadPoolExecutor):
+    class Stopping(DaemonPool):
         """Reads one file, and the others only when it is told to stop."""
 
         def shutdown(self, wait=True, *, cancel_futures=False):
@@ -238,7 +238,7 @@ def test_a_scan_that_is_stopped_in_the_middle_reads_nothing_more(root, monkeypat
         return first(entry)
 
     monkeypatch.setattr(facts, "_read", read)
-    monkeypatch.setattr(scanning, "ThreadPoolExecutor", Stopping)
+    monkeypatch.setattr(scanning, "DaemonPool", Stopping)
     progress = scanning.scanning(config(root))
     next(progress)
     progress.close()

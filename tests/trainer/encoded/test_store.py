@@ -171,6 +171,34 @@ def test_what_another_process_is_writing_is_left_alone(cache):
         assert not theirs.exists()
 
 
+@pytest.mark.parametrize("refusal", [
+    OSError(37, "No locks available"), NotImplementedError("no flock here"), PermissionError(13, "Permission denied")])
+def test_a_drive_without_locks_and_a_read_only_folder_are_used_without_and_that_is_said_once(
+        cache, refusal, monkeypatch, caplog):
+    path = written(cache)
+    left = path.with_name("b.safetensors.0123.tmp")
+    left.write_bytes(b"half")
+
+    def refuse(*_args, **_kwargs):
+        raise refusal
+
+    monkeypatch.setattr(store.FileLock, "acquire", refuse)
+    for _ in range(2):
+        with Store(cache.folder).filling():
+            assert left.exists(), "another may be writing it"
+            assert Store(cache.folder).use(path) == 10
+    assert [record.message.startswith(f"The cache in {cache.folder} cannot be locked") for record in caplog.records
+            ] == [True]
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence_and_has_an_id(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    cache = Store(tmp_path / "cache")
+    with pytest.raises(UserError, match="cache cannot be written"), cache.filling():
+        pass
+    assert cache.id == cache.id
+
+
 def test_two_may_fill_one_cache_in_turns(cache):
     other = Store(cache.folder)
     with cache.filling(), other.filling():

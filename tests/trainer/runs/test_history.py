@@ -12,6 +12,7 @@ from wantune.trainer.base.errors import UserError, content_hash
 from wantune.trainer.runs import history
 from wantune.trainer.runs.events import Evaluated, Finished, Previewed, Started, StepDone
 from wantune.trainer.runs.folder import RunFolder, delete_run
+from wantune.trainer.runs.reading import Reading
 
 KEY = content_hash("a run")
 
@@ -184,7 +185,7 @@ def test_a_long_log_is_not_read_as_a_whole(folder):
     train(folder, range(1, 3001))
     size = (folder.path / "log.jsonl").stat().st_size
     assert size > 4 * history.EDGE
-    found = history._edges(folder.path / "log.jsonl")
+    found = history._edges(folder.path / "log.jsonl", Reading(folder.path))
     assert [(line["event"], line["step"]) for line in found] == [("Started", 0), ("StepDone", 3000)]
 
 

@@ -83,6 +83,14 @@ await scenario(async ({ open, note }) => {
   while (fs.readFileSync(caption, 'utf8').trim() !== 'another caption') await new Promise((done) => setTimeout(done, 200))
   assert.equal(fs.readFileSync(`${caption}.bak`, 'utf8').trim(), 'a new one')
   await screenshot(page, 'sheet-editing')
+
+  step('a page in Chinese says what the server says in Chinese')
+  const chinese = await open({ 'Comfy.Locale': 'zh' })
+  await openTemplate(chinese)
+  const there = await panelOf(chinese, LOAD)
+  await there.getByRole('combobox').selectOption('left_out')
+  await there.getByText('broken.png 不是 Pillow 能读取的图片；请重新另存为 png 或 jpg。').first().waitFor()
+  await screenshot(chinese, 'sheet-chinese')
 })
 
 async function untilLoaded(page, image) {

@@ -1,0 +1,64 @@
+"""Ctrl-C ends ComfyUI at once, whatever our threads are doing."""
+
+import concurrent.futures
+import json
+import signal
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+from wantune.demo.server import Server
+from wantune.tests.conftest import ROOT
+from wantune.tests.support.folders import draw
+
+SLOW_DRIVE = """
+import pathlib
+import time
+
+read = pathlib.Path.read_bytes
+
+def read_slowly(path):
+    if path.suffix == ".png":
+        print("reading", path.name, flush=True)
+        time.sleep(30)
+    return read(path)
+
+pathlib.Path.read_bytes = read_slowly
+NODE_CLASS_MAPPINGS = {}
+"""
+
+MOST = 5
+"""Seconds from Ctrl-C to the end of the process: Python and torch alone take two on a busy machine."""
+
+
+def until(is_true) -> None:
+    end = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process of Windows gets no SIGINT from outside")
+def test_ctrl_c_waits_neither_for_the_page_s_scan_nor_for_that_of_a_node(comfy, tmp_path):
+    pack = tmp_path / "packs" / "slow_drive"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(SLOW_DRIVE)
+    with Server(Path(sys.executable), comfy, ROOT, tmp_path / "server", (pack,)) as server, \
+            concurrent.futures.ThreadPoolExecutor() as pages:
+        for folder in ("page", "node"):
+            for number in range(20):
+                draw(server.folder("input") / folder / f"{folder}_{number}.png", number)
+        config = urllib.parse.quote(json.dumps({"folder": "page"}))
+        pages.submit(server.get, f"/wantune/dataset?config={config}")
+        server.post({"1": {"class_type": "WanTune_LoadDataset", "inputs": {
+            "folder": "node", "trigger_word": "zwx", "resolution": 64, "frame_buckets": "1", "num_repeats": 1,
+            "validation_items": 0}}})
+        until(lambda: "reading page_0.png" in server.log() and "reading node_0.png" in server.log())
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(60)
+        assert time.monotonic() - began < MOST
+        assert server.log().partition("got prompt")[2].split("\n")[-3:] == ["", "Stopped server", ""], "no complaint"
