@@ -13,7 +13,8 @@ from ..trainer.encoded.store import Store
 from . import sockets
 from .backend import paths
 from .backend.encoders import CaptionEncoder, WanCodec
-from .page.live import ProgressLine, show_text
+from .page.live import show_text
+from .page.progress_line import ProgressLine
 
 logger = logging.getLogger("wantune")
 

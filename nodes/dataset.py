@@ -21,7 +21,8 @@ from ..trainer.settings.data import (
 from . import sockets
 from .backend import linked, paths
 from .page import places
-from .page.live import ProgressLine, show_text
+from .page.live import show_text
+from .page.progress_line import ProgressLine
 
 MAX_FILES_SHOWN = 100
 """Files of each kind, used or left out, in the text that the node shows; the report output lists all."""

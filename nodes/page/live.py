@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
-from ...trainer.data.scan import ScanProgress
-from ...trainer.encoded.fill import Progress
 from ...trainer.runs import history
 from ...trainer.runs.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
 from ...trainer.runs.folder import RunFolder
@@ -38,8 +35,6 @@ MAX_POINTS = 64
 
 PACE_DECAY = 0.9
 """Decay of the exponential moving average of the seconds between steps."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -87,7 +82,7 @@ def ask_to_stop(run: str = "") -> bool:
     return True
 
 
-class _Turn:
+class Turn:
     """Limits how often something happens: once in so many seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -113,8 +108,8 @@ class Live:
         self._workflow, self._node = shown.key_of(hidden)
         self._run = ""
         self._bar: comfy.utils.ProgressBar | None = None
-        self._bar_turn, self._message_turn = _Turn(SECONDS_BETWEEN_BARS), _Turn(SECONDS_BETWEEN_MESSAGES)
-        self._line_turn = _Turn(SECONDS_BETWEEN_LINES)
+        self._bar_turn, self._message_turn = Turn(SECONDS_BETWEEN_BARS), Turn(SECONDS_BETWEEN_MESSAGES)
+        self._line_turn = Turn(SECONDS_BETWEEN_LINES)
         self._points: list[tuple[int, float | None, float]] = []
         self._pace, self._last_time = 0.0, time.monotonic()
 
@@ -232,55 +227,6 @@ class Live:
         if _current is not None:
             _current.now = now
         return now
-
-
-class ProgressLine:
-    """The progress of scanning or encoding, as the node's bar and a line of text with the time that is left.
-
-    Args:
-        hidden: the node's hidden inputs.
-        verb: begins that line, such as "encoding"; without one there is only the bar.
-    """
-
-    def __init__(self, hidden, verb: str = "") -> None:
-        self._hidden = hidden
-        self._verb = verb
-        self._bar: comfy.utils.ProgressBar | None = None
-        self._turn = _Turn(SECONDS_BETWEEN_MESSAGES)
-
-    def follow(self, progress: Generator[ScanProgress | Progress, None, Result]) -> Result:
-        """Run the generator to its end.
-
-        Returns:
-            What the generator returns.
-
-        Raises:
-            InterruptProcessingException: ComfyUI's, when the user pressed Cancel.
-        """
-        with closing(progress):
-            while True:
-                try:
-                    event = next(progress)
-                except StopIteration as finished:
-                    return finished.value
-                self._show(event)
-                comfy.model_management.throw_exception_if_processing_interrupted()
-
-    def _show(self, event: ScanProgress | Progress) -> None:
-        if not self._turn.has_come(time.monotonic(), event.done >= event.total):
-            return
-        self._bar = self._bar or comfy.utils.ProgressBar(event.total, node_id=self._hidden and self._hidden.unique_id)
-        self._bar.update_absolute(event.done, event.total)
-        left = getattr(event, "seconds_left", None)
-        eta = f", {_duration(left)} left" if left is not None else ""
-        if self._verb:
-            show_progress(self._hidden, f"{self._verb} {event.kind} {event.done} of {event.total}{eta}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def show_text(hidden, text: str) -> None:

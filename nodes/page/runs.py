@@ -8,7 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from ...trainer.base.errors import UserError
-from ...trainer.runs import history
+from ...trainer.runs import history, lock
 from ...trainer.runs.folder import delete_run
 from ..backend import paths
 from . import live, shown
@@ -117,7 +117,7 @@ def _current(folder: Path) -> live.Current | None:
 
 def _summary(folder: Path) -> dict:
     found = history.to_json(history.summary(folder))
-    if _current(folder):
+    if _current(folder) or lock.holder(folder):
         found |= {"state": "running", "continues_from": None}
     return found
 

@@ -122,9 +122,6 @@ def is_known(matrix: int) -> bool:
 def _light(samples_HW3: np.ndarray, encoding: Encoding) -> np.ndarray:
     """Linear light of BT.709's primaries, 1 is white."""
     light_HW3 = _light_table(encoding.transfer)[_level(samples_HW3)]
-    if encoding.transfer == HLG:  # BT.2100, table 5: the eye sees the scene's light times its luminance to 0.2
-        luminance_HW1 = light_HW3 @ np.float32([[0.2627], [0.6780], [0.0593]])
-        light_HW3 = light_HW3 * (PEAK / WHITE * luminance_HW1 ** 0.2)
     if encoding.to_bt709:
         light_HW3 = np.maximum(light_HW3 @ np.float32(encoding.to_bt709).T, 0)
     if encoding.is_hdr:
@@ -149,7 +146,7 @@ def _shoulder(light: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _light_table(transfer: str) -> np.ndarray:
-    """Light of each level, 1 is white; for HLG, that of the scene, in 0..1."""
+    """Light of each level, 1 is white."""
     signal = np.linspace(0, 1, _LEVELS)
     if transfer == PQ:  # BT.2100, table 4
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 4096 * 128, 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
@@ -157,7 +154,10 @@ def _light_table(transfer: str) -> np.ndarray:
         light = 10_000 / WHITE * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
     elif transfer == HLG:  # BT.2100, table 5
         a, b, c = 0.17883277, 0.28466892, 0.55991073
-        light = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - c) / a) + b) / 12)
+        scene = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - c) / a) + b) / 12)
+        # there the system gamma 1.2 is applied to the luminance; to each channel it is the same for greys, and
+        # saturated colours stay within BT.709
+        light = PEAK / WHITE * scene ** 1.2
     elif transfer == SRGB:
         light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
     else:

@@ -50,7 +50,7 @@ class Wanted:
     attempt: int
     """The number of the attempt, which is made if there is none; 0 = the newest."""
     restart: bool
-    """Where `attempt` is 0: not the first attempt, but one that is begun anew beside it, or the newest after it."""
+    """Where `attempt` is 0: the newest attempt but not the first, so that the same again goes on with it."""
     total_steps: int
     is_length_fixed: bool
     """Whether a run of another length is another run, though earlier versions did not tell them apart."""
@@ -144,7 +144,7 @@ def _choose(root: Path, wanted: Wanted) -> Attempt:
         known = [attempt for attempt in known if attempt.key == wanted.keys[0]
                  or _lengths(attempt.path) == {wanted.total_steps}]
     newest = max((attempt.number for attempt in known), default=0)
-    number = wanted.attempt or max(newest, 2 if wanted.restart and known else 1)
+    number = wanted.attempt or max(newest, 2 if wanted.restart else 1)
 
     def done(attempt: Attempt) -> tuple[int, bool]:
         steps = [step for step in RunFolder(attempt.path).steps() if step <= wanted.total_steps]

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -39,6 +39,10 @@ class Summary:
     run: str
     """Its folder's name."""
     name: str
+    """As the user gave it, with the number of a further attempt, or the length of one that was cut short."""
+    key: str
+    """The same for all attempts."""
+    attempt: int
     base: str
     """The base model in words; "" for runs from before it was recorded."""
     started: float
@@ -109,7 +113,9 @@ def _summary(folder: Path, _known_by: tuple) -> Summary:
     files = list(_files(folder))
     return Summary(
         run=folder.name,
-        name=reading.text("config.json", config, "run_name", folder.name),
+        name=_shown(reading.text("config.json", config, "run_name", folder.name), config),
+        key=reading.text("config.json", config, "key", ""),
+        attempt=int(reading.number("config.json", config, "attempt", 1)),
         base=reading.text("origin.json", origin, "base", ""),
         started=reading.number("origin.json", origin, "started")
         or min((status.st_mtime for status in files), default=0.0),
@@ -245,6 +251,11 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
         for name in names:
             with suppress(OSError):
                 yield os.stat(os.path.join(place, name))
+
+
+def _shown(name: str, config: Mapping) -> str:
+    number, cut = config.get("attempt", 1), config.get("cut", 0)
+    return name + (f" ({number})" if number != 1 else "") + (f", {cut} steps" if cut else "")
 
 
 def _edges(log: Path, reading: Reading) -> list[dict]:

@@ -58,8 +58,7 @@ class Run:
         runs_folder: the folder that holds the folders of all runs.
         continued: a LoRA of any trainer to start from; its rank and alpha replace those of `config`.
         attempt: the number of the attempt, which is made if there is none; 0 for the newest.
-        restart: where `attempt` is 0: not the first attempt, but one that is begun anew beside it, or the newest after
-            it.
+        restart: where `attempt` is 0: the newest attempt but not the first, so that the same again goes on with it.
         model_file: the name of the model's file, the only thing that tells an expert of Wan2.2 from Wan2.1.
 
     A caller whose framework enables inference mode must hold `torch.inference_mode(False)` from here to the end of

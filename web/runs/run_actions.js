@@ -2,11 +2,23 @@
 
 import { app } from '../../../scripts/app.js'
 
-/** Opens the graph a run was trained with. */
-export async function openWorkflow({ workflow, prompt }, name) {
-  // a graph with a name opens in a tab of its own, so that nothing unsaved is lost
-  if (workflow) await app.loadGraphData(workflow, true, true, name)
-  else await app.loadApiJson(prompt, name)
+const TRAIN = 'WanTune_TrainWanLoRA'
+
+/** Opens the graph a run was trained with, set to go on with its attempt of this number; 0 = the newest. */
+export async function openWorkflow({ workflow, prompt }, name, attempt) {
+  const chosen = { restart: false, attempt }
+  if (workflow) {
+    // a graph with a name opens in a tab of its own, so that nothing unsaved is lost
+    await app.loadGraphData(workflow, true, true, name)
+    const nodes = (app.graph.nodes ?? app.graph._nodes).filter((node) => node.comfyClass === TRAIN)
+    for (const widget of nodes.flatMap((node) => node.widgets)) {
+      if (widget.name in chosen) widget.value = chosen[widget.name]
+    }
+  } else {
+    const nodes = Object.values(prompt).filter((node) => node.class_type === TRAIN)
+    for (const node of nodes) node.inputs = { ...node.inputs, ...chosen }
+    await app.loadApiJson(prompt, name)
+  }
 }
 
 /** Adds Load Run LoRA for a checkpoint in the middle of the visible graph; false where there is no such node type. */

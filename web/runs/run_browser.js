@@ -10,7 +10,7 @@ import { LossChart } from '../chart/loss_chart.js'
 import { fromAnswer as curveOf } from '../chart/loss_series.js'
 import { addLoadRunLora, confirmDeletion, openWorkflow } from './run_actions.js'
 import { runItem } from './run_item.js'
-import { filtered, ORDER_NAMES, sorted, stillThere, toggled } from './run_list.js'
+import { filtered, isFormer, ORDER_NAMES, sorted, stillThere, toggled } from './run_list.js'
 
 const MESSAGES = ['started', 'saved', 'previewed', 'finished', 'ended']
 
@@ -137,7 +137,8 @@ class RunBrowser {
 
   async #goOn(run) {
     try {
-      await openWorkflow(await get(pathOfRun(run.run, 'workflow'), {}, this.#closing.signal), run.run)
+      await openWorkflow(await get(pathOfRun(run.run, 'workflow'), {}, this.#closing.signal), run.run,
+        isFormer(run, this.#runs) ? run.attempt : 0)
       this.#say(t(run.continues_from === null ? 'runs.opened_done' : 'runs.opened', { step: run.continues_from }))
     } catch (error) {
       this.#say(error.message, true)

@@ -44,6 +44,9 @@ export function offered(run) {
   return run.best?.step ?? run.checkpoints.at(-1)?.step ?? null
 }
 
+/** Whether another attempt of the same run is newer, so that queueing its graph would go on with that one. */
+export const isFormer = (run, runs) => runs.some((each) => each.key === run.key && each.attempt > run.attempt)
+
 /** [key, values] for t(): what a second line says of a run. */
 export function described(run, format) {
   const parts = [['runs.steps', { step: run.step, total: run.total_steps }]]

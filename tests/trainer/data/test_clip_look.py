@@ -55,8 +55,7 @@ def pq(light_nit) -> np.ndarray:
 def hlg(light_nit) -> np.ndarray:
     """Signal of so many cd/m2 on a display of 1000 (ITU-R BT.2100, inverse OOTF and OETF)."""
     light = np.asarray(light_nit) / 1000
-    luminance = np.maximum(light @ np.array([0.2627, 0.6780, 0.0593]), 1e-9)[:, None]
-    scene = light * luminance ** (-0.2 / 1.2)
+    scene = light ** (1 / 1.2)
     return np.where(scene <= 1 / 12, np.sqrt(3 * scene),
                     0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073)
 

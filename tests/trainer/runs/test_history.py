@@ -228,3 +228,12 @@ def test_a_deleted_run_is_gone_and_what_its_links_lead_to_is_not(tmp_path, folde
     assert (outside / "photo.png").read_bytes() == b"mine"
     with pytest.raises(UserError, match="There is no run"):
         delete_run(folder.path)
+
+
+def test_attempts_are_told_apart_by_their_number_and_length(tmp_path):
+    names = [begun(tmp_path, "cat", KEY, {}, attempt=number, total_steps=9).path for number in (1, 2)]
+    save(begun(tmp_path, "cat", KEY, {}, attempt=1), 8)
+    names.append(begun(tmp_path, "cat", KEY, {}, attempt=1, total_steps=5).path)
+    found = [history.summary(path) for path in names]
+    assert [(each.name, each.attempt) for each in found] == [("cat", 1), ("cat (2)", 2), ("cat, 5 steps", 1)]
+    assert {each.key for each in found} == {KEY}

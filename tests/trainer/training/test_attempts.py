@@ -72,8 +72,10 @@ def test_any_attempt_can_be_chosen_or_begun(train):  # noqa: F811
     assert train(config(EACH))[2] == folders[2]
 
 
-def test_restart_of_a_run_that_was_never_trained_is_its_first_attempt(train):  # noqa: F811
-    assert not train(config(), stop_after(1), restart=True)[2].endswith("-2")
+def test_restart_of_a_run_that_was_never_trained_goes_on_too(train):  # noqa: F811
+    first = train(config(EACH), stop_after(2), restart=True)
+    watch = tools.Watch()
+    assert train(config(EACH), watch, restart=True)[2] == first[2] and watch.events[0].step == 2
 
 
 # -- length

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { described, filtered, mebibytes, MOST_OVERLAID, offered, sorted, stillThere, toggled } from '../../../web/runs/run_list.js'
+import { described, filtered, isFormer, mebibytes, MOST_OVERLAID, offered, sorted, stillThere, toggled } from '../../../web/runs/run_list.js'
 
 const run = (name, rest = {}) => ({ run: `${name}-00`, name, base: 'Wan2.1 1.3B', state: 'done', updated: 0, step: 10, total_steps: 40,
   best: null, base_loss: null, checkpoints: [], rank: 0, bytes: 0, ...rest })
@@ -48,4 +48,10 @@ test('what a run is described by', () => {
   assert.deepEqual(best, ['runs.best_of', { loss: '0.5', step: 7, base: '0.75' }])
   assert.equal(mebibytes(3.14159 * 2 ** 20), '3.1')
   assert.equal(mebibytes(140.6 * 2 ** 20), '141')
+})
+
+test('an attempt is a former one where a newer one of the same run is there', () => {
+  const [first, second, other] = [{ key: 'a', attempt: 1 }, { key: 'a', attempt: 2 }, { key: 'b', attempt: 3 }]
+  const runs = [first, second, other]
+  assert.deepEqual(runs.map((each) => isFormer(each, runs)), [true, false, false])
 })
