@@ -157,7 +157,9 @@ def train(
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
     with torch.inference_mode(False), own_switches(), Run(
             denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt, model_file) as run:
-        live.describe(run.folder, run.base_model, run.notes, run.is_finished)
+        live.describe(run.folder, run.base_model, (*denoiser.notes, *run.notes), run.is_finished)
+        for note in run.notes:
+            live.say(note)
         if run.is_finished:
             live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
             return run.lora, run.losses, str(run.folder.path)

@@ -118,13 +118,11 @@ class Live:
 
         Args:
             base: the model it is trained on, in words.
-            notes: sentences for the log.
+            notes: sentences about how it is trained, for the page.
             is_finished: it is only loaded, and its folder stays as it is.
         """
         self._run = folder.path.name
         shown.remember(self._hidden, "run", self._run)
-        for note in notes:
-            logger.warning("%s", note)
         if is_finished:
             return
         extra = getattr(self._hidden, "extra_pnginfo", None) or {}
@@ -132,7 +130,7 @@ class Live:
                   for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
         started = history.read_json(folder.path / "origin.json").get("started", time.time())
         origin = {"workflow": self._workflow, "node": self._node, "user": running_user(), "base": base,
-                  "started": started}
+                  "started": started, "notes": notes}
         folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
 
     @contextmanager

@@ -69,6 +69,8 @@ class Summary:
     learning_rate: float
     bytes: int
     """On disk."""
+    notes: tuple[str, ...] = ()
+    """Sentences about how it is trained that the user should know."""
     faults: tuple[str, ...] = ()
     """What of its files is unreadable, each in a sentence."""
 
@@ -133,6 +135,7 @@ def _summary(folder: Path, _known_by: tuple) -> Summary:
         rank=reading.number("config.json", reading.part("config.json", config, "lora"), "rank"),
         learning_rate=reading.number("config.json", config, "learning_rate"),
         bytes=sum(status.st_size for status in files),
+        notes=_texts(origin.get("notes")),
         faults=tuple(reading.faults),
     )
 
@@ -251,6 +254,10 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
         for name in names:
             with suppress(OSError):
                 yield os.stat(os.path.join(place, name))
+
+
+def _texts(found: object) -> tuple[str, ...]:
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def _shown(name: str, config: Mapping) -> str:

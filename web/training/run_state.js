@@ -23,6 +23,7 @@ export function fromAnswer(answer) {
     previews: answer.previews ?? [],
     now: answer.now ?? null,
     faults: answer.faults ?? [],
+    notes: answer.notes ?? [],
     isStopping: answer.state === 'running' && Boolean(answer.stopping),
     curve: curveOf(answer),
   }

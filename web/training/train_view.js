@@ -54,7 +54,7 @@ export class TrainView {
     const ended = outcome(run)
     const wrong = error || run.faults.join(' ')
     this.#line.classList.toggle('wt-error', Boolean(wrong))
-    write(this.#line, wrong || (ended ? say(ended) : ''))
+    write(this.#line, wrong || [...(ended ? [say(ended)] : []), ...run.notes].join(' '))
     this.#chart.show([{ ...run, detail }])
     this.#checkpoint.show(run.run, run.checkpoints)
     this.#strip.show(run.run, run.previews)

@@ -237,3 +237,10 @@ def test_attempts_are_told_apart_by_their_number_and_length(tmp_path):
     found = [history.summary(path) for path in names]
     assert [(each.name, each.attempt) for each in found] == [("cat", 1), ("cat (2)", 2), ("cat, 5 steps", 1)]
     assert {each.key for each in found} == {KEY}
+
+
+def test_what_the_user_should_know_of_how_it_is_trained_is_told(folder):
+    assert history.summary(folder.path).notes == ()
+    for found, told in ((("Trained without a.", "b."), ("Trained without a.", "b.")), ((7, "b."), ("b.",)), (7, ())):
+        folder.describe({"notes": found}, {})
+        assert history.summary(folder.path).notes == told

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
+from wantune.tests.support.runs import begun
 from wantune.tests.trainer.runs.test_history import KEY, save, step_done
 from wantune.trainer.runs import history
 from wantune.trainer.runs.events import Evaluated, Started
-from wantune.trainer.runs.folder import RunFolder, delete_run
+from wantune.trainer.runs.folder import delete_run
 
 FILES = ("config.json", "origin.json", "best.json", "log.jsonl", "step_000002/state.json")
 
@@ -21,7 +22,7 @@ WRONG = [None, True, -1, "x", 1.5, float("nan"), 1e400, 10**30, [], {}, [[1]], {
 @pytest.fixture
 def run(tmp_path):
     """The folder of a run with two checkpoints."""
-    folder = RunFolder(tmp_path, "cat", KEY, {"lora": {"rank": 8}, "learning_rate": 2e-4})
+    folder = begun(tmp_path, "cat", KEY, {"lora": {"rank": 8}, "learning_rate": 2e-4})
     folder.log(Started(0, 9, 3, 40, 1000))
     folder.log(Evaluated(0, 0.5, (), 0.5, False))
     for step in (1, 2):
