@@ -155,7 +155,8 @@ def _told_by_the_settings(run: Path) -> dict[str, str]:
     """Metadata made from config.json, for runs from before lora.json was written."""
     config = _json(run / "config.json")
     name = str(config.pop("run_name", run.name))
-    config.pop("key", None)
+    for told_elsewhere in ("key", "attempt", "cut"):
+        config.pop(told_elsewhere, None)
     return {"ss_output_name": name, "ss_base_model_version": "wan2.1", "modelspec.title": name,
             "wantune.config": json.dumps(config)}
 
