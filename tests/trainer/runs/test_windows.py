@@ -16,7 +16,7 @@ from wantune.trainer.data.caption_files import CaptionFiles
 from wantune.trainer.data.notes import Notes
 from wantune.trainer.encoded import store
 from wantune.trainer.lora import file as lora_file
-from wantune.trainer.runs import checkpoints, history
+from wantune.trainer.runs import checkpoints, history, reading
 from wantune.trainer.runs import state as run_state
 from wantune.trainer.runs.folder import RunFolder, delete_run
 
@@ -191,7 +191,7 @@ def test_a_list_of_runs_that_is_read_while_a_file_is_replaced_waits_a_moment(fol
     (folder.path / "log.jsonl").write_bytes(b'{"event": "Finished", "step": 4, "reason": "done"}\n')
     expected, opening, refusals = history.summary(folder.path), windows_rules.builtins.open, []
     history._summary.cache_clear()
-    history._read_json.cache_clear()
+    reading._parsed.cache_clear()
 
     def busy(path, *arguments, **options):
         if str(path).startswith(str(folder.path)) and path not in refusals:
