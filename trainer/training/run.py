@@ -51,7 +51,9 @@ class Previews(Protocol):
 
 
 class Run:
-    """An opened run, locked until `close`: `events` trains the remaining steps; `lora` and `losses` are the result.
+    """An opened run: `events` trains the remaining steps; `lora` and `losses` are the result.
+
+    It is locked until `events` ends or is closed, or until `close`.
 
     Args:
         name: of the run and its folder; a run that has a folder already keeps its name.
@@ -155,7 +157,7 @@ class Run:
         tokens = max(denoiser.family.num_tokens(sample.bucket) for sample in self._dataset.samples)
         memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
         attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
-        with attached, closing(trainer.run()) as events:
+        with closing(self), attached, closing(trainer.run()) as events:
             for event in events:
                 yield event
                 if previews is not None:
