@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ class Scalars:
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
+            _wait_for_a_later_name(folder)
             with self._if_possible():
                 self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
@@ -80,3 +83,10 @@ class Scalars:
                 part = min(LEVELS - 1, int(t * LEVELS))
                 name = f"loss by noise level/{part / LEVELS:g} to {(part + 1) / LEVELS:g}"
                 self._writer.add_scalar(name, loss, event.step)
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads files by their names, which begin with the second: what is purged must come before."""
+    found = (re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("events.out.tfevents.*"))
+    newest = max((int(match[1]) for match in found if match), default=0)
+    time.sleep(min(1.0, max(0.0, newest + 1 - time.time())))
