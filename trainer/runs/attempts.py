@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.files import replacing
+from ..base.files import read_bytes, replacing
 from .folder import LOG, Found, RunFolder, check_name, writing
 from .lock import RunLock
 from .state import place_of
@@ -172,7 +172,7 @@ def _new(root: Path, name: str, key: str, number: int) -> Attempt:
 def _attempt(path: Path) -> Attempt | None:
     """The attempt that a folder holds; None if it holds none."""
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads((path / "config.json").read_bytes())
+        config = json.loads(read_bytes(path / "config.json"))
         key = config.get("key")
         if isinstance(key, str):
             return Attempt(path=path, key=key, number=int(config.get("attempt", 1)), cut=int(config.get("cut", 0)))

@@ -16,7 +16,7 @@ from wantune.trainer.data.caption_files import CaptionFiles
 from wantune.trainer.data.notes import Notes
 from wantune.trainer.encoded import store
 from wantune.trainer.lora import file as lora_file
-from wantune.trainer.runs import checkpoints, history, reading
+from wantune.trainer.runs import attempts, checkpoints, history, reading
 from wantune.trainer.runs import state as run_state
 from wantune.trainer.runs.folder import RunFolder, delete_run
 
@@ -201,6 +201,21 @@ def test_a_list_of_runs_that_is_read_while_a_file_is_replaced_waits_a_moment(fol
 
     monkeypatch.setattr(windows_rules.io, "open", busy)
     assert history.is_run(folder.path) and history.summary(folder.path) == expected and len(refusals) >= 2
+
+
+def test_a_run_whose_config_is_just_being_replaced_is_found(folder, monkeypatch):
+    monkeypatch.setattr(files, "MOMENT", 0.2)
+    opening, refusals = windows_rules.builtins.open, []
+
+    def busy(path, *arguments, **options):
+        if str(path).endswith("config.json") and not refusals:
+            refusals.append(path)
+            raise windows_rules.refusal(5, path)
+        return opening(path, *arguments, **options)
+
+    monkeypatch.setattr(windows_rules.io, "open", busy)
+    (found,) = attempts.attempts(folder.path.parent, KEY)
+    assert found.path == folder.path and refusals
 
 
 def pictured(root, *names: str) -> tuple:
