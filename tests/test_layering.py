@@ -19,7 +19,7 @@ NODES_ORDER = ("backend", "media", "page")
 """The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
-ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/model/adapters.py"},
+ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/model/peft_layers.py"},
            "diffusers": {"trainer/training/optim.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
            "scipy": {"trainer/training/objective.py"}}

@@ -21,14 +21,12 @@ import torch
 
 from ...trainer.model import text_padding
 from ...trainer.model.adapters import Adapter
-from . import attention, carried, frozen, self_test
+from ...trainer.model.plan import Plan
+from . import attention, block, carried, frozen, self_test
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
 from .stand_ins import StandIns
-
-BRANCHES = ("self_attn", "cross_attn", "ffn")
-"""Names, within a block, of what is added to the residual stream, in the order in which they are called."""
 
 ATTENTIONS = 2
 """In each block."""
@@ -89,7 +87,7 @@ class ComfyDenoiser:
         return {name: frozen.FrozenLinear(modules[name]) for name in names}
 
     @contextmanager
-    def attached(self, adapter: Adapter, linears: dict, gradient_checkpointing: bool, memory: int) -> Iterator[None]:
+    def attached(self, adapter: Adapter, linears: dict, plan: Plan, memory: int) -> Iterator[None]:
         """Hold the model loaded and frozen with the adapter in it; leaves it as it was, however that ends.
 
         Args:
@@ -103,7 +101,7 @@ class ComfyDenoiser:
             logger.warning("%s", note)
         with carried.bare(self._patcher):
             self._stand_ins = StandIns(self._network, self.family.blocks, self._injections)
-            self._stand_ins.hold(adapter, linears, self.compute_dtype, gradient_checkpointing)
+            self._stand_ins.hold(adapter, linears, self.compute_dtype, plan)
             trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         self._patcher.injections = {INJECTION: [self._stand_ins.injection]}
         self._memory = memory
@@ -117,6 +115,7 @@ class ComfyDenoiser:
             self.reload()
             with torch.inference_mode(False), self.training():
                 self._test()
+            adapter.discard_gradients()  # which the tests have made
             yield
         finally:
             self._patcher.eject_model()
@@ -145,14 +144,22 @@ class ComfyDenoiser:
         attention.check_reached(self._module, self.device, self.compute_dtype)
         heads = self._network.num_heads
         attention.self_test(heads, self._network.dim // heads, self.device, self.compute_dtype)
-        branches = {f"{self.family.blocks}.0.{name}": getattr(self._blocks[0], name) for name in BRANCHES}
+        branches = {f"{self.family.blocks}.0.{name}": getattr(self._blocks[0], name) for name in block.BRANCHES}
         generator = torch.Generator().manual_seed(0)
         # frames and sides of two patches
         size_FHW = [2 * patch for patch in self.family.patch_FHW]
         x_BCFHW = torch.randn(1, self.family.latent_channels, *size_FHW, generator=generator)
         text_BLD = torch.randn(1, 8, self.family.text_width, generator=generator)
-        with self_test.of_branches(branches), torch.no_grad():
-            self.velocity(x_BCFHW, torch.tensor([0.5]), {"text": text_BLD})
+
+        def run() -> None:
+            with torch.no_grad():
+                self.velocity(x_BCFHW, torch.tensor([0.5]), {"text": text_BLD})
+
+        with self._stand_ins.as_comfyui(), self_test.of_branches(branches):
+            run()
+        if self._stand_ins.ours_differs(run):
+            logger.warning("A block of this ComfyUI is computed otherwise than WanTune does it; trained through "
+                           "ComfyUI's own forward, which is slower.")
 
     def _require_grad(self, names: set[str], value: bool) -> None:
         # inference mode: the only place where flags of inference tensors may be set
@@ -198,7 +205,7 @@ class ComfyDenoiser:
             t_B.to(self.device, torch.float32) * self.family.time_scale,
             context=text_BKD.to(self.device, self.compute_dtype),
             # a fresh dict: the model writes into it
-            transformer_options={"optimized_attention_override": attended},
+            transformer_options={block.OVERRIDE: attended},
         )
         attention.check_calls(attended, ATTENTIONS * len(self._blocks), self._module)
         return velocity_BCFHW.float()

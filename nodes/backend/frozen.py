@@ -101,12 +101,10 @@ class FrozenLinear(FrozenModule):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.in_features, self.out_features = module.in_features, module.out_features
-        self.ends_block = False
-        """Whether it is the last layer of a checkpointed block; it then saves nothing for backward, so that it can be
-        skipped when the block is computed again."""
         self.theirs: Callable | None = None
         """A forward of another pack around `below`."""
-        self._recomputing = False
+        self.is_skipped = False
+        """Whether nothing reads its output now: it ends a checkpointed part, which is computed again in backward."""
         self._normal = _NormalTensors()
 
     def begin_below(self) -> None:
@@ -130,27 +128,35 @@ class FrozenLinear(FrozenModule):
             return self._layer(x)
 
     @contextmanager
-    def skipped_in_recompute(self) -> Iterator[None]:
-        """For the last layer of a checkpointed block, while the block is computed again in backward.
+    def skipped(self) -> Iterator[None]:
+        """For the last layer of a checkpointed part, while the part is computed again in backward.
 
-        Nothing reads its output then, and it is a third of the block's matrix products. It returns NaN instead:
-        should a version of ComfyUI ever read it, the gradient is NaN and training stops with an error message.
+        Nothing reads its output then, and in a feed-forward branch it is half of the matrix products. It is NaN
+        instead: should a version of ComfyUI ever read it, the gradient is NaN and training stops with an error message.
         """
-        self._recomputing = True
+        self.is_skipped = True
         try:
             yield
         finally:
-            self._recomputing = False
+            self.is_skipped = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `output` and `input_gradient` are all there is: no other pack's forward is around it."""
+        return self.theirs is None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)"""
-        if self.theirs is not None:
-            return self._through_theirs(x)
-        if self._recomputing:
-            skipped = x.new_full((*x.shape[:-1], self.out_features), math.nan)
-            # as in the forward pass: what comes after keeps the same tensors, or checkpointing would complain
-            return skipped.requires_grad_(x.requires_grad and torch.is_grad_enabled())
-        return self._layer(x)
+        return self._layer(x) if self.is_plain else self._through_theirs(x)
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """W x + b, a new tensor, without autograd."""
+        if self.is_skipped:
+            return x.new_full((), math.nan).expand(*x.shape[:-1], self.out_features)
+        if self.is_resident(x):
+            weight, bias = self.views()
+            return nn.functional.linear(x, weight, bias)
+        return self.untouching(x)
 
     def _through_theirs(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):  # which is for the adapter; sampling has none
@@ -161,13 +167,10 @@ class FrozenLinear(FrozenModule):
                 return self.theirs(x)
 
     def _layer(self, x: torch.Tensor) -> torch.Tensor:
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            with torch.no_grad():
-                return self.untouching(x)
-        if self.is_resident(x) and not self.ends_block:
-            weight, bias = self.views()
-            return nn.functional.linear(x, weight, bias)
-        return _ManagedLinear.apply(x, self)
+        if x.requires_grad and torch.is_grad_enabled():
+            return _FrozenLinearNode.apply(x, self)
+        with torch.no_grad():
+            return self.output(x)
 
     def untouching(self, x: torch.Tensor) -> torch.Tensor:
         """ComfyUI's own forward, which must not change x in place: autograd may have saved it."""
@@ -177,6 +180,8 @@ class FrozenLinear(FrozenModule):
 
     def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
         """grad_output @ W, (..., out_features) to (..., in_features); ComfyUI moves, dequantises and patches W anew."""
+        if self.is_resident(grad_output):
+            return grad_output @ self.views()[0]
         module = self.module
         if hasattr(module, "cast_bias_weight"):  # GGUF layers have this method of their own
             weight, _ = module.cast_bias_weight(grad_output)
@@ -213,13 +218,13 @@ class FrozenNorm(FrozenModule):
         return copies
 
 
-class _ManagedLinear(torch.autograd.Function):
-    """y = module(x), saving nothing for backward but the module: with W frozen, grad_x = grad_y @ W needs no x."""
+class _FrozenLinearNode(torch.autograd.Function):
+    """y = W x + b, saving nothing for backward but the layer: with W frozen, grad_x = grad_y @ W needs no x."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
         ctx.linear = linear
-        return linear.untouching(x.detach())
+        return linear.output(x.detach())
 
     @staticmethod
     @torch.autograd.function.once_differentiable

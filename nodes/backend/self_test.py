@@ -84,21 +84,41 @@ def of_branches(branches: Mapping[str, nn.Module]) -> Iterator[None]:
                 f"{name} of this model gives no right gradient here (relative error {error:.2g}): a pack has changed "
                 "how it is computed; start ComfyUI without the packs that speed up or change Wan.")
         if name == list(branches)[-1]:
-            raise _Checked
+            raise Checked
         return branch(x)
 
     try:
         for name, stand_in in stand_ins.items():
             stand_in.begin(functools.partial(checked, name))
         yield
-    except _Checked:
+    except Checked:
         pass
     finally:
         for stand_in in stand_ins.values():
             stand_in.end()
 
 
-class _Checked(Exception):
+def difference(
+    ours: Callable[..., torch.Tensor] | None, theirs: Callable[..., torch.Tensor], x: torch.Tensor, *args, **kwargs
+) -> float:
+    """Between two ways to compute a block, relative: of what is added to x, and of what is added to its gradient.
+
+    0 where there is no other way than theirs.
+    """
+    if ours is None:
+        return 0.0
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    results = []
+    for function in (ours, theirs):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = function(x, *args, **kwargs)
+            (grad_x,) = torch.autograd.grad(y, x, grad)
+        results.append((y.detach() - x.detach(), grad_x - grad))
+    return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*results, strict=True))
+
+
+class Checked(Exception):
     """All branches were checked; the rest of the network need not be computed."""
 
 

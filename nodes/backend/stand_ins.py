@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ...trainer.model.adapters import Adapter
-from . import frozen
-
-LAST = "ffn.2"
-"""Name, within a block, of its last Linear: its output is scaled by the modulation and added to the residual stream,
-and nothing else reads it."""
+from ...trainer.model.pieces import Rotations
+from ...trainer.model.plan import Plan
+from . import frozen, self_test
+from .computed import ComputedBlock
 
 
 class StandIns:
@@ -37,6 +35,7 @@ class StandIns:
         self._blocks = blocks
         self._others = [injection for injections in others.values() for injection in injections]
         self._held: list[tuple[frozen.FrozenModule, Callable]] = []
+        self._computed: list[ComputedBlock] = []
         self.injection = PatcherInjection(self._inject, self._eject)
 
     @property
@@ -54,34 +53,73 @@ class StandIns:
         """Whether each still answers its module's calls; while injected."""
         return all(stand_in.module.__dict__.get("forward") is function for stand_in, function in self._held)
 
+    @contextmanager
+    def as_comfyui(self) -> Iterator[None]:
+        """Inside the context blocks are computed by ComfyUI's own forward."""
+        self._set_lean(False)
+        try:
+            yield
+        finally:
+            self._set_lean(True)
+
+    def ours_differs(self, run: Callable[[], object]) -> bool:
+        """Whether our forward of a block and ComfyUI's own differ by more than rounding; then ComfyUI's is used.
+
+        Args:
+            run: calls the network.
+        """
+        first = self._computed[0]
+        found = []
+
+        def compare(*arguments, **options) -> None:
+            found.append(self_test.difference(*arguments, **options))
+            raise self_test.Checked
+
+        first.compared = compare
+        try:
+            with suppress(self_test.Checked):
+                run()
+        finally:
+            first.compared = None
+        self._set_lean(not found or found[0] <= self_test.ERROR)
+        return not first.is_lean
+
+    def _set_lean(self, is_lean: bool) -> None:
+        for block in self._computed:
+            block.is_lean = is_lean
+
     def hold(
-        self, adapter: Adapter, linears: Mapping[str, frozen.FrozenLinear], compute_dtype: torch.dtype,
-        gradient_checkpointing: bool
+        self, adapter: Adapter, linears: Mapping[str, frozen.FrozenLinear], compute_dtype: torch.dtype, plan: Plan
     ) -> None:
-        """Choose what stands in for what, by the adapter, from now on.
+        """Choose what stands in for what, by the adapter and the plan, from now on.
 
         Args:
             linears: those over which the adapter was made, by name.
             compute_dtype: of the activations.
         """
         self._held = held = []
+        norms = {}
         for name, module in self._network.named_modules():
             if not name.startswith((f"{self._blocks}.", "head.")):
                 continue
             if name in linears:
-                linears[name].ends_block = gradient_checkpointing and name.endswith(LAST)
                 held.append((linears[name], adapter.forward_of(name, compute_dtype)))
             elif frozen.is_linear(module):
                 linear = frozen.FrozenLinear(module)
                 held.append((linear, linear))
             elif frozen.is_affine_norm(module):
-                norm = frozen.FrozenNorm(module)
-                held.append((norm, norm))
-        if gradient_checkpointing:
-            for number, block in enumerate(getattr(self._network, self._blocks)):
-                stand_in = frozen.FrozenModule(block)
-                last = linears[f"{self._blocks}.{number}.{LAST}"]
-                held.append((stand_in, _checkpointed(stand_in, last, bool(adapter.config.dropout))))
+                norms[name] = frozen.FrozenNorm(module)
+                held.append((norms[name], norms[name]))
+        self._computed = []
+        rotations = Rotations()
+        blocks = getattr(self._network, self._blocks)
+        for number, block in enumerate(blocks):
+            stand_in = frozen.FrozenModule(block)
+            computed = ComputedBlock(
+                stand_in, f"{self._blocks}.{number}", adapter, linears, norms, compute_dtype, rotations,
+                plan if number < len(blocks) - plan.whole_blocks else None)
+            self._computed.append(computed)
+            held.append((stand_in, computed))
 
     def _inject(self, patcher) -> None:
         linears = set(self.linears if self._others else ())
@@ -100,22 +138,3 @@ class StandIns:
             injection.eject(patcher)
         for linear in linears:
             linear.end()
-
-
-def _checkpointed(block: frozen.FrozenModule, last: frozen.FrozenLinear, draws: bool):
-    """The block's forward with gradient checkpointing; backward computes it again, but for its last layer.
-
-    Args:
-        last: that layer; nothing in backward reads its output.
-        draws: whether the block has dropout, which must draw the same values both times.
-    """
-
-    def forward(*args, **kwargs):
-        if "transformer_options" in kwargs:  # the model overwrites the block's index in it; backward needs this one
-            kwargs["transformer_options"] = dict(kwargs["transformer_options"])
-        return checkpoint(
-            block.original, *args, use_reentrant=False, preserve_rng_state=draws,
-            context_fn=lambda: (nullcontext(), last.skipped_in_recompute()), **kwargs,
-        )
-
-    return forward

@@ -14,6 +14,7 @@ from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.lora import file as lora_file
+from wantune.trainer.model.plan import Plan
 from wantune.trainer.model.text_padding import pad
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import LoraConfig, TrainConfig
@@ -131,11 +132,11 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     adapter = Adapter(lora_config, linears, denoiser.device, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in adapter.parameters:
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     batch = read_batch([cached.samples[0].visit(0)], cached.family.conditions)
     latent, text = batch.latent_BCFHW, pad(batch.conditions["text"], 512)
     x, t_B = torch.randn(latent.shape, generator=generator), torch.tensor([0.6])
-    with torch.no_grad(), denoiser.attached(adapter, linears, True, 0):
+    with torch.no_grad(), denoiser.attached(adapter, linears, Plan(), 0):
         live = denoiser.velocity(x, t_B, {"text": text})
     lora_file.save(tmp_path / "a.safetensors", lora_file.from_adapter(adapter.state_dict(), 20), {})
     applied, fit = apply(model, lora_file.load(tmp_path / "a.safetensors"), 1.0)

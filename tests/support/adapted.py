@@ -47,6 +47,13 @@ def random_batch(
     return Batch(latent_BCFHW, text_BLD.to(device), torch.tensor(t, device=device), noise_BCFHW)
 
 
+def plan_of(gradient_checkpointing: bool):
+    """Each block computed again in backward, or none."""
+    from wantune.trainer.model.plan import EVERYTHING, Plan
+
+    return Plan() if gradient_checkpointing else Plan(whole_blocks=EVERYTHING)
+
+
 def compute_in_fp32(model) -> None:
     """As on a CPU, where ComfyUI casts every lower precision to fp32: lets the same bounds hold on a GPU."""
     if model.load_device.type != "cpu":
@@ -82,7 +89,7 @@ class AdaptedModel:
     def attached(self, gradient_checkpointing: bool = False) -> Iterator[None]:
         """Holds the adapter in the model and autograd on, as during a training step."""
         with torch.inference_mode(), torch.inference_mode(False):
-            with self.denoiser.attached(self.adapter, self.linears, gradient_checkpointing, memory=0):
+            with self.denoiser.attached(self.adapter, self.linears, plan_of(gradient_checkpointing), memory=0):
                 with self.denoiser.training():
                     yield
 
@@ -96,5 +103,32 @@ class AdaptedModel:
 
     def gradients(self, loss_B: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradients of the mean loss, by the keys of the adapter's state dict."""
-        gradients = torch.autograd.grad(loss_B.mean(), self.adapter.parameters)
-        return dict(zip(self.adapter.state_dict(), gradients, strict=True))
+        return dict(zip(self.adapter.state_dict(), gradients_of(self.adapter, loss_B.mean()), strict=True))
+
+
+class FixedLinear:
+    """W x of a plain tensor, as a Linear of a model that an adapter can be put beside."""
+
+    is_plain, is_skipped = True, False
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.out_features, self.in_features = weight.shape
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(
+            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    output = __call__
+
+    def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
+        return grad_output @ self.weight.to(grad_output.dtype)
+
+
+def gradients_of(adapter, loss: torch.Tensor) -> list[torch.Tensor]:
+    """Of the adapter's parameters, as the optimizer would find them; none is left in the parameters."""
+    loss.backward()
+    adapter.collect_gradients()
+    gradients = [parameter.grad for parameter in adapter.parameters]
+    adapter.discard_gradients()
+    return gradients

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base.errors import UserError
 from ..settings.training import LoraConfig
+from .lora_linear import Switch
 
 DEFAULT = "default"
 """PEFT's name for an adapter; each layer has only this one."""
@@ -99,22 +100,20 @@ class LycorisForward:
     """
 
     def __init__(
-        self, layer: nn.Module, delta: Callable[[nn.Module, torch.Tensor], torch.Tensor], dropout: float
+        self, layer: nn.Module, delta: Callable[[nn.Module, torch.Tensor], torch.Tensor], dropout: float, switch: Switch
     ) -> None:
         self.layer, self.delta, self.dropout = layer, delta, dropout
-        self.is_training = False
+        self.switch = switch
+        if DEFAULT in getattr(layer, "lokr_w2", ()):
+            layer.scaling[DEFAULT] = 1.0  # PEFT scales a full W2 too, ComfyUI and LyCORIS only W2 = w2_a @ w2_b
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)"""
         result = self.layer.base_layer(x)
-        if self.layer.disable_adapters:
+        if not self.switch.is_on:
             return result
         delta = self.delta(self.layer, x)
-        if self.is_training and self.dropout:
+        if self.switch.drops and self.dropout:
             kept = (torch.rand(delta.shape[-1], device=delta.device) >= self.dropout).to(delta.dtype)
             delta = delta * (kept / kept.mean().clamp(min=1 / len(kept)))
         return result + delta
-
-    def train(self, is_on: bool) -> None:
-        """Switch dropout on or off."""
-        self.is_training = is_on

@@ -1,7 +1,4 @@
-"""What is trained: PEFT adapters on a proxy of the model's Linears.
-
-The model itself must not change, so PEFT works on a tree of stand-ins that carry the same names
-and no memory; each stand-in's forward calls the frozen Linear it stands for.
+"""What is trained: an adapter beside the model's Linears. PEFT makes its parameters, the forward is ours.
 
 What is added to the weight W (out, in) of a Linear, with s = alpha / rank, B (out, rank) and A (rank, in):
 
@@ -14,9 +11,8 @@ What is added to the weight W (out, in) of a Linear, with s = alpha / rank, B (o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -24,33 +20,14 @@ from torch import nn
 from ..base.errors import UserError
 from ..settings.training import LoraConfig
 from .adapter_kinds import DEFAULT, LycorisForward, chosen, loha_delta, lokr_delta
+from .block_parameters import BlockParameters
+from .lora_linear import FrozenLinear, LoraLinears, Switch
+from .peft_layers import layers_over, parameters_of, seeded
 
+Function = Callable[[torch.Tensor], torch.Tensor]
 
-class FrozenLinear(Protocol):
-    """A Linear of the model whose weight is not trained; the gradient flows through to its input."""
-
-    in_features: int
-    out_features: int
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features)"""
-
-
-class ProxyLinear(nn.Linear):
-    """An nn.Linear as far as PEFT can tell; its forward calls the frozen Linear that it stands for."""
-
-    def __init__(self, linear: FrozenLinear, device: torch.device) -> None:
-        nn.Module.__init__(self)  # nn.Linear would allocate the weight
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        # One zero expanded to (out, in): PEFT reads the weight's shape, device and dtype, and nothing reads its values.
-        weight = torch.zeros((), device=device).expand(self.out_features, self.in_features)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None
-        self.linear = linear
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features)"""
-        return self.linear(x)
+LORA = ("lora", "rslora")
+"""Kinds of adapters that are B A; the others are LyCORIS'."""
 
 
 class Adapter:
@@ -74,17 +51,20 @@ class Adapter:
         self.config = config
         self._linears = linears
         self._device = device
-        names = chosen(config, list(linears))
-        proxy = _proxy_tree({name: linears[name] for name in names}, device)
-        _inject(config, proxy, names, device, seed)
-        self._layers = {name: proxy.get_submodule(name) for name in names}
+        self._switch = Switch()
+        self._layers = layers_over(
+            config, {name: linears[name] for name in chosen(config, list(linears))}, device, seed)
         self._parameters: dict[str, nn.Parameter] = {}
-        self._forwards: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         for name, layer in self._layers.items():
-            layer.cast_input_dtype_enabled = False  # autocast below does it without an fp32 copy of the input
-            self._parameters |= {f"{name}.{key}": value for key, value in _parameters_of(layer).items()}
-            self._forwards[name] = _forward_of(config, layer)
-        self.train(False)
+            self._parameters |= {f"{name}.{key}": value for key, value in parameters_of(layer).items()}
+        self._blocks = self._flattened() if config.kind in LORA else {}
+
+    def _flattened(self) -> dict[str, BlockParameters]:
+        """By block; all A before all B, so that those of Linears with the same input follow each other."""
+        blocks: dict[str, dict[str, nn.Parameter]] = {}
+        for name, parameter in sorted(self._parameters.items(), key=lambda item: ".lora_B." in item[0]):
+            blocks.setdefault(block_of(name), {})[name] = parameter
+        return {block: BlockParameters(parameters) for block, parameters in blocks.items()}
 
     @property
     def num_modules(self) -> int:
@@ -99,7 +79,7 @@ class Adapter:
     @property
     def values_per_token(self) -> float:
         """Upper bound of what autograd saves per token for the adapter in one block, in values of the compute dtype."""
-        if self.config.kind not in ("lora", "rslora"):
+        if self.config.kind not in LORA:
             return 0.0  # LoKr and LoHa save next to nothing per token, see adapter_kinds.py
         # with dropout each A saves an input of its own, and a mask of one byte (half a 16-bit value) per value
         inputs = self._most_in_a_block(lambda linear: linear.in_features) if self.config.dropout else 0
@@ -115,45 +95,75 @@ class Adapter:
     def _most_in_a_block(self, size: Callable[[FrozenLinear], int]) -> int:
         sums = Counter()
         for name in self._layers:
-            sums[".".join(name.split(".")[:2])] += size(self._linears[name])
+            sums[block_of(name)] += size(self._linears[name])
         return max(sums.values())
 
-    def forward_of(self, name: str, compute_dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward_of(self, name: str, compute_dtype: torch.dtype) -> Function:
         """The function that replaces the named Linear's forward while the adapter is attached.
 
         For a Linear without an adapter it is the frozen Linear itself.
         """
-        if name not in self._forwards:
+        if name not in self._layers:
             return self._linears[name]
-        call = self._forwards[name]
+        if self._blocks:
+            lora = self._lora((name,))
+            return lambda x: lora(x)[0]
+        delta = {"loha": loha_delta, "lokr": lokr_delta}[self.config.kind]
+        call = LycorisForward(self._layers[name], delta, self.config.dropout, self._switch)
         if compute_dtype == torch.float32:
             return call
-        device_type = self._device.type
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             # the parameters are fp32, the matrix multiplications run in compute_dtype
-            with torch.autocast(device_type, dtype=compute_dtype):
+            with torch.autocast(self._device.type, dtype=compute_dtype):
                 return call(x)
 
         return forward
 
+    def forward_of_all(
+        self, names: Sequence[str], compute_dtype: torch.dtype
+    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+        """The same for Linears of one block that have the same input, at once."""
+        if self._blocks and all(name in self._layers for name in names):
+            lora = self._lora(names)
+            if lora.are_adjacent:
+                return lora
+        functions = [self.forward_of(name, compute_dtype) for name in names]
+        return lambda x: tuple(function(x) for function in functions)
+
+    def _lora(self, names: Sequence[str]) -> LoraLinears:
+        parameters = self._blocks[block_of(names[0])]
+        return LoraLinears(names, [self._linears[name] for name in names], parameters,
+                           self._layers[names[0]].scaling[DEFAULT], self.config.dropout, self._switch)
+
+    def is_within(self, part: str) -> bool:
+        """Whether a Linear of a part of the model, such as `blocks.3` or `blocks.3.ffn`, carries an adapter."""
+        return any(name.startswith(f"{part}.") for name in self._layers)
+
+    def cast(self, block: str, compute_dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Inside the context the values of a block's parameters are cast once, not for each Linear."""
+        return self._blocks[block].cast(compute_dtype) if block in self._blocks else nullcontext()
+
+    def collect_gradients(self) -> None:
+        """After a backward: the gradients of LoRA's matrices become the parameters' `grad`, or are added to it."""
+        for block in self._blocks.values():
+            block.collect_gradients()
+
+    def discard_gradients(self) -> None:
+        """After a backward that did not come to its end: as if it had not begun."""
+        for block in self._blocks.values():
+            block.discard_gradients()
+        for parameter in self.parameters:
+            parameter.grad = None
+
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Inside the context the model computes what it does without the adapter."""
-        self._enable(False)
+        self._switch.is_on = False
         try:
             yield
         finally:
-            self._enable(True)
-
-    def _enable(self, is_on: bool) -> None:
-        for layer in self._layers.values():
-            layer.enable_adapters(is_on)
-
-    def train(self, is_on: bool) -> None:
-        """Switch dropout on or off; a new adapter has it off."""
-        for forward in self._forwards.values():
-            forward.train(is_on)
+            self._switch.is_on = True
 
     @contextmanager
     def dropout_from(self, seed: int) -> Iterator[None]:
@@ -165,12 +175,12 @@ class Adapter:
         if not self.config.dropout:
             yield
             return
-        self.train(True)
+        self._switch.drops = True
         try:
-            with _seeded(self._device, seed):
+            with seeded(self._device, seed):
                 yield
         finally:
-            self.train(False)
+            self._switch.drops = False
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """fp32 copies of the parameters on the CPU, under the key names of LoRA files (without prefix):
@@ -226,67 +236,6 @@ class Adapter:
                 b[:, rank:].zero_()
 
 
-def _forward_of(config: LoraConfig, layer: nn.Module) -> nn.Module | LycorisForward:
-    if config.kind == "loha":
-        return LycorisForward(layer, loha_delta, config.dropout)
-    if config.kind == "lokr":
-        if DEFAULT in layer.lokr_w2:
-            layer.scaling[DEFAULT] = 1.0  # PEFT scales a full W2 too, ComfyUI and LyCORIS only W2 = w2_a @ w2_b
-        return LycorisForward(layer, lokr_delta, config.dropout)
-    return layer
-
-
-def _parameters_of(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters in one PEFT layer, by the names of the matrices in LoRA files."""
-    found = {}
-    for kind in layer.adapter_layer_names:
-        held = getattr(layer, kind)
-        if DEFAULT in held:
-            value = held[DEFAULT]
-            found |= {f"{kind}.weight": value.weight} if isinstance(value, nn.Module) else {kind: value}
-    return found
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeds torch's global generators of the CPU and of the device, and restores their states on exit."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-        return
-    backend = getattr(torch, device.type)
-    with torch.random.fork_rng(devices=[device], device_type=device.type):
-        torch.default_generator.manual_seed(seed)
-        with getattr(backend, "device", nullcontext)(device):
-            backend.manual_seed(seed)  # torch.manual_seed would reach every other device too
-        yield
-
-
-def _proxy_tree(linears: Mapping[str, FrozenLinear], device: torch.device) -> nn.Module:
-    root = nn.Module()
-    for name, linear in linears.items():
-        *parents, leaf = name.split(".")
-        node = root
-        for parent in parents:
-            if not hasattr(node, parent):
-                node.add_module(parent, nn.Module())
-            node = getattr(node, parent)
-        node.add_module(leaf, ProxyLinear(linear, device))
-    return root
-
-
-def _inject(config: LoraConfig, proxy: nn.Module, names: list[str], device: torch.device, seed: int) -> None:
-    import peft  # imports transformers: slow, and only needed when training starts
-
-    common = {"r": config.rank, "target_modules": names}
-    if config.kind == "lokr":
-        adapter = peft.LoKrConfig(**common, alpha=config.alpha, decompose_factor=config.lokr_factor)
-    elif config.kind == "loha":
-        adapter = peft.LoHaConfig(**common, alpha=config.alpha)
-    else:
-        adapter = peft.LoraConfig(**common, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none",
-                                  use_rslora=config.kind == "rslora")
-    # PEFT initializes from torch's global generators; the user's states are restored afterwards
-    with _seeded(device, seed):
-        peft.inject_adapter_in_model(adapter, proxy)
+def block_of(name: str) -> str:
+    """The block of a Linear or of a parameter: `blocks.3` for `blocks.3.self_attn.q`."""
+    return ".".join(name.split(".")[:2])

@@ -14,8 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .adapters import Adapter, FrozenLinear
+from .adapters import Adapter
 from .family import ModelFamily
+from .lora_linear import FrozenLinear
+from .plan import Plan
 
 
 class LatentCodec(Protocol):
@@ -62,12 +64,13 @@ class Denoiser(Protocol):
         """The Linears that can get an adapter, by name; `LoraConfig` chooses among them."""
 
     def attached(
-        self, adapter: Adapter, linears: Mapping[str, FrozenLinear], gradient_checkpointing: bool, memory: int
+        self, adapter: Adapter, linears: Mapping[str, FrozenLinear], plan: Plan, memory: int
     ) -> AbstractContextManager[None]:
         """Inside the context the model is loaded, frozen and has the adapter attached; restored on exit in any case.
 
         Args:
             linears: the result of `linears()` with which the adapter was made.
+            plan: what is kept of a forward pass for backward.
             memory: bytes to keep free on the device for activations, adapter and optimizer.
         """
 

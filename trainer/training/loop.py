@@ -175,6 +175,7 @@ class Trainer:
             )
             loss = (loss_B * objective.weight(config, t_B).to(device)).sum() / num_samples
             self.scaler.scale(loss).backward()
+        self.adapter.collect_gradients()
         return t_B, loss_B.detach().cpu()
 
     def _clip(self) -> float:

@@ -26,6 +26,7 @@ from ..lora import keys as lora_keys
 from ..lora import made_for
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
+from ..model.plan import EVERYTHING, Plan
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
 from ..runs.events import Event, Previewed, Started, StepDone
@@ -156,7 +157,8 @@ class Run:
         del self._found  # its tensors would stay in memory while it trains
         tokens = max(denoiser.family.num_tokens(sample.bucket) for sample in self._dataset.samples)
         memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
-        attached = denoiser.attached(adapter, linears, config.gradient_checkpointing, memory)
+        plan = Plan() if config.gradient_checkpointing else Plan(whole_blocks=EVERYTHING)
+        attached = denoiser.attached(adapter, linears, plan, memory)
         with closing(self), attached, closing(trainer.run()) as events:
             for event in events:
                 yield event

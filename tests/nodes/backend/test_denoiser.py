@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from wantune.tests.support import tools
+from wantune.tests.support.adapted import plan_of
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.model.adapters import Adapter
 from wantune.trainer.settings.training import LoraConfig
@@ -36,12 +37,13 @@ class Held:
         self.text = torch.randn(2, 512, 4096, generator=generator)
 
     def attached(self):
-        return self.denoiser.attached(self.adapter, self.linears, self.checkpointing, memory=0)
+        return self.denoiser.attached(self.adapter, self.linears, plan_of(self.checkpointing), memory=0)
 
     def step(self) -> torch.Tensor:
         with self.denoiser.training():
             loss = self.denoiser.velocity(self.x, torch.tensor([0.2, 0.7]), {"text": self.text}).square().mean()
             loss.backward()
+            self.adapter.collect_gradients()
         return loss.detach()
 
 
@@ -73,7 +75,7 @@ def test_after_an_exception_the_model_is_as_before(model, kind, call, monkeypatc
 
     snapshot = tools.Snapshot(model)
     held = Held(model)
-    original, count = FrozenLinear.__call__, 0
+    original, count = FrozenLinear.output, 0
 
     def trip(self, x):
         nonlocal count
@@ -88,7 +90,7 @@ def test_after_an_exception_the_model_is_as_before(model, kind, call, monkeypatc
     if call == 0:
         monkeypatch.setattr(comfy.model_management, "load_models_gpu", refuse)
     with pytest.raises(kind), held.attached():
-        monkeypatch.setattr(FrozenLinear, "__call__", trip)
+        monkeypatch.setattr(FrozenLinear, "output", trip)
         held.step()
     assert count == call
     monkeypatch.undo()

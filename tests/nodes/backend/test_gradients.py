@@ -205,7 +205,6 @@ def test_layers_that_write_into_their_input_spoil_nothing(load_case, dit_file):
         assert torch.cosine_similarity(found, expected, dim=0) > 0.98
 
 
-FIRST_PROJECTIONS = ("blocks.0.self_attn.q", "blocks.0.self_attn.k", "blocks.0.self_attn.v")
 """Their input, like that of the k and v of each attention to the text, depends on no adapter."""
 
 
@@ -247,16 +246,11 @@ def test_the_managed_path_keeps_no_weight(managed):
     assert not [tensor.shape for tensor in weight_like(managed, saved)]
 
 
-def test_the_resident_path_keeps_views_of_the_weights_and_no_copy(resident):
+def test_the_resident_path_keeps_no_weight_either(resident):
     with resident.adapted.attached():
         saved = saved_tensors(resident)
-        expected = {
-            module.weight.data_ptr()
-            for name, module in frozen_linears(resident).items()
-            if not name.endswith(("cross_attn.k", "cross_attn.v")) and name not in FIRST_PROJECTIONS
-        }
-    assert len(expected) == 2 * 8 - 3
-    assert {tensor.data_ptr() for tensor in weight_like(resident, saved)} == expected
+    assert len(saved) > 100
+    assert not weight_like(resident, saved)
 
 
 def comfy_layer(operations: str, kind: str, *sizes: int, dtype: torch.dtype) -> torch.nn.Module:
@@ -293,11 +287,11 @@ def test_each_layer_alone_passes_gradcheck_in_float64(comfy, operations, dtype, 
 
 
 def test_the_last_layer_of_a_block_is_computed_once_and_read_by_nobody_again(resident, monkeypatch):
-    """In the second forward of a checkpointed block it gives NaN; that the gradients stay bit-equal is tested above."""
+    """That the gradients stay bit-equal is tested above."""
     from wantune.nodes.backend.frozen import FrozenLinear
 
     calls = {}
-    original = FrozenLinear.__call__
+    original = FrozenLinear.output
 
     def count(self, x):
         y = original(self, x)
@@ -307,7 +301,7 @@ def test_the_last_layer_of_a_block_is_computed_once_and_read_by_nobody_again(res
     with resident.adapted.attached(gradient_checkpointing=True):
         last = {id(resident.adapted.linears[f"blocks.{i}.ffn.2"]) for i in range(2)}
         first = {id(resident.adapted.linears[f"blocks.{i}.ffn.0"]) for i in range(2)}
-        monkeypatch.setattr(FrozenLinear, "__call__", count)
+        monkeypatch.setattr(FrozenLinear, "output", count)
         resident.adapted.gradients(resident.adapted.loss_B(resident.batch))
-    assert {tuple(calls[each]) for each in last} == {(False, True)}
+    assert {tuple(calls[each]) for each in last} == {(False,)}
     assert {tuple(calls[each]) for each in first} == {(False, False)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wantune.tests.support import tools
+from wantune.tests.support.adapted import FixedLinear, gradients_of, plan_of
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import file as lora_file
 from wantune.trainer.model.adapter_kinds import chosen, kronecker
@@ -52,10 +53,11 @@ class Held:
             for key, parameter in zip(self.adapter.state_dict(), self.adapter.parameters, strict=True):
                 # dW comes to a part of W's size, whatever its kind
                 size, power = (0.5, -0.25) if "hada" in key else (0.6 if "lokr_w1" in key else 0.3, -0.5)
-                parameter.data = torch.randn(parameter.shape, generator=generator) * size * parameter.shape[1] ** power
+                size *= parameter.shape[1] ** power
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * size)
 
     def attached(self):
-        return self.denoiser.attached(self.adapter, self.linears, self.checkpointing, memory=0)
+        return self.denoiser.attached(self.adapter, self.linears, plan_of(self.checkpointing), memory=0)
 
     def velocity(self) -> torch.Tensor:
         return self.denoiser.velocity(self.x, self.t, {"text": self.text})
@@ -67,7 +69,7 @@ class Held:
 
     def gradients(self, seed: int = 0) -> list[torch.Tensor]:
         with self.attached(), self.denoiser.training(), self.adapter.dropout_from(seed):
-            return torch.autograd.grad(self.velocity().square().mean(), self.adapter.parameters)
+            return gradients_of(self.adapter, self.velocity().square().mean())
 
     def plain(self, model) -> torch.Tensor:
         """Of a MODEL by itself."""
@@ -143,13 +145,7 @@ def test_the_same_update_and_gradients_as_pefts_own_forward(kind):
     torch.manual_seed(0)
     weight = torch.randn(96, 64)
 
-    class Frozen:
-        in_features, out_features = 64, 96
-
-        def __call__(self, x):
-            return x @ weight.T.to(x.dtype)
-
-    adapter = Adapter(KINDS[kind], {"blocks.0.ffn.0": Frozen()}, torch.device("cpu"), seed=0)
+    adapter = Adapter(KINDS[kind], {"blocks.0.ffn.0": FixedLinear(weight)}, torch.device("cpu"), seed=0)
     for parameter in adapter.parameters:
         torch.nn.init.normal_(parameter.data, std=0.3)
     layer = adapter._layers["blocks.0.ffn.0"].eval()
@@ -158,13 +154,13 @@ def test_the_same_update_and_gradients_as_pefts_own_forward(kind):
     for name, forward in (("peft", layer), ("ours", adapter.forward_of("blocks.0.ffn.0", torch.float32))):
         start = x.clone().requires_grad_()
         y = forward(start)
-        gradients[name] = [y.detach(), *torch.autograd.grad(y.square().sum(), [start, *adapter.parameters])]
+        found = gradients_of(adapter, y.square().sum())
+        gradients[name] = [y.detach(), start.grad, *found]
     for ours, theirs in zip(gradients["ours"], gradients["peft"], strict=True):
         assert error(ours, theirs) < 1e-6
     half = adapter.forward_of("blocks.0.ffn.0", torch.bfloat16)(x.bfloat16())
     assert half.dtype == torch.bfloat16 and error(half.float(), gradients["peft"][0]) < 1e-2
-    half.float().square().sum().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in adapter.parameters)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients_of(adapter, half.float().square().sum()))
 
 
 def test_a_product_by_factors_is_the_product_by_the_kronecker_product():
@@ -213,13 +209,8 @@ def test_without_dropout_nothing_is_drawn(model, kind):
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "lokr", "loha"])
 def test_dropout_keeps_the_update_on_average(kind):
-    class Nothing:
-        in_features, out_features = 64, 96
-
-        def __call__(self, x):
-            return x.new_zeros(*x.shape[:-1], 96)
-
-    adapter = Adapter(replace(KINDS[kind], dropout=0.3), {"blocks.0.ffn.0": Nothing()}, torch.device("cpu"), seed=0)
+    nothing = FixedLinear(torch.zeros(96, 64))
+    adapter = Adapter(replace(KINDS[kind], dropout=0.3), {"blocks.0.ffn.0": nothing}, torch.device("cpu"), seed=0)
     for parameter in adapter.parameters:
         torch.nn.init.normal_(parameter.data, std=0.3, generator=torch.Generator().manual_seed(0))
     forward = adapter.forward_of("blocks.0.ffn.0", torch.float32)
@@ -293,6 +284,7 @@ def test_models_that_compute_in_half_precision_learn(comfy, tmp_path, kind, monk
                 with held.denoiser.training():
                     loss = held.velocity().square().mean()
                     loss.backward()
+                held.adapter.collect_gradients()
                 losses.append(loss.item())
                 optimizer.step()
                 optimizer.zero_grad()

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from wantune.tests.support.adapted import FixedLinear
 from wantune.tests.support.runs import begun
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedDataset, CachedSample
@@ -25,9 +26,8 @@ class Small:
     compute_dtype = torch.float32
 
     def __init__(self) -> None:
-        linear = torch.nn.Linear(16, 16, bias=False).requires_grad_(False)
-        torch.nn.init.eye_(linear.weight)
-        self.adapter = Adapter(LoraConfig(rank=2), {"blocks.0.self_attn.q": linear}, self.device, 0)
+        self.adapter = Adapter(
+            LoraConfig(rank=2), {"blocks.0.self_attn.q": FixedLinear(torch.eye(16))}, self.device, 0)
         self.forward = self.adapter.forward_of("blocks.0.self_attn.q", torch.float32)
 
     def velocity(self, x_BCFHW, t_B, conditions):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from wantune.tests.support import clips, tools
+from wantune.tests.support.adapted import FixedLinear
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import scan
 from wantune.trainer.data.manifest import join
@@ -94,13 +95,14 @@ class ToyDenoiser:
         self.network, self.calls, self.seen = Network().requires_grad_(False), None, []
 
     def linears(self):
-        return {f"layers.{number}.mix": layer["mix"] for number, layer in enumerate(self.network.layers)}
+        return {f"layers.{number}.mix": FixedLinear(layer["mix"].weight, layer["mix"].bias)
+                for number, layer in enumerate(self.network.layers)}
 
     def linear_sizes(self):
         return {name: (3, 3) for name in self.linears()}
 
     @contextmanager
-    def attached(self, adapter, linears, gradient_checkpointing, memory):
+    def attached(self, adapter, linears, plan, memory):
         self.calls = [adapter.forward_of(name, self.compute_dtype) for name in linears]
         try:
             yield
