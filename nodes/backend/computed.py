@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import nn
 
 from ...trainer.model.adapters import Adapter
 from ...trainer.model.pieces import Rotations
@@ -12,6 +15,7 @@ from ...trainer.model.plan import BRANCH, Plan
 from ...trainer.model.recompute import Recomputed
 from . import frozen
 from .block import BRANCHES, LAST, LeanBlock
+from .streaming import Streaming
 
 
 class ComputedBlock:
@@ -27,9 +31,11 @@ class ComputedBlock:
     def __init__(
         self, stand_in: frozen.FrozenModule, name: str, adapter: Adapter,
         linears: Mapping[str, frozen.FrozenLinear], norms: Mapping[str, frozen.FrozenNorm], compute_dtype: torch.dtype,
-        rotations: Rotations, plan: Plan | None
+        rotations: Rotations, streaming: Streaming, plan: Plan | None
     ) -> None:
+        self._block = stand_in.module
         self._adapter, self._name, self._compute_dtype = adapter, name, compute_dtype
+        self._streaming = streaming
         self._last = {branch: linears[f"{name}.{last}"] for branch, last in LAST.items()}
         self._draws = bool(adapter.config.dropout)
         self._theirs: Callable = self._cast(stand_in.original)
@@ -45,10 +51,10 @@ class ComputedBlock:
                 stand_in.module, name, adapter, own, compute_dtype, rotations,
                 self._recomputed_branch if is_by_branch else lambda _branch, part: part)
         if plan is not None:
-            self._theirs = self._recomputed(name, BRANCHES[-1], stand_in.original)
+            self._theirs = self._recomputed(stand_in.module, name, BRANCHES[-1], stand_in.original)
         if self._lean is not None and not is_by_branch:
             self._lean = (self._cast(self._lean) if plan is None else
-                          self._recomputed(name, BRANCHES[-1], self._lean))
+                          self._recomputed(stand_in.module, name, BRANCHES[-1], self._lean))
 
     def __call__(self, x: torch.Tensor, e: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """As the forward of the block; x carries a gradient, nothing else does."""
@@ -69,13 +75,22 @@ class ComputedBlock:
         return cast
 
     def _recomputed_branch(self, branch: str, part: Callable[..., torch.Tensor]) -> Recomputed:
-        return self._recomputed(f"{self._name}.{branch}", branch, part)
+        return self._recomputed(getattr(self._block, branch), f"{self._name}.{branch}", branch, part)
 
-    def _recomputed(self, name: str, last: str, part: Callable[..., torch.Tensor]) -> Recomputed:
+    def _recomputed(
+        self, module: nn.Module, name: str, last: str, part: Callable[..., torch.Tensor]
+    ) -> Recomputed:
         """With gradient checkpointing.
 
         Args:
-            name: of the part in the network.
+            module: which the part computes, and its name in the network.
             last: the branch with which it ends.
         """
-        return Recomputed(self._cast(part), self._last[last].skipped, self._adapter.is_within(name), self._draws)
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            with self._streaming.held(module), self._last[last].skipped():
+                yield
+
+        return Recomputed(self._cast(part), partial(self._streaming.fetched, module), again,
+                          self._adapter.is_within(name), self._draws)

@@ -101,7 +101,7 @@ class ComfyDenoiser:
             logger.warning("%s", note)
         with carried.bare(self._patcher):
             self._stand_ins = StandIns(self._network, self.family.blocks, self._injections)
-            self._stand_ins.hold(adapter, linears, self.compute_dtype, plan)
+            self._stand_ins.hold(adapter, linears, self.compute_dtype, plan, self.device, _is_dynamic(self._patcher))
             trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         self._patcher.injections = {INJECTION: [self._stand_ins.injection]}
         self._memory = memory
@@ -238,6 +238,11 @@ def linear_sizes(model) -> dict[str, tuple[int, int]]:
             for name, module in model.model.diffusion_model.named_modules()
             if frozen.is_linear(module)
         }
+
+
+def _is_dynamic(patcher) -> bool:
+    """Whether ComfyUI keeps the weights in dynamic VRAM (comfy-aimdo)."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def _compute_dtype(patcher) -> torch.dtype:

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 import comfy.ops
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+
+from . import casting
+from .normal import NormalTensors, normal_view
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -105,7 +106,10 @@ class FrozenLinear(FrozenModule):
         """A forward of another pack around `below`."""
         self.is_skipped = False
         """Whether nothing reads its output now: it ends a checkpointed part, which is computed again in backward."""
-        self._normal = _NormalTensors()
+        self.keeps_cast = False
+        """Whether what `output` casts is kept for `input_gradient`; streaming.py sets it."""
+        self._kept: casting.Cast | None = None
+        self._normal = NormalTensors()
 
     def begin_below(self) -> None:
         """Stand in for the layer itself: what others put in its place next is around `below`."""
@@ -149,15 +153,6 @@ class FrozenLinear(FrozenModule):
         """(..., in_features) to (..., out_features)"""
         return self._layer(x) if self.is_plain else self._through_theirs(x)
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        """W x + b, a new tensor, without autograd."""
-        if self.is_skipped:
-            return x.new_full((), math.nan).expand(*x.shape[:-1], self.out_features)
-        if self.is_resident(x):
-            weight, bias = self.views()
-            return nn.functional.linear(x, weight, bias)
-        return self.untouching(x)
-
     def _through_theirs(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):  # which is for the adapter; sampling has none
             if not (x.requires_grad and torch.is_grad_enabled()):
@@ -169,31 +164,83 @@ class FrozenLinear(FrozenModule):
     def _layer(self, x: torch.Tensor) -> torch.Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return _FrozenLinearNode.apply(x, self)
+        return self.output(x, keeps=False)
+
+    def output(self, x: torch.Tensor, *, keeps: bool = True) -> torch.Tensor:
+        """W x + b without autograd, (..., in_features) to (..., out_features); a new tensor, x is left as it is.
+
+        Args:
+            keeps: whether a cast made for it may be kept, since `input_gradient` follows.
+        """
+        if self.is_skipped:
+            # no memory; should it ever be read, the loss is NaN and training stops with an error message
+            return x.new_full((), math.nan).expand(*x.shape[:-1], self.out_features)
         with torch.no_grad():
-            return self.output(x)
+            if self.is_resident(x):
+                weight, bias = self.views()
+                return nn.functional.linear(x, weight, bias)
+            if keeps and self.keeps_cast and self._displaced is None:
+                return self._keeping(x)
+            return self._own(x)
 
-    def untouching(self, x: torch.Tensor) -> torch.Tensor:
-        """ComfyUI's own forward, which must not change x in place: autograd may have saved it."""
-        if isinstance(self.module, comfy.ops.fp8_ops.Linear):  # fp8_e4m3fn_fast clamps its input in place
-            x = x.clone()
-        return self.original(x)
+    def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """grad_output @ W, (..., out_features) to (..., in_features), without autograd; a new tensor.
 
-    def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
-        """grad_output @ W, (..., out_features) to (..., in_features); ComfyUI moves, dequantises and patches W anew."""
-        if self.is_resident(grad_output):
-            return grad_output @ self.views()[0]
+        ComfyUI moves, dequantises and patches W anew, unless `output` kept it.
+
+        Args:
+            onto: a gradient of the same input, to which this one is added in place.
+        """
+        with torch.no_grad():
+            if not self.is_resident(grad_output):
+                grad_input = self._managed_gradient(grad_output)
+                return grad_input if onto is None else onto.add_(grad_input)
+            weight, _ = self.views()
+            if onto is None:
+                return grad_output @ weight
+            onto.flatten(0, -2).addmm_(grad_output.flatten(0, -2), weight)
+            return onto
+
+    def _managed_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
         module = self.module
-        if hasattr(module, "cast_bias_weight"):  # GGUF layers have this method of their own
-            weight, _ = module.cast_bias_weight(grad_output)
-            return grad_output @ _plain(weight, grad_output.dtype)
         scale = getattr(module, "scale_weight", None)
         if scale is not None:  # fp8_scaled in older versions: the weight is stored divided by this scale
             grad_output = grad_output * scale.to(grad_output)
-        weight, bias, stream = comfy.ops.cast_bias_weight(module, grad_output, offloadable=True)
+        cast, self._kept = self._kept or casting.cast(module, grad_output), None
         try:
-            return grad_output @ _plain(weight, grad_output.dtype)
+            grad_input = grad_output @ casting.plain(cast.weight, grad_output.dtype)
         finally:
-            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+            cast.give_back()
+        scale = getattr(module, "pre_quant_scale", None)
+        return grad_input if scale is None else grad_input * scale.to(grad_input)
+
+    def let_go(self) -> None:
+        """Give back a cast that was kept and that no gradient asked for."""
+        if self._kept is not None:
+            self._kept.give_back()
+            self._kept = None
+
+    def _keeping(self, x: torch.Tensor) -> torch.Tensor:
+        module = self.module
+        only_casts = casting.only_casts(module)
+        if not only_casts and casting.is_patched(module):
+            return self._own(x)  # it decides itself in which precision it patches
+        self.let_go()
+        self._kept = cast = casting.cast(module, x) if only_casts else casting.moved(module, x)
+        if only_casts:
+            y = nn.functional.linear(x, cast.weight, cast.bias)
+        else:
+            y = type(module).forward(casting.layer_with(module, cast.weight, cast.bias), self._spared(x))
+        cast.keep()
+        return y
+
+    def _own(self, x: torch.Tensor) -> torch.Tensor:
+        return self.original(self._spared(x))
+
+    def _spared(self, x: torch.Tensor) -> torch.Tensor:
+        """What ComfyUI's own forward may write into: autograd may have saved x."""
+        # fp8_e4m3fn_fast clamps its input in place
+        return x.clone() if isinstance(self.module, comfy.ops.fp8_ops.Linear) else x
 
 
 class FrozenNorm(FrozenModule):
@@ -212,10 +259,11 @@ class FrozenNorm(FrozenModule):
 
     def _copies(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.no_grad():
-            weight, bias, stream = comfy.ops.cast_bias_weight(self.module, x, offloadable=True)
-            copies = weight.clone(), _maybe(torch.clone, bias)
-            comfy.ops.uncast_bias_weight(self.module, weight, bias, stream)
-        return copies
+            cast = casting.cast(self.module, x)
+            try:
+                return cast.weight.clone(), _maybe(torch.clone, cast.bias)
+            finally:
+                cast.give_back()
 
 
 class _FrozenLinearNode(torch.autograd.Function):
@@ -232,28 +280,6 @@ class _FrozenLinearNode(torch.autograd.Function):
         return ctx.linear.input_gradient(grad_output), None
 
 
-class _NormalTensors(TorchFunctionMode):
-    """Lets autograd pass through functions of others, whose own tensors ComfyUI made in inference mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_on = True
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside the context tensors are taken as they are."""
-        before, self._is_on = self._is_on, False
-        try:
-            yield
-        finally:
-            self._is_on = before
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if self._is_on:
-            args, kwargs = tree_map_only(torch.Tensor, _as_normal, (args, kwargs))
-        return function(*args, **(kwargs or {}))
-
-
 def foreign_forward(module: nn.Module) -> Callable | None:
     """The forward that someone has put in the place of the module's own, or None.
 
@@ -262,25 +288,6 @@ def foreign_forward(module: nn.Module) -> Callable | None:
     forward = module.__dict__.get("forward")
     is_own = getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
     return None if is_own else forward
-
-
-def normal_view(parameter: torch.Tensor) -> torch.Tensor:
-    """A tensor over the same memory that autograd accepts, also when the parameter is an inference tensor."""
-    view = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    return view.set_(
-        parameter.untyped_storage(), parameter.storage_offset(), parameter.shape, parameter.stride()
-    )
-
-
-def _as_normal(tensor: torch.Tensor) -> torch.Tensor:
-    is_plain = type(tensor) in (nn.Parameter, torch.Tensor)
-    return normal_view(tensor) if is_plain and tensor.is_inference() else tensor
-
-
-def _plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if hasattr(weight, "dequantize") and type(weight) is not torch.Tensor and type(weight) is not nn.Parameter:
-        weight = weight.dequantize()
-    return weight.to(dtype)
 
 
 def _maybe(function: Callable, tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ from ...trainer.model.pieces import Rotations
 from ...trainer.model.plan import Plan
 from . import frozen, self_test
 from .computed import ComputedBlock
+from .streaming import Streaming
 
 
 class StandIns:
@@ -89,13 +90,15 @@ class StandIns:
             block.is_lean = is_lean
 
     def hold(
-        self, adapter: Adapter, linears: Mapping[str, frozen.FrozenLinear], compute_dtype: torch.dtype, plan: Plan
+        self, adapter: Adapter, linears: Mapping[str, frozen.FrozenLinear], compute_dtype: torch.dtype, plan: Plan,
+        device: torch.device, is_dynamic: bool
     ) -> None:
         """Choose what stands in for what, by the adapter and the plan, from now on.
 
         Args:
             linears: those over which the adapter was made, by name.
             compute_dtype: of the activations.
+            is_dynamic: whether ComfyUI keeps the weights in dynamic VRAM.
         """
         self._held = held = []
         norms = {}
@@ -111,13 +114,13 @@ class StandIns:
                 norms[name] = frozen.FrozenNorm(module)
                 held.append((norms[name], norms[name]))
         self._computed = []
-        rotations = Rotations()
+        rotations, streaming = Rotations(), Streaming(self.linears, device, is_dynamic)
         blocks = getattr(self._network, self._blocks)
         for number, block in enumerate(blocks):
             stand_in = frozen.FrozenModule(block)
             computed = ComputedBlock(
                 stand_in, f"{self._blocks}.{number}", adapter, linears, norms, compute_dtype, rotations,
-                plan if number < len(blocks) - plan.whole_blocks else None)
+                streaming, plan if number < len(blocks) - plan.whole_blocks else None)
             self._computed.append(computed)
             held.append((stand_in, computed))
 

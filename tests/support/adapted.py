@@ -121,8 +121,9 @@ class FixedLinear:
 
     output = __call__
 
-    def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
-        return grad_output @ self.weight.to(grad_output.dtype)
+    def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        grad_input = grad_output @ self.weight.to(grad_output.dtype)
+        return grad_input if onto is None else onto.add_(grad_input)
 
 
 def gradients_of(adapter, loss: torch.Tensor) -> list[torch.Tensor]:

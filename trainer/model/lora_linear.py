@@ -35,8 +35,8 @@ class FrozenLinear(Protocol):
     def output(self, x: torch.Tensor) -> torch.Tensor:
         """The same without autograd: a new tensor, x is not changed."""
 
-    def input_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
-        """grad_output @ W, (..., out_features) to (..., in_features), a new tensor."""
+    def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """grad_output @ W, (..., out_features) to (..., in_features), a new tensor, or added in place to `onto`."""
 
     @property
     def is_plain(self) -> bool:
@@ -153,8 +153,7 @@ class _Group:
             torch.addmm(gh_Nr, g_NO, b_Or, beta=0, alpha=self.scale, out=gh_Nr)
             self.parameters.add_gradient(self.names_b[index], g_NO.T, h_Nr, self.scale)
             if needs_x and self.has_base:
-                more = linear.input_gradient(g)
-                grad_x = more if grad_x is None else grad_x.add_(more)
+                grad_x = linear.input_gradient(g, grad_x)
         self.parameters.add_gradient(self.names_a, gh_NK.T, dropped_NI, 1.0)
         if needs_dropped:
             return grad_x, (gh_NK @ self.a_KI).view(dropped.shape)

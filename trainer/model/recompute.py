@@ -7,12 +7,12 @@ torch.utils.checkpoint does the same, but records every saved tensor twice, in f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-Again = Callable[[], AbstractContextManager]
+Around = Callable[[], AbstractContextManager]
 
 
 class Recomputed:
@@ -21,24 +21,41 @@ class Recomputed:
     Args:
         part: computes a tensor from x and further arguments, of which only x carries a gradient; parameters of an
             adapter that it uses get theirs.
+        first: encloses the first computation.
         again: encloses the second computation and its backward.
         trains: whether an adapter's parameters are in the part.
         draws: whether the part draws random numbers, which must be the same both times.
     """
 
-    def __init__(self, part: Callable[..., torch.Tensor], again: Again, trains: bool, draws: bool) -> None:
-        self.part = part
+    def __init__(
+        self, part: Callable[..., torch.Tensor], first: Around, again: Around, trains: bool, draws: bool
+    ) -> None:
+        self._part = part
+        self._first = first
         self._trains = trains
-        self.again = again
+        self._again = again
         self.draws = draws
 
     def __call__(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """part(x, *args, **kwargs)"""
         if not (torch.is_grad_enabled() and (self._trains or x.requires_grad)):
-            return self.part(x, *args, **kwargs)
+            return self.computed(x, *args, **kwargs)
         # it makes autograd record the part where x carries no gradient
         trigger = torch.empty((), requires_grad=True)
         return _RecomputedNode.apply(trigger, x, self, args, kwargs)
+
+    def computed(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """The first computation."""
+        with self._first():
+            return self._part(x, *args, **kwargs)
+
+    @contextmanager
+    def computed_again(self, x: torch.Tensor, args: tuple, kwargs: dict) -> Iterator[torch.Tensor]:
+        """Gives the result of the second computation; its backward belongs inside the context."""
+        with self._again():
+            with torch.enable_grad():
+                y = self._part(x, *args, **kwargs)
+            yield y
 
 
 class _RecomputedNode(torch.autograd.Function):
@@ -47,7 +64,7 @@ class _RecomputedNode(torch.autograd.Function):
         ctx.call, ctx.args, ctx.kwargs = call, args, kwargs
         ctx.random = _RandomStates(x) if call.draws else None
         ctx.save_for_backward(x)
-        return call.part(x, *args, **kwargs)
+        return call.computed(x, *args, **kwargs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -55,12 +72,8 @@ class _RecomputedNode(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         needs_x = ctx.needs_input_grad[1]
         x = x.detach().requires_grad_(needs_x)
-        with ExitStack() as stack:
-            if ctx.random is not None:
-                stack.enter_context(ctx.random.restored())
-            stack.enter_context(ctx.call.again())
-            with torch.enable_grad():
-                y = ctx.call.part(x, *ctx.args, **ctx.kwargs)
+        random = nullcontext() if ctx.random is None else ctx.random.restored()
+        with random, ctx.call.computed_again(x, ctx.args, ctx.kwargs) as y:
             torch.autograd.backward(y, grad_output)
         return None, x.grad if needs_x else None, None, None, None
 

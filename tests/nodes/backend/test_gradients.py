@@ -151,7 +151,12 @@ def break_gradient(monkeypatch, how: str) -> None:
     from wantune.nodes.backend.frozen import FrozenLinear
 
     right = FrozenLinear.input_gradient
-    monkeypatch.setattr(FrozenLinear, "input_gradient", lambda linear, grad: WRONG[how](right, linear, grad))
+
+    def wrong(linear, grad, onto=None):
+        found = WRONG[how](right, linear, grad)
+        return found if onto is None else onto.add_(found)
+
+    monkeypatch.setattr(FrozenLinear, "input_gradient", wrong)
 
 
 @pytest.mark.parametrize("how", WRONG)
@@ -203,9 +208,6 @@ def test_layers_that_write_into_their_input_spoil_nothing(load_case, dit_file):
             gradients = fast.gradients(fast.loss_B(plain.batch)).values()
         found = torch.cat([gradient.flatten() for gradient in gradients])
         assert torch.cosine_similarity(found, expected, dim=0) > 0.98
-
-
-"""Their input, like that of the k and v of each attention to the text, depends on no adapter."""
 
 
 def saved_tensors(case: Case) -> list[torch.Tensor]:
