@@ -39,9 +39,28 @@ class Attention:
         self.calls = 0
 
     def __call__(self, _function, q_BLD, k_BKD, v_BKD, heads: int, **_options) -> torch.Tensor:
+        """As ComfyUI's optimized_attention, recorded by autograd."""
         self.calls += 1
-        is_text = k_BKD.shape[1] == self._bias_B11K.shape[-1]
-        return attend(q_BLD, k_BKD, v_BKD, heads, self._bias_B11K if is_text else None)
+        return attend(q_BLD, k_BKD, v_BKD, heads, self._bias(k_BKD))
+
+    def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool):
+        """As trainer/model/wan_branches.py takes it."""
+        self.calls += 1
+        bias_B11K = self._bias(k_BKHd)
+        if not saves:
+            return _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K), None
+        inputs = tuple(x.detach().requires_grad_() for x in (q_BLHd, k_BKHd, v_BKHd))
+        with torch.enable_grad():
+            out_BLHd = _attend(*inputs, bias_B11K)
+        return out_BLHd.detach(), (inputs, out_BLHd)
+
+    def backward(self, saved, grad_BLHd):
+        """The gradients of q, k and v."""
+        inputs, out_BLHd = saved
+        return torch.autograd.grad(out_BLHd, inputs, grad_BLHd)
+
+    def _bias(self, keys: torch.Tensor) -> torch.Tensor | None:
+        return self._bias_B11K if keys.shape[1] == self._bias_B11K.shape[-1] else None
 
 
 def attend(
@@ -51,16 +70,20 @@ def attend(
 
     The operator is asked for by its name in PyTorch's dispatcher: `torch.nn.functional` may hold another pack's.
     """
-    q_BHLd, k_BHKd, v_BHKd = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_BLD, k_BKD, v_BKD))
-    with _kernels(q_BLD):
+    return _attend(*(x.unflatten(-1, (heads, -1)) for x in (q_BLD, k_BKD, v_BKD)), bias_B11K).flatten(-2)
+
+
+def _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K: torch.Tensor | None) -> torch.Tensor:
+    q_BHLd, k_BHKd, v_BHKd = (x.transpose(1, 2) for x in (q_BLHd, k_BKHd, v_BKHd))
+    with _kernels(q_BLHd):
         out_BHLd = torch.ops.aten.scaled_dot_product_attention.default(q_BHLd, k_BHKd, v_BHKd, bias_B11K)
-    return out_BHLd.transpose(1, 2).flatten(-2)
+    return out_BHLd.transpose(1, 2)
 
 
-def _kernels(q_BLD: torch.Tensor):
+def _kernels(q_BLHd: torch.Tensor):
     """The order in which ComfyUI has PyTorch's kernels tried; it has one on NVIDIA cards alone."""
     priority = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
-    if priority is None or q_BLD.numel() < SMALL:
+    if priority is None or q_BLHd.numel() < SMALL:
         return nullcontext()
     return sdpa_kernel(priority, set_priority=True)
 

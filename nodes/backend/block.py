@@ -1,10 +1,6 @@
-"""A block of Wan as training computes it: the same function as ComfyUI's, of fewer kernels.
+"""ComfyUI's WanAttentionBlock, computed by trainer/model/wan_branches.py over the very modules of the block.
 
-Linears with the same input are computed together, scale and shift are part of the norm, and each branch can be computed
-again by itself. It reads the very modules of the block; `differs` compares it with ComfyUI's own forward, and where
-they do not agree ComfyUI's is trained through.
-
-Shape legend: B batch, L tokens, K text rows, D width of the model, H heads.
+Shape legend: B batch, L tokens, K text rows, D width of the model.
 """
 
 from __future__ import annotations
@@ -17,60 +13,73 @@ import torch
 from torch import nn
 
 from ...trainer.model.adapters import Adapter
-from ...trainer.model.pieces import Rotation, Rotations, modulated_norm
+from ...trainer.model.lean_block import Around, LeanBlock
+from ...trainer.model.pieces import Modulation, Rotations
+from ...trainer.model.plan import Plan
+from ...trainer.model.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
+from . import frozen
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")
 """Names, within a block, of what is added to the residual stream, in the order in which they are called."""
 
-LAST = {"self_attn": "self_attn.o", "cross_attn": "cross_attn.o", "ffn": "ffn.2"}
-"""The last Linear of each branch: nothing but the residual stream reads its output."""
+LAST = "ffn.2"
+"""Name, within a block, of its last Linear: nothing but the residual stream reads its output."""
 
 OVERRIDE = "optimized_attention_override"
 """ComfyUI's name, among transformer_options, of the attention to use."""
 
-Wrap = Callable[[str, Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]
+
+def is_known(block: nn.Module) -> bool:
+    """Whether a block is one that `WanBlock` computes."""
+    return (type(block) is wan.WanAttentionBlock and type(block.self_attn) is wan.WanSelfAttention
+            and type(block.cross_attn) is wan.WanT2VCrossAttention
+            and all(frozen.is_affine_norm(norm) for norm in (
+                block.norm3, block.self_attn.norm_q, block.self_attn.norm_k, block.cross_attn.norm_q,
+                block.cross_attn.norm_k))
+            and not any(frozen.is_affine_norm(norm) for norm in (block.norm1, block.norm2)))
 
 
-class LeanBlock:
-    """Computes a WanAttentionBlock.
+class WanBlock:
+    """Answers a block's calls as WanAttentionBlock.forward does.
 
     Args:
         name: of the block in the network, such as `blocks.3`.
-        norms: what stands in for its affine norms, by their name within the block.
+        norms: what stands in for its affine norms, by their name in the network.
         rotations: shared by all blocks.
-        wrap: puts gradient checkpointing around a branch, given by its name; the identity where there is none.
+        plan, first, again: as `LeanBlock` takes them.
     """
 
     def __init__(
-        self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, Callable], compute_dtype: torch.dtype,
-        rotations: Rotations, wrap: Wrap
+        self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, frozen.FrozenNorm],
+        compute_dtype: torch.dtype, rotations: Rotations, plan: Plan | None, first: Around, again: Around
     ) -> None:
         self._block = block
         self._rotations = rotations
-        self._heads = block.num_heads
-        self._norm = {key: norms.get(key, nn.Identity()) for key in (
-            "norm3", *(f"{branch}.norm_{which}" for branch in BRANCHES[:2] for which in "qk"))}
 
-        def together(*linears: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
-            return adapter.forward_of_all([f"{name}.{linear}" for linear in linears], compute_dtype)
+        def linears(*names: str):
+            return adapter.linears_of([f"{name}.{each}" for each in names], compute_dtype)
 
-        self._qkv = together("self_attn.q", "self_attn.k", "self_attn.v")
-        self._q, self._kv = together("cross_attn.q"), together("cross_attn.k", "cross_attn.v")
-        self._self_o, self._cross_o = together("self_attn.o"), together("cross_attn.o")
-        self._up, self._down = together("ffn.0"), together("ffn.2")
-        self._self_attention = wrap("self_attn", self._self_attention_part)
-        self._cross_attention = wrap("cross_attn", self._cross_attention_part)
-        self._feed_forward = wrap("ffn", self._feed_forward_part)
+        def norm(each: str) -> Callable:
+            return norms[f"{name}.{each}"].tensors
+
+        heads = block.num_heads
+        branches = (
+            SelfAttention(
+                qkv=linears("self_attn.q", "self_attn.k", "self_attn.v"), o=linears("self_attn.o"),
+                norm_q=norm("self_attn.norm_q"), norm_k=norm("self_attn.norm_k"), heads=heads, eps=block.norm1.eps,
+                eps_qk=block.self_attn.norm_q.eps),
+            CrossAttention(
+                q=linears("cross_attn.q"), kv=linears("cross_attn.k", "cross_attn.v"), o=linears("cross_attn.o"),
+                norm3=norm("norm3"), norm_q=norm("cross_attn.norm_q"), norm_k=norm("cross_attn.norm_k"), heads=heads,
+                eps=block.norm3.eps, eps_qk=block.cross_attn.norm_q.eps),
+            FeedForward(up=linears("ffn.0"), down=linears("ffn.2"), eps=block.norm2.eps),
+        )
+        trains = [adapter.is_within(f"{name}.{branch}") for branch in BRANCHES]
+        self._lean = LeanBlock(branches, trains, plan, first, again, bool(adapter.config.dropout))
 
     @staticmethod
-    def takes(block: nn.Module) -> bool:
-        """Whether this is a block as it is computed here."""
-        return (type(block) is wan.WanAttentionBlock and type(block.self_attn) is wan.WanSelfAttention
-                and type(block.cross_attn) is wan.WanT2VCrossAttention)
-
-    @staticmethod
-    def takes_modulation(e: torch.Tensor) -> bool:
-        """Whether it is (B, 1, 6, D), one for each sample; there are models with one for each frame."""
+    def takes(e: torch.Tensor) -> bool:
+        """Whether a modulation is (B, 1, 6, D), one for each sample; there are models with one for each frame."""
         return e.shape[1:-1] == (1, 6)
 
     def __call__(
@@ -86,33 +95,11 @@ class LeanBlock:
             context_img_len: of no effect in text-to-video.
             transformer_options: holds the attention to use.
         """
-        attention = transformer_options[OVERRIDE]
-        modulation = comfy.model_management.cast_to(self._block.modulation, dtype=x_BLD.dtype, device=x_BLD.device)
-        e_B6D = modulation + e.squeeze(1)
-        shift_1, _, gate_1, shift_2, _, gate_2 = e_B6D.chunk(6, dim=1)
-        scale_1, scale_2 = (e_B6D[:, 1::3] + 1).chunk(2, dim=1)  # the second and the fifth
-        x_BLD = x_BLD.contiguous()
-        y_BLD = self._self_attention(x_BLD, scale_1, shift_1, self._rotations(freqs), attention)
-        x_BLD = torch.addcmul(x_BLD, y_BLD, gate_1)
-        x_BLD = x_BLD + self._cross_attention(x_BLD, context, attention)
-        y_BLD = self._feed_forward(x_BLD, scale_2, shift_2)
-        return torch.addcmul(x_BLD, y_BLD, gate_2)
-
-    def _self_attention_part(self, x_BLD, scale_B1D, shift_B1D, rotation: Rotation, attention: Callable):
-        q_BLD, k_BLD, v_BLD = self._qkv(modulated_norm(x_BLD, scale_B1D, shift_B1D, self._block.norm1.eps))
-        q_BLD = self._turned(rotation, self._norm["self_attn.norm_q"](q_BLD))
-        k_BLD = self._turned(rotation, self._norm["self_attn.norm_k"](k_BLD))
-        return self._self_o(attention(None, q_BLD, k_BLD, v_BLD, heads=self._heads))[0]
-
-    def _cross_attention_part(self, x_BLD, text_BKD, attention: Callable):
-        q_BLD = self._norm["cross_attn.norm_q"](self._q(self._norm["norm3"](x_BLD))[0])
-        k_BKD, v_BKD = self._kv(text_BKD)
-        k_BKD = self._norm["cross_attn.norm_k"](k_BKD)
-        return self._cross_o(attention(None, q_BLD, k_BKD, v_BKD, heads=self._heads))[0]
-
-    def _feed_forward_part(self, x_BLD, scale_B1D, shift_B1D):
-        (hidden,) = self._up(modulated_norm(x_BLD, scale_B1D, shift_B1D, self._block.norm2.eps))
-        return self._down(nn.functional.gelu(hidden, approximate="tanh"))[0]
-
-    def _turned(self, rotation: Rotation, x_BLD: torch.Tensor) -> torch.Tensor:
-        return rotation(x_BLD.unflatten(-1, (self._heads, -1))).flatten(-2)
+        own = comfy.model_management.cast_to(self._block.modulation, dtype=x_BLD.dtype, device=x_BLD.device)
+        e_B6D = own + e.squeeze(1)
+        scales_B2D = e_B6D[:, 1::3] + 1  # the second and the fifth
+        shift_1, _, gate_1, shift_2, _, gate_2 = e_B6D.split(1, dim=1)
+        scale_1, scale_2 = scales_B2D.split(1, dim=1)
+        return self._lean(x_BLD.contiguous(), Inputs(
+            modulations=(Modulation(shift_1, scale_1, gate_1), Modulation(shift_2, scale_2, gate_2)),
+            rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=transformer_options[OVERRIDE]))

@@ -252,10 +252,14 @@ class FrozenNorm(FrozenModule):
             with torch.no_grad():
                 return self.original(x)
         module = self.module
-        weight, bias = self.views() if self.is_resident(x) else self._copies(x)
+        weight, bias = self.tensors(x)
         if isinstance(module, nn.RMSNorm):
             return nn.functional.rms_norm(x, module.normalized_shape, weight, module.eps)
         return nn.functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+    def tensors(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias on the device and in the dtype of x, as tensors that stay."""
+        return self.views() if self.is_resident(x) else self._copies(x)
 
     def _copies(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.no_grad():

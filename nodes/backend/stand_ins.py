@@ -57,11 +57,11 @@ class StandIns:
     @contextmanager
     def as_comfyui(self) -> Iterator[None]:
         """Inside the context blocks are computed by ComfyUI's own forward."""
-        self._set_lean(False)
+        self._set_ours(False)
         try:
             yield
         finally:
-            self._set_lean(True)
+            self._set_ours(True)
 
     def ours_differs(self, run: Callable[[], object]) -> bool:
         """Whether our forward of a block and ComfyUI's own differ by more than rounding; then ComfyUI's is used.
@@ -82,12 +82,12 @@ class StandIns:
                 run()
         finally:
             first.compared = None
-        self._set_lean(not found or found[0] <= self_test.ERROR)
-        return not first.is_lean
+        self._set_ours(not found or found[0] <= self_test.ERROR)
+        return not first.is_ours
 
-    def _set_lean(self, is_lean: bool) -> None:
+    def _set_ours(self, is_ours: bool) -> None:
         for block in self._computed:
-            block.is_lean = is_lean
+            block.is_ours = is_ours
 
     def hold(
         self, adapter: Adapter, linears: Mapping[str, frozen.FrozenLinear], compute_dtype: torch.dtype, plan: Plan,

@@ -21,7 +21,8 @@ from ..base.errors import UserError
 from ..settings.training import LoraConfig
 from .adapter_kinds import DEFAULT, LycorisForward, chosen, loha_delta, lokr_delta
 from .block_parameters import BlockParameters
-from .lora_linear import FrozenLinear, LoraLinears, Switch
+from .linears import Frozen, FrozenLinear, Linears, Recorded, Several
+from .lora_linear import LoraLinears, Switch
 from .peft_layers import layers_over, parameters_of, seeded
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -120,16 +121,18 @@ class Adapter:
 
         return forward
 
-    def forward_of_all(
-        self, names: Sequence[str], compute_dtype: torch.dtype
-    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
-        """The same for Linears of one block that have the same input, at once."""
+    def linears_of(self, names: Sequence[str], compute_dtype: torch.dtype) -> Linears:
+        """Linears of one block that have the same input, with the adapter where they have one."""
         if self._blocks and all(name in self._layers for name in names):
             lora = self._lora(names)
             if lora.are_adjacent:
                 return lora
-        functions = [self.forward_of(name, compute_dtype) for name in names]
-        return lambda x: tuple(function(x) for function in functions)
+        if len(names) > 1:
+            return Several([self.linears_of((name,), compute_dtype) for name in names])
+        if names[0] not in self._layers:
+            return Frozen([self._linears[names[0]]])
+        function = self.forward_of(names[0], compute_dtype)
+        return Recorded(lambda x: (function(x),))
 
     def _lora(self, names: Sequence[str]) -> LoraLinears:
         parameters = self._blocks[block_of(names[0])]

@@ -16,7 +16,7 @@ import torch
 
 from .adapters import Adapter
 from .family import ModelFamily
-from .lora_linear import FrozenLinear
+from .linears import FrozenLinear
 from .plan import Plan
 
 

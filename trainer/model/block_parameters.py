@@ -94,8 +94,8 @@ class BlockParameters:
     def rows(self, flat: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
         """One matrix, or several of the same width that follow each other without a gap, as one."""
         start, (_, width) = self._places[names[0]]
-        end, last = self._places[names[-1]]
-        return flat[start : end + last.numel()].view(-1, width)
+        height = sum(self._places[name][1][0] for name in names)
+        return flat.as_strided((height, width), (width, 1), start)
 
     def are_adjacent(self, names: tuple[str, ...]) -> bool:
         """Whether these matrices lie one below the other without a gap."""

@@ -15,37 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from .block_parameters import BlockParameters, Values
-
-
-class FrozenLinear(Protocol):
-    """A Linear of the model whose weight is not trained; the gradient flows through to its input."""
-
-    in_features: int
-    out_features: int
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features), recorded by autograd."""
-
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        """The same without autograd: a new tensor, x is not changed."""
-
-    def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """grad_output @ W, (..., out_features) to (..., in_features), a new tensor, or added in place to `onto`."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether `output` and `input_gradient` are all there is; False where autograd must record another's forward.
-        """
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether its output is not read at the moment, because a checkpointed part is computed again."""
+from .linears import Frozen, FrozenLinear, Linears, Recorded, Saved
 
 
 @dataclass(slots=True)
@@ -57,7 +33,7 @@ class Switch:
 
 
 class LoraLinears:
-    """LoRA over Linears that have the same input.
+    """LoRA over Linears that have the same input; a `Linears`, and callable where autograd is to record it.
 
     Args:
         names: of the Linears, as in the parameters' names `<name>.lora_A.weight`.
@@ -70,120 +46,134 @@ class LoraLinears:
         self, names: Sequence[str], linears: Sequence[FrozenLinear], parameters: BlockParameters, scale: float,
         dropout: float, switch: Switch
     ) -> None:
-        self.linears = tuple(linears)
-        self.parameters = parameters
-        self.names_a = tuple(f"{name}.lora_A.weight" for name in names)
-        self.names_b = tuple(f"{name}.lora_B.weight" for name in names)
-        self.scale = scale
+        self._linears = tuple(linears)
+        self._parameters = parameters
+        self._names_a = tuple(f"{name}.lora_A.weight" for name in names)
+        self._names_b = tuple((f"{name}.lora_B.weight",) for name in names)
+        self._scale = scale
         self._dropout = dropout
         self._switch = switch
+        self._frozen = Frozen(self._linears)
+        self._recorded = Recorded(self._each)
 
     @property
     def are_adjacent(self) -> bool:
         """Whether the A lie one below the other without a gap, as they must."""
-        return self.parameters.are_adjacent(self.names_a)
+        return self._parameters.are_adjacent(self._names_a)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """y_i of each Linear, (..., O_i), for x (..., I)."""
+        """y_i of each Linear, (..., O_i), for x (..., I), recorded by autograd."""
         if not self._switch.is_on:
-            return tuple(linear(x) for linear in self.linears)
-        values = self.parameters.values(x.dtype)
-        if self._switch.drops and self._dropout:
-            return tuple(self._added((index,), x, functional.dropout(x, self._dropout), values)[0]
-                         for index in range(len(self.linears)))
-        if all(linear.is_plain for linear in self.linears):
-            return self._added(tuple(range(len(self.linears))), x, x, values)
-        return tuple(self._added((index,), x, x, values)[0] for index in range(len(self.linears)))
-
-    def _added(
-        self, chosen: tuple[int, ...], x: torch.Tensor, dropped: torch.Tensor, values: Values
-    ) -> tuple[torch.Tensor, ...]:
-        """For the chosen Linears; `dropped` is what A gets, x itself without dropout."""
-        group = _Group(self, chosen, values, self.linears[chosen[0]].is_plain)
-        base = () if group.has_base else tuple(self.linears[index](x) for index in chosen)
+            return tuple(linear(x) for linear in self._linears)
+        if self._is_by_itself():
+            return self._each(x)
         if not torch.is_grad_enabled():
-            ys = group.outputs(x, dropped)[0]
-        else:
-            ys = _LoraNode.apply(self.parameters.trigger, x, None if dropped is x else dropped, group)
-        return tuple(y + theirs for y, theirs in zip(ys, base, strict=True)) if base else ys
+            ys_NO, _ = self.forward(x.flatten(0, -2), saves=False)
+            return tuple(y_NO.unflatten(0, x.shape[:-1]) for y_NO in ys_NO)
+        return _LoraNode.apply(self._parameters.trigger, x, self)
 
+    def forward(self, x_NI, saves, reads=True):
+        """As `Linears`."""
+        if not self._switch.is_on:
+            return _delegated(self._frozen, x_NI, saves, reads)
+        if self._is_by_itself():
+            return _delegated(self._recorded, x_NI, saves, reads)
+        values = self._parameters.values(x_NI.dtype)
+        h_NK = functional.linear(x_NI, values.rows(self._names_a))  # K = g r
+        ys_NO = self._outputs(x_NI, h_NK, values) if reads else (None,) * len(self._linears)
+        return ys_NO, (x_NI, h_NK, values) if saves else None
 
-class _Group:
-    """Some of the Linears of a `LoraLinears`, with the values of one step.
-
-    has_base: whether W x + b is part of the output; else the caller adds it.
-    """
-
-    def __init__(self, owner: LoraLinears, chosen: tuple[int, ...], values: Values, has_base: bool) -> None:
-        self.linears = [owner.linears[index] for index in chosen]
-        self.has_base = has_base
-        self.scale = owner.scale
-        self.parameters = owner.parameters
-        self.names_a = tuple(owner.names_a[index] for index in chosen)
-        self.names_b = [(owner.names_b[index],) for index in chosen]
-        self.a_KI = values.rows(self.names_a)  # K = g r
-        self.b_Or = [values.rows(name) for name in self.names_b]
-
-    def outputs(self, x: torch.Tensor, dropped: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """y_i, and h_NK = x A^T of all A."""
-        h_NK = dropped.flatten(0, -2) @ self.a_KI.T
-        ys = []
-        for linear, b_Or, h_Nr in zip(self.linears, self.b_Or, self._parts(h_NK), strict=True):
-            if linear.is_skipped:
-                # no memory; should it ever be read, the loss is NaN and training stops with an error message
-                ys.append(x.new_full((), torch.nan).expand(*x.shape[:-1], linear.out_features))
-            elif self.has_base:
-                y = linear.output(x)
-                y.flatten(0, -2).addmm_(h_Nr, b_Or.T, alpha=self.scale)
-                ys.append(y)
-            else:
-                ys.append(torch.addmm(h_Nr.new_zeros(()), h_Nr, b_Or.T, alpha=self.scale).unflatten(0, x.shape[:-1]))
-        return tuple(ys), h_NK
-
-    def gradients(
-        self, gs: Sequence[torch.Tensor], dropped: torch.Tensor, h_NK: torch.Tensor, needs_x: bool, needs_dropped: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """dL/dx by way of W, and dL/dx by way of A (added to the first where that is asked for alone)."""
-        dropped_NI = dropped.flatten(0, -2)
+    def backward(self, saved, grads_NO, needs_x):
+        """As `Linears`."""
+        if isinstance(saved, _Delegated):
+            return saved.to.backward(saved.saved, grads_NO, needs_x)
+        x_NI, h_NK, values = saved
+        h_gNr = h_NK.chunk(len(self._linears), 1)
         gh_NK = torch.empty_like(h_NK)
-        grad_x = None
-        for index, (linear, g, b_Or) in enumerate(zip(self.linears, gs, self.b_Or, strict=True)):
-            g_NO = g.flatten(0, -2)
-            gh_Nr, h_Nr = self._parts(gh_NK)[index], self._parts(h_NK)[index]
-            torch.addmm(gh_Nr, g_NO, b_Or, beta=0, alpha=self.scale, out=gh_Nr)
-            self.parameters.add_gradient(self.names_b[index], g_NO.T, h_Nr, self.scale)
-            if needs_x and self.has_base:
-                grad_x = linear.input_gradient(g, grad_x)
-        self.parameters.add_gradient(self.names_a, gh_NK.T, dropped_NI, 1.0)
-        if needs_dropped:
-            return grad_x, (gh_NK @ self.a_KI).view(dropped.shape)
-        if not needs_x:
-            return None, None
-        if grad_x is None:
-            return (gh_NK @ self.a_KI).view(dropped.shape), None
-        grad_x.flatten(0, -2).addmm_(gh_NK, self.a_KI)
-        return grad_x, None
+        grad_NI = None
+        for linear, grad_NO, gh_Nr, h_Nr, names_b in zip(
+                self._linears, grads_NO, gh_NK.chunk(len(h_gNr), 1), h_gNr, self._names_b, strict=True):
+            torch.addmm(gh_Nr, grad_NO, values.rows(names_b), beta=0, alpha=self._scale, out=gh_Nr)
+            self._parameters.add_gradient(names_b, grad_NO.t(), h_Nr, self._scale)
+            if needs_x:
+                grad_NI = linear.input_gradient(grad_NO, grad_NI)
+        self._parameters.add_gradient(self._names_a, gh_NK.t(), x_NI, 1.0)
+        return grad_NI.addmm_(gh_NK, values.rows(self._names_a)) if needs_x else None
 
-    def _parts(self, of_NK: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return of_NK.chunk(len(self.linears), -1)
+    def _outputs(self, x_NI: torch.Tensor, h_NK: torch.Tensor, values: Values) -> tuple[torch.Tensor, ...]:
+        ys_NO = []
+        for linear, h_Nr, names_b in zip(
+                self._linears, h_NK.chunk(len(self._linears), 1), self._names_b, strict=True):
+            y_NO = linear.output(x_NI)
+            if not linear.is_skipped:
+                y_NO.addmm_(h_Nr, values.rows(names_b).t(), alpha=self._scale)
+            ys_NO.append(y_NO)
+        return tuple(ys_NO)
+
+    def _is_by_itself(self) -> bool:
+        """Whether each Linear needs a computation of its own: with dropout, or around another pack's forward."""
+        return bool(self._switch.drops and self._dropout) or not all(linear.is_plain for linear in self._linears)
+
+    def _each(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """W x by autograd, plus s B A x of an input that may have been dropped from."""
+        values = self._parameters.values(x.dtype)
+        ys = []
+        for linear, name_a, names_b in zip(self._linears, self._names_a, self._names_b, strict=True):
+            dropped = functional.dropout(x, self._dropout) if self._switch.drops and self._dropout else x
+            delta = _DeltaNode.apply(
+                self._parameters.trigger, dropped, values.rows((name_a,)), values.rows(names_b), self._scale,
+                self._parameters, (name_a,), names_b)
+            ys.append(linear(x) + delta)
+        return tuple(ys)
+
+
+class _Delegated(NamedTuple):
+    to: Linears
+    saved: Saved
+
+
+def _delegated(to: Linears, x_NI: torch.Tensor, saves: bool, reads: bool):
+    ys_NO, saved = to.forward(x_NI, saves, reads)
+    return ys_NO, _Delegated(to, saved)
 
 
 class _LoraNode(torch.autograd.Function):
-    """y_i of a group, saving x and h."""
+    """A `LoraLinears` as a node of autograd."""
 
     @staticmethod
-    def forward(ctx, trigger: torch.Tensor, x: torch.Tensor, dropped: torch.Tensor | None, group: _Group):
-        # `trigger` is a parameter: it makes autograd record the node where x carries no gradient, and gets none here
-        ctx.group = group
-        used = x if dropped is None else dropped
-        ys, h_NK = group.outputs(x, used)
-        ctx.save_for_backward(used, h_NK)
-        return ys
+    def forward(ctx, _trigger: torch.Tensor, x: torch.Tensor, lora: LoraLinears):
+        # the trigger is a parameter: it makes autograd record the node where x carries no gradient, and gets none here
+        ys_NO, (x_NI, h_NK, values) = lora.forward(x.flatten(0, -2), saves=True)
+        ctx.lora, ctx.values, ctx.shape = lora, values, x.shape
+        ctx.save_for_backward(x_NI, h_NK)
+        return tuple(y_NO.view(*x.shape[:-1], -1) for y_NO in ys_NO)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gs: torch.Tensor):
-        used, h_NK = ctx.saved_tensors
-        _, needs_x, needs_dropped, _ = ctx.needs_input_grad
-        grad_x, grad_dropped = ctx.group.gradients(gs, used, h_NK, needs_x, needs_dropped)
-        return None, grad_x, grad_dropped, None
+    def backward(ctx, *grads: torch.Tensor):
+        grads_NO = [grad.flatten(0, -2) for grad in grads]
+        grad_NI = ctx.lora.backward((*ctx.saved_tensors, ctx.values), grads_NO, ctx.needs_input_grad[1])
+        return None, None if grad_NI is None else grad_NI.view(ctx.shape), None
+
+
+class _DeltaNode(torch.autograd.Function):
+    """s B A x of one Linear."""
+
+    @staticmethod
+    def forward(ctx, _trigger, x, a_rI, b_Or, scale: float, parameters: BlockParameters, name_a, name_b):
+        x_NI = x.flatten(0, -2)
+        h_Nr = functional.linear(x_NI, a_rI)
+        ctx.save_for_backward(x_NI, h_Nr)
+        ctx.a_rI, ctx.b_Or, ctx.rest, ctx.shape = a_rI, b_Or, (scale, parameters, name_a, name_b), x.shape
+        return torch.addmm(h_Nr.new_zeros(()), h_Nr, b_Or.t(), alpha=scale).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        x_NI, h_Nr = ctx.saved_tensors
+        scale, parameters, name_a, name_b = ctx.rest
+        grad_NO = grad.flatten(0, -2)
+        gh_Nr = grad_NO @ ctx.b_Or * scale
+        parameters.add_gradient(name_b, grad_NO.t(), h_Nr, scale)
+        parameters.add_gradient(name_a, gh_Nr.t(), x_NI, 1.0)
+        return None, (gh_Nr @ ctx.a_rI).view(ctx.shape), *(None,) * 6

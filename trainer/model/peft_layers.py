@@ -13,7 +13,7 @@ from torch import nn
 
 from ..settings.training import LoraConfig
 from .adapter_kinds import DEFAULT
-from .lora_linear import FrozenLinear
+from .linears import FrozenLinear
 
 
 class ProxyLinear(nn.Linear):

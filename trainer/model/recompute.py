@@ -62,7 +62,7 @@ class _RecomputedNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, _trigger, x: torch.Tensor, call: Recomputed, args: tuple, kwargs: dict) -> torch.Tensor:
         ctx.call, ctx.args, ctx.kwargs = call, args, kwargs
-        ctx.random = _RandomStates(x) if call.draws else None
+        ctx.random = RandomStates(x) if call.draws else None
         ctx.save_for_backward(x)
         return call.computed(x, *args, **kwargs)
 
@@ -78,7 +78,7 @@ class _RecomputedNode(torch.autograd.Function):
         return None, x.grad if needs_x else None, None, None, None
 
 
-class _RandomStates:
+class RandomStates:
     """torch's global generators of the CPU and of a tensor's device, as they are now."""
 
     def __init__(self, x: torch.Tensor) -> None:

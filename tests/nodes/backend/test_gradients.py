@@ -1,5 +1,6 @@
 """Gradients through ComfyUI's frozen layers against finite differences, and what autograd keeps for them."""
 
+import gc
 from functools import cache
 
 import pytest
@@ -211,15 +212,21 @@ def test_layers_that_write_into_their_input_spoil_nothing(load_case, dit_file):
 
 
 def saved_tensors(case: Case) -> list[torch.Tensor]:
-    """What autograd keeps of one forward pass."""
+    """What is kept of one forward pass, by autograd or by nodes of ours."""
     saved = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         saved.append(tensor)
         return tensor
 
+    def tensors() -> dict[int, torch.Tensor]:
+        return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
+
+    before = tensors()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        case.adapted.loss_B(case.batch)
+        loss_B = case.adapted.loss_B(case.batch)
+    saved += [tensor for key, tensor in tensors().items() if key not in before]
+    del loss_B
     return saved
 
 
@@ -243,16 +250,17 @@ def test_the_managed_path_keeps_no_weight(managed):
         saved = saved_tensors(managed)
         state = managed.network.blocks.state_dict()
         model_memory = {value.untyped_storage().data_ptr() for value in state.values()}
-    assert len(saved) > 100
+    assert len(saved) > 60
     assert not [tensor.shape for tensor in saved if tensor.untyped_storage().data_ptr() in model_memory]
     assert not [tensor.shape for tensor in weight_like(managed, saved)]
 
 
-def test_the_resident_path_keeps_no_weight_either(resident):
+def test_the_resident_path_keeps_views_of_the_weights_and_no_copy(resident):
     with resident.adapted.attached():
         saved = saved_tensors(resident)
-    assert len(saved) > 100
-    assert not weight_like(resident, saved)
+        own = {module.weight.data_ptr() for module in frozen_linears(resident).values()}
+    assert len(saved) > 60
+    assert {tensor.data_ptr() for tensor in weight_like(resident, saved)} <= own
 
 
 def comfy_layer(operations: str, kind: str, *sizes: int, dtype: torch.dtype) -> torch.nn.Module:

@@ -1,0 +1,118 @@
+"""A block as one node of autograd, which keeps of its forward pass what the plan says.
+
+Gradient checkpointing (arXiv:1604.06174): what is not kept is computed again in backward, but for the last Linear of
+what is kept apart, whose output nothing reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+
+from .plan import BRANCH, Plan
+from .recompute import RandomStates
+from .wan_branches import Inputs
+
+Around = Callable[[int | None], AbstractContextManager]
+"""Encloses a computation of a branch, given by its number, or of the whole block (None)."""
+
+
+class Branch(Protocol):
+    """As those of wan_branches.py."""
+
+    def forward(self, x_BLD: torch.Tensor, inputs: Inputs, saves: bool, reads: bool = True):
+        """x plus what the branch adds, and what `backward` needs."""
+
+    def backward(self, saved, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
+        """The gradient of x."""
+
+
+class LeanBlock:
+    """Computes a block.
+
+    Args:
+        branches: in the order in which they are computed.
+        trains: of each branch, whether it has parameters of an adapter.
+        plan: None where everything is kept.
+        first, again: enclose the first and the second computation; the second with its backward.
+        draws: whether random numbers are drawn, which must be the same both times.
+    """
+
+    def __init__(
+        self, branches: Sequence[Branch], trains: Sequence[bool], plan: Plan | None, first: Around, again: Around,
+        draws: bool
+    ) -> None:
+        self._branches = branches
+        self._trains = trains
+        self._is_whole = plan is None
+        self._is_by_branch = plan is not None and plan.segments == BRANCH
+        self._first, self._again = first, again
+        self.draws = draws
+
+    def __call__(self, x_BLD: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """x after all branches; nothing but x carries a gradient."""
+        if not (torch.is_grad_enabled() and (x_BLD.requires_grad or any(self._trains))):
+            with torch.no_grad():
+                return self.forward(x_BLD, inputs, keeps=False)[0]
+        # it makes autograd record the node where x carries no gradient
+        return _BlockNode.apply(torch.empty((), requires_grad=True), x_BLD, self, inputs)
+
+    def forward(self, x_BLD: torch.Tensor, inputs: Inputs, keeps: bool = True) -> tuple[torch.Tensor, list]:
+        """The result, and what is kept: of each branch what its gradient needs, or its input, or the block's input."""
+        kept = [] if self._is_whole or self._is_by_branch else [x_BLD]
+        saves = keeps and self._is_whole
+        with self._first(None):
+            for branch in self._branches:
+                if self._is_by_branch:
+                    kept.append(x_BLD)
+                x_BLD, saved = branch.forward(x_BLD, inputs, saves)
+                if saves:
+                    kept.append(saved)
+        return x_BLD, kept
+
+    def backward(self, kept: list, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
+        """The gradient of x, if it is asked for; parameters get theirs in any case."""
+        if not (self._is_whole or self._is_by_branch):
+            with self._again(None):
+                return self._through(self._saved_again(kept.pop(), inputs), grad_BLD, inputs, needs_x)
+        return self._through(kept, grad_BLD, inputs, needs_x)
+
+    def _saved_again(self, x_BLD: torch.Tensor, inputs: Inputs) -> list:
+        all_saved = []
+        for branch in self._branches:
+            x_BLD, saved = branch.forward(x_BLD, inputs, saves=True, reads=branch is not self._branches[-1])
+            all_saved.append(saved)
+        return all_saved
+
+    def _through(self, kept: list, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
+        for number in reversed(range(len(self._branches))):
+            if not (needs_x or any(self._trains[:number + 1])):
+                break  # nothing before it is trained
+            needs = needs_x or any(self._trains[:number])
+            branch, saved = self._branches[number], kept.pop()
+            with self._again(number) if self._is_by_branch else nullcontext():
+                if self._is_by_branch:
+                    _, saved = branch.forward(saved, inputs, saves=True, reads=False)
+                grad_BLD = branch.backward(saved, grad_BLD, inputs, needs)
+            del saved
+        return grad_BLD if needs_x else None
+
+
+class _BlockNode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, _trigger: torch.Tensor, x_BLD: torch.Tensor, block: LeanBlock, inputs: Inputs) -> torch.Tensor:
+        ctx.block, ctx.inputs = block, inputs
+        ctx.random = RandomStates(x_BLD) if block.draws else None
+        y_BLD, ctx.kept = block.forward(x_BLD, inputs)
+        return y_BLD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_BLD: torch.Tensor):
+        kept, ctx.kept = ctx.kept, None
+        with nullcontext() if ctx.random is None else ctx.random.restored():
+            grad_BLD = ctx.block.backward(kept, grad_BLD, ctx.inputs, ctx.needs_input_grad[1])
+        return None, grad_BLD, None, None

@@ -1,0 +1,133 @@
+"""Linears with the same input, and their gradients step by step: what a block's branches are written with.
+
+A `Linears` gives outputs together with what it needs for the gradient, and later the gradient; no autograd between.
+What has no gradient of its own here (LoKr, LoHa, dropout, another pack's forward around a layer) is recorded by
+autograd for itself alone.
+
+Shape legend: N rows (samples x tokens), I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+Saved = tuple | None
+"""What one computation keeps for its gradient; None where none follows."""
+
+
+class FrozenLinear(Protocol):
+    """A Linear of the model whose weight is not trained; the gradient flows through to its input."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features), recorded by autograd."""
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """The same without autograd: a new tensor, x is not changed."""
+
+    def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """grad_output @ W, (..., out_features) to (..., in_features), a new tensor, or added in place to `onto`."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `output` and `input_gradient` are all there is; False where autograd must record another's forward.
+        """
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether its output is not read at the moment, because a checkpointed part is computed again."""
+
+
+class Linears(Protocol):
+    """Some Linears with the same input."""
+
+    def forward(
+        self, x_NI: torch.Tensor, saves: bool, reads: bool = True
+    ) -> tuple[tuple[torch.Tensor | None, ...], Saved]:
+        """The outputs (N, O), and what `backward` needs.
+
+        Args:
+            saves: whether `backward` follows.
+            reads: whether the outputs are read; they may be None otherwise.
+        """
+
+    def backward(self, saved: Saved, grads_NO: Sequence[torch.Tensor], needs_x: bool) -> torch.Tensor | None:
+        """The gradient of x_NI, a new tensor, if it is asked for; parameters get theirs in any case."""
+
+
+class Frozen:
+    """Linears without an adapter; nothing is saved but where another pack's forward is around one."""
+
+    def __init__(self, linears: Sequence[FrozenLinear]) -> None:
+        self._linears = linears
+        self._recorded = Recorded(lambda x: tuple(linear(x) for linear in linears))
+
+    def forward(self, x_NI, saves, reads=True):
+        """As `Linears`."""
+        if not all(linear.is_plain for linear in self._linears):
+            return self._recorded.forward(x_NI, saves, reads)
+        return tuple(linear.output(x_NI) if reads else None for linear in self._linears), ()
+
+    def backward(self, saved, grads_NO, needs_x):
+        """As `Linears`."""
+        if not needs_x:
+            return None
+        if saved:
+            return self._recorded.backward(saved, grads_NO, needs_x)
+        grad_NI = None
+        for linear, grad_NO in zip(self._linears, grads_NO, strict=True):
+            grad_NI = linear.input_gradient(grad_NO, grad_NI)
+        return grad_NI
+
+
+class Recorded:
+    """Linears given by one function, whose gradient autograd takes.
+
+    Args:
+        function: x (N, I) to a tuple of outputs.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
+        self._function = function
+
+    def forward(self, x_NI, saves, reads=True):
+        """As `Linears`."""
+        if not saves:
+            with torch.no_grad():
+                return self._function(x_NI), None
+        with torch.enable_grad():
+            x_NI = x_NI.detach().requires_grad_()
+            ys_NO = self._function(x_NI)
+        return tuple(y_NO.detach() for y_NO in ys_NO), (x_NI, ys_NO)
+
+    def backward(self, saved, grads_NO, needs_x):
+        """As `Linears`."""
+        x_NI, ys_NO = saved
+        torch.autograd.backward(ys_NO, grads_NO)
+        return x_NI.grad
+
+
+class Several:
+    """Linears that are computed one after the other."""
+
+    def __init__(self, parts: Sequence[Linears]) -> None:
+        self._parts = parts
+
+    def forward(self, x_NI, saves, reads=True):
+        """As `Linears`."""
+        results = [part.forward(x_NI, saves, reads) for part in self._parts]
+        return tuple(ys_NO[0] for ys_NO, _ in results), tuple(saved for _, saved in results)
+
+    def backward(self, saved, grads_NO, needs_x):
+        """As `Linears`."""
+        grad_NI = None
+        for part, its_own, grad_NO in zip(self._parts, saved, grads_NO, strict=True):
+            more_NI = part.backward(its_own, (grad_NO,), needs_x)
+            if more_NI is not None:
+                grad_NI = more_NI if grad_NI is None else grad_NI.add_(more_NI)
+        return grad_NI

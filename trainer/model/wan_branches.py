@@ -1,0 +1,166 @@
+"""The three branches of a Wan block (Wan-Video/Wan2.1, wan/modules/model.py), each with its gradient written out.
+
+Written out, a branch has no autograd graph: nothing is recorded, viewed or kept but what its gradient needs, and each
+tensor is let go of as soon as it is used. That the gradients are right is tested against autograd.
+
+Each `forward` gives x plus what the branch adds, and what `backward` needs; each `backward` gives the gradient of x.
+
+Shape legend: B batch, L tokens, N rows (B x L), K text rows, D width, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from . import pieces
+from .linears import Linears, Saved
+from .pieces import Modulation, Rotation
+
+Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+"""Weight and bias of a norm, on the device and in the dtype of a tensor."""
+
+
+class Attention(Protocol):
+    """softmax(q k^T / sqrt(d)) v of each head."""
+
+    def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool) -> tuple[torch.Tensor, Saved]:
+        """(B, L, H, d), and what `backward` needs."""
+
+    def backward(self, saved: Saved, grad_BLHd) -> Sequence[torch.Tensor]:
+        """The gradients of q, k and v."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Of a block, besides x; none of them carries a gradient."""
+
+    modulations: tuple[Modulation, Modulation]
+    """Of self-attention and of the feed-forward branch."""
+    rotation: Rotation
+    text_ND: torch.Tensor
+    """Rows (B x K)."""
+    attention: Attention
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAttention:
+    """x + gate o(attention(rotated norm_q(q), rotated norm_k(k), v)) of the modulated norm of x."""
+
+    qkv: Linears
+    o: Linears
+    norm_q: Weights
+    norm_k: Weights
+    heads: int
+    eps: float
+    eps_qk: float
+
+    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True):
+        """See the module.
+
+        Args:
+            reads: whether the result is read; it may be None otherwise.
+        """
+        by = inputs.modulations[0]
+        n_ND, norm = pieces.modulated_norm(x_BLD, by, self.eps)
+        (q_ND, k_ND, v_ND), qkv = self.qkv.forward(n_ND, saves)
+        del n_ND
+        q_ND, norm_q = pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
+        q_BLHd = inputs.rotation.turned(self._by_head(q_ND, x_BLD))
+        k_ND, norm_k = pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
+        k_BLHd = inputs.rotation.turned(self._by_head(k_ND, x_BLD))
+        del q_ND, k_ND
+        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, x_BLD), saves)
+        (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
+        x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
+        return x_BLD, (norm, qkv, norm_q, norm_k, attended, o) if saves else None
+
+    def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
+        """See the module."""
+        norm, qkv, norm_q, norm_k, attended, o = saved
+        by = inputs.modulations[0]
+        grad_ND = self.o.backward(o, ((grad_BLD * by.gate).flatten(0, 1),), True)
+        gq_BLHd, gk_BLHd, gv_BLHd = inputs.attention.backward(attended, self._by_head(grad_ND, grad_BLD))
+        gq_ND = pieces.rms_norm_gradient(inputs.rotation.turned_back(gq_BLHd).view(grad_ND.shape), norm_q)
+        gk_ND = pieces.rms_norm_gradient(inputs.rotation.turned_back(gk_BLHd).view(grad_ND.shape), norm_k)
+        grad_ND = self.qkv.backward(qkv, (gq_ND, gk_ND, gv_BLHd.reshape(grad_ND.shape)), needs_x)
+        if not needs_x:
+            return None
+        return pieces.modulated_norm_gradient(grad_ND, by, norm).view_as(grad_BLD).add_(grad_BLD)
+
+    def _by_head(self, rows_ND, like_BLD):
+        return rows_ND.view(*like_BLD.shape[:2], self.heads, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossAttention:
+    """x + o(attention(norm_q(q), norm_k(k), v)), q of norm3(x), k and v of the text."""
+
+    q: Linears
+    kv: Linears
+    o: Linears
+    norm3: Weights
+    norm_q: Weights
+    norm_k: Weights
+    heads: int
+    eps: float
+    eps_qk: float
+
+    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True):
+        """See `SelfAttention.forward`."""
+        n_ND, norm = pieces.layer_norm(x_BLD.flatten(0, 1), *self.norm3(x_BLD), self.eps)
+        (q_ND,), q = self.q.forward(n_ND, saves)
+        del n_ND
+        q_ND, norm_q = pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
+        (k_ND, v_ND), kv = self.kv.forward(inputs.text_ND, saves)
+        k_ND, norm_k = pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
+        q_BLHd, k_BKHd, v_BKHd = (rows_ND.view(len(x_BLD), -1, self.heads, x_BLD.shape[-1] // self.heads)
+                                  for rows_ND in (q_ND, k_ND, v_ND))
+        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BKHd, v_BKHd, saves)
+        (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
+        x_BLD = x_BLD + y_ND.view_as(x_BLD) if reads else None
+        return x_BLD, (norm, q, norm_q, kv, norm_k, attended, o) if saves else None
+
+    def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
+        """See the module."""
+        norm, q, norm_q, kv, norm_k, attended, o = saved
+        grad_ND = self.o.backward(o, (grad_BLD.flatten(0, 1),), True)
+        gq_BLHd, gk_BKHd, gv_BKHd = inputs.attention.backward(
+            attended, grad_ND.view(*grad_BLD.shape[:2], self.heads, -1))
+        gk_ND = pieces.rms_norm_gradient(gk_BKHd.reshape(norm_k.x_ND.shape), norm_k)
+        self.kv.backward(kv, (gk_ND, gv_BKHd.reshape(gk_ND.shape)), False)
+        gq_ND = pieces.rms_norm_gradient(gq_BLHd.reshape(grad_ND.shape), norm_q)
+        grad_ND = self.q.backward(q, (gq_ND,), needs_x)
+        return pieces.layer_norm_gradient(grad_ND, norm).view_as(grad_BLD).add_(grad_BLD) if needs_x else None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """x + gate down(gelu(up(the modulated norm of x)))."""
+
+    up: Linears
+    down: Linears
+    eps: float
+
+    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True):
+        """See `SelfAttention.forward`."""
+        by = inputs.modulations[1]
+        n_ND, norm = pieces.modulated_norm(x_BLD, by, self.eps)
+        (hidden,), up = self.up.forward(n_ND, saves)
+        del n_ND
+        (y_ND,), down = self.down.forward(pieces.gelu(hidden), saves, reads)
+        x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
+        return x_BLD, (norm, up, hidden, down) if saves else None
+
+    def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
+        """See the module."""
+        norm, up, hidden, down = saved
+        by = inputs.modulations[1]
+        grad = self.down.backward(down, ((grad_BLD * by.gate).flatten(0, 1),), True)
+        grad_ND = self.up.backward(up, (pieces.gelu_gradient(grad, hidden),), needs_x)
+        if not needs_x:
+            return None
+        return pieces.modulated_norm_gradient(grad_ND, by, norm).view_as(grad_BLD).add_(grad_BLD)
