@@ -184,15 +184,15 @@ def opening(folder: Path, items: int) -> dict:
 
 def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
     """Measures drawing the order of batches alone, with the node's ten repeats; then batches read from the cache."""
-    from wantune.trainer.encoded.batches import BucketSampler, LookAhead
-    from wantune.trainer.model import families
-
+    from wantune.trainer.encoded.batches import BucketSampler, LookAhead, read_batch
+    from wantune.trainer.model.families import DEFAULT
     def both() -> tuple[float, float]:
         samples = opened(folder, items).samples
         sampler = BucketSampler([replace(sample, repeats=10) for sample in samples], 1, 0)
         steps = epochs * sampler.steps_per_epoch
         _, seconds = timed(lambda: [sampler.next() and None for _ in range(steps)])
-        ahead = LookAhead(BucketSampler(samples, 1, 0), families.DEFAULT.conditions)
+        drawn = iter(BucketSampler(samples, 1, 0).next, ())
+        ahead = LookAhead(read_batch(visits, DEFAULT.conditions) for visits in drawn)
         _, read_seconds = timed(lambda: [ahead.next() and None for _ in range(epochs * items)])
         ahead.close()
         return steps / seconds, epochs * items / read_seconds

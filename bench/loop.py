@@ -69,7 +69,7 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
 
         return measured
 
-    trainer._backward, trainer._clip, trainer._update = padded, timed(trainer._clip), timed(trainer._update)
+    trainer._backward, trainer._update = padded, timed(trainer._update)
     live = Live(None)
     with denoiser.attached(adapter, linears, False, 0), closing(trainer.run()) as events:
         live.publish(next(events))

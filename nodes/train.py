@@ -61,6 +61,9 @@ class TrainWanLoRA(io.ComfyNode):
                                  "attempt goes on, or is loaded if it is finished."),
                 io.Int.Input("attempt", default=0, min=0, max=9999, optional=True, tooltip="0: the newest attempt. 1, "
                              "2, 3 ...: that one, begun if there is none yet. Only Delete in Runs deletes one."),
+                io.Boolean.Input("deterministic", default=False, optional=True, tooltip="On a CUDA card the same seed "
+                                 "gives the same LoRA only about; on, bit for bit, with a slower attention. ComfyUI "
+                                 "must be started with --deterministic. On a CPU it is so anyway."),
                 io.MultiType.Input("continue_from", types=[io.LoraModel, io.String], optional=True, tooltip="A LoRA of "
                                    "any trainer to begin with, or a name of ComfyUI's LoRA lists; rank and alpha are "
                                    "then its own."),

@@ -9,7 +9,8 @@ Shape legend: B batch, L queries, K keys, D width of the model, H heads, d width
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import ModuleType
 
 import comfy.ops
@@ -17,12 +18,13 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from ...trainer.base.errors import UserError
+from ...trainer.model.flash import FlashAttention
+from ...trainer.model.kept import NOTHING, Kept
 from .carried import origin
 
-SMALL = 128 * 1024
-"""Queries of so few values leave the choice of the kernel to PyTorch, as ComfyUI does: cuDNN's is slow to start."""
-
 SELF_TEST_TOKENS, SELF_TEST_KEYS = 160, 40
+SELF_TEST_VALUES = 256 * 1024
+"""Of the queries, at most."""
 SELF_TEST_ERROR = 5e-2
 """Allowed relative error of an output or a gradient; bf16 makes about 1e-2, a gradient that is not there 1."""
 
@@ -43,10 +45,13 @@ class Attention:
         self.calls += 1
         return attend(q_BLD, k_BKD, v_BKD, heads, self._bias(k_BKD))
 
-    def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool):
+    def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool, kept: Kept = NOTHING):
         """As trainer/model/wan_branches.py takes it."""
         self.calls += 1
         bias_B11K = self._bias(k_BKHd)
+        if bias_B11K is None and (flash := FlashAttention.of(q_BLHd, k_BKHd, v_BKHd)):
+            result = kept(flash.result)
+            return result[0].transpose(1, 2), (flash, result) if saves else None
         if not saves:
             return _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K), None
         inputs = tuple(x.detach().requires_grad_() for x in (q_BLHd, k_BKHd, v_BKHd))
@@ -56,6 +61,8 @@ class Attention:
 
     def backward(self, saved, grad_BLHd):
         """The gradients of q, k and v."""
+        if isinstance(saved[0], FlashAttention):
+            return saved[0].gradients(saved[1], grad_BLHd)
         inputs, out_BLHd = saved
         return torch.autograd.grad(out_BLHd, inputs, grad_BLHd)
 
@@ -75,17 +82,33 @@ def attend(
 
 def _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K: torch.Tensor | None) -> torch.Tensor:
     q_BHLd, k_BHKd, v_BHKd = (x.transpose(1, 2) for x in (q_BLHd, k_BKHd, v_BKHd))
-    with _kernels(q_BLHd):
+    with nullcontext() if bias_B11K is None else _without_cudnn():
         out_BHLd = torch.ops.aten.scaled_dot_product_attention.default(q_BHLd, k_BHKd, v_BHKd, bias_B11K)
     return out_BHLd.transpose(1, 2)
 
 
-def _kernels(q_BLHd: torch.Tensor):
-    """The order in which ComfyUI has PyTorch's kernels tried; it has one on NVIDIA cards alone."""
+def kernels() -> AbstractContextManager:
+    """Has PyTorch's kernels tried in ComfyUI's order, in forward and in what is computed again in backward.
+
+    ComfyUI has one on NVIDIA cards alone.
+    """
     priority = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
-    if priority is None or q_BLHd.numel() < SMALL:
-        return nullcontext()
-    return sdpa_kernel(priority, set_priority=True)
+    return nullcontext() if priority is None else sdpa_kernel(priority, set_priority=True)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """With a bias cuDNN's kernel is known to give NaN gradients, and it is built anew for each number of keys.
+
+    Flash attention takes no bias, so the memory-efficient kernel is left, and attention written out where that cannot.
+    The backward is that of the kernel which the forward took.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def self_test(heads: int, head_width: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -98,7 +121,7 @@ def self_test(heads: int, head_width: int, device: torch.device, dtype: torch.dt
         UserError: they differ.
     """
     generator = torch.Generator().manual_seed(0)
-    heads = max(1, min(heads, 2 * SMALL // (SELF_TEST_TOKENS * head_width)))
+    heads = max(1, min(heads, SELF_TEST_VALUES // (SELF_TEST_TOKENS * head_width)))
     width = heads * head_width
 
     def random(*shape: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ...trainer.model.adapters import Adapter
 from ...trainer.model.lean_block import Around, LeanBlock
+from ...trainer.model.parking import Parking
 from ...trainer.model.pieces import Modulation, Rotations
 from ...trainer.model.plan import Plan
 from ...trainer.model.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
@@ -46,12 +47,13 @@ class WanBlock:
         name: of the block in the network, such as `blocks.3`.
         norms: what stands in for its affine norms, by their name in the network.
         rotations: shared by all blocks.
-        plan, first, again: as `LeanBlock` takes them.
+        plan, first, again, parking: as `LeanBlock` takes them.
     """
 
     def __init__(
         self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, frozen.FrozenNorm],
-        compute_dtype: torch.dtype, rotations: Rotations, plan: Plan | None, first: Around, again: Around
+        compute_dtype: torch.dtype, rotations: Rotations, plan: Plan | None, first: Around, again: Around,
+        parking: Parking | None
     ) -> None:
         self._block = block
         self._rotations = rotations
@@ -75,7 +77,7 @@ class WanBlock:
             FeedForward(up=linears("ffn.0"), down=linears("ffn.2"), eps=block.norm2.eps),
         )
         trains = [adapter.is_within(f"{name}.{branch}") for branch in BRANCHES]
-        self._lean = LeanBlock(branches, trains, plan, first, again, bool(adapter.config.dropout))
+        self._lean = LeanBlock(branches, trains, plan, first, again, bool(adapter.config.dropout), parking)
 
     @staticmethod
     def takes(e: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ...trainer.model.adapters import Adapter
+from ...trainer.model.parking import Parking
 from ...trainer.model.pieces import Rotations
 from ...trainer.model.plan import Plan
 from ...trainer.model.recompute import Recomputed
@@ -29,7 +30,7 @@ class ComputedBlock:
     def __init__(
         self, stand_in: frozen.FrozenModule, name: str, adapter: Adapter,
         linears: Mapping[str, frozen.FrozenLinear], norms: Mapping[str, frozen.FrozenNorm], compute_dtype: torch.dtype,
-        rotations: Rotations, streaming: Streaming, plan: Plan | None
+        rotations: Rotations, streaming: Streaming, parking: Parking | None, plan: Plan | None
     ) -> None:
         self._block, self._name = stand_in.module, name
         self._adapter, self._compute_dtype = adapter, compute_dtype
@@ -39,7 +40,8 @@ class ComputedBlock:
         self._ours: Callable | None = None
         if is_known(self._block):
             self._ours = WanBlock(
-                self._block, name, adapter, norms, compute_dtype, rotations, plan, self._first, self._again)
+                self._block, name, adapter, norms, compute_dtype, rotations, plan, self._first, self._again,
+                parking)
         self.is_ours = True
         """Whether ours is used, where the block is one that ours can compute."""
         self.compared: Callable | None = None

@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import comfy.model_management
 import torch
 
+from ...trainer.base.switches import full_sums
 from ...trainer.model import text_padding
 from ...trainer.model.adapters import Adapter
 from ...trainer.model.plan import Plan
@@ -153,7 +154,7 @@ class ComfyDenoiser:
 
         def run() -> None:
             with torch.no_grad():
-                self.velocity(x_BCFHW, torch.tensor([0.5]), {"text": text_BLD})
+                self.velocity(x_BCFHW, torch.tensor([0.5]), self.prepared({"text": text_BLD}, size_FHW))
 
         with self._stand_ins.as_comfyui(), self_test.of_branches(branches):
             run()
@@ -170,18 +171,32 @@ class ComfyDenoiser:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Autograd on, and ComfyUI told not to use kernels that have no backward."""
+        """Autograd on, ComfyUI told not to use kernels that have no backward, and fp16 products summed up in fp32."""
         management = comfy.model_management
         known = hasattr(management, "in_training")  # ComfyUI 0.13.0 and newer
         before = getattr(management, "in_training", False)
         if known:
             management.in_training = True
         try:
-            with torch.enable_grad():
+            with attention.kernels(), full_sums(), torch.enable_grad():
                 yield
         finally:
             if known:
                 management.in_training = before
+
+    def prepared(
+        self, conditions: Mapping[str, torch.Tensor], size_FHW: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """{"text": text_BKD, "text_bias": bias_BK} in the compute dtype, on the CPU, of {"text": text_BLD}.
+
+        The text is cast to the model's dtype, as ComfyUI does in sampling; zero rows at its end are padding.
+        """
+        # the network pads sides that its patch size does not divide
+        num_tokens = math.prod(-(-side // patch) for side, patch in zip(size_FHW, self.family.patch_FHW, strict=True))
+        text_BKD, bias_BK = text_padding.fold(
+            conditions["text"].cpu(), self.compute_dtype, self.family.text_length, other_than=num_tokens,
+            numbers_are_few=self.device.type != "cpu")
+        return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK}
 
     def velocity(
         self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
@@ -189,21 +204,16 @@ class ComfyDenoiser:
         """velocity_BCFHW, the predicted noise - x0, in fp32; only while attached.
 
         Args:
-            x_BCFHW: the noisy latent; like the text it is cast to the model's dtype, as ComfyUI does in sampling.
+            x_BCFHW: the noisy latent; it is cast to the model's dtype, as ComfyUI does in sampling.
             t_B: the noise level in 0..1.
-            conditions: {"text": text_BLD}; zero rows at its end are padding.
+            conditions: what `prepared` gave, for a latent of this size.
         """
-        # the network pads sides that its patch size does not divide
-        num_tokens = math.prod(-(-side // patch) for side, patch in
-                               zip(x_BCFHW.shape[2:], self.family.patch_FHW, strict=True))
-        text_BKD, bias_BK = text_padding.fold(
-            conditions["text"], self.compute_dtype, self.family.text_length, other_than=num_tokens)
-        attended = attention.Attention(bias_BK.to(self.device))
+        attended = attention.Attention(conditions["text_bias"].to(self.device))
         self._keep_in_place()
         velocity_BCFHW = self._network(
             x_BCFHW.to(self.device, self.compute_dtype),
             t_B.to(self.device, torch.float32) * self.family.time_scale,
-            context=text_BKD.to(self.device, self.compute_dtype),
+            context=conditions["text"].to(self.device),
             # a fresh dict: the model writes into it
             transformer_options={block.OVERRIDE: attended},
         )

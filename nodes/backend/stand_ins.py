@@ -10,6 +10,7 @@ from comfy.patcher_extension import PatcherInjection
 from torch import nn
 
 from ...trainer.model.adapters import Adapter
+from ...trainer.model.parking import Parking
 from ...trainer.model.pieces import Rotations
 from ...trainer.model.plan import Plan
 from . import frozen, self_test
@@ -115,12 +116,13 @@ class StandIns:
                 held.append((norms[name], norms[name]))
         self._computed = []
         rotations, streaming = Rotations(), Streaming(self.linears, device, is_dynamic)
+        parking = Parking(device) if plan.inputs_in_ram and device.type == "cuda" else None
         blocks = getattr(self._network, self._blocks)
         for number, block in enumerate(blocks):
             stand_in = frozen.FrozenModule(block)
             computed = ComputedBlock(
                 stand_in, f"{self._blocks}.{number}", adapter, linears, norms, compute_dtype, rotations,
-                streaming, plan if number < len(blocks) - plan.whole_blocks else None)
+                streaming, parking, plan if number < len(blocks) - plan.whole_blocks else None)
             self._computed.append(computed)
             held.append((stand_in, computed))
 

@@ -95,14 +95,14 @@ def sample_in_training(denoiser: ComfyDenoiser, positive: list, sampling: Sampli
         positive: CONDITIONING.
         shift: of the noise levels, as in ModelSamplingSD3.
     """
-    positive_BLD, negative_BLD = (text[0][0].float().clone().to(denoiser.device)
-                                  for text in (positive, sampling.negative))
+    shape = latent_shape(denoiser.family, sampling)
+    with_text, without_text = (_prepared(denoiser, text, shape) for text in (positive, sampling.negative))
 
     def denoised(x_BCFHW: torch.Tensor, sigma_B: torch.Tensor, **_arguments) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        velocity = denoiser.velocity(x_BCFHW, sigma_B, {"text": positive_BLD})
+        velocity = denoiser.velocity(x_BCFHW, sigma_B, with_text)
         if sampling.cfg != 1:
-            without = denoiser.velocity(x_BCFHW, sigma_B, {"text": negative_BLD})
+            without = denoiser.velocity(x_BCFHW, sigma_B, without_text)
             velocity = without + sampling.cfg * (velocity - without)
         return x_BCFHW - sigma_B.view(-1, 1, 1, 1, 1) * velocity
 
@@ -110,13 +110,19 @@ def sample_in_training(denoiser: ComfyDenoiser, positive: list, sampling: Sampli
     flow.set_parameters(shift=shift)
     sigmas = comfy.samplers.calculate_sigmas(flow, "simple", sampling.steps)
     generator = torch.Generator().manual_seed(sampling.seed)
-    noise_BCFHW = torch.randn(latent_shape(denoiser.family, sampling), generator=generator)
+    noise_BCFHW = torch.randn(shape, generator=generator)
     with denoiser.training(), torch.no_grad():
         start_BCFHW = (noise_BCFHW * sigmas[0]).to(denoiser.device)
         latent_BCFHW = comfy.k_diffusion.sampling.sample_euler(
             denoised, start_BCFHW, sigmas.to(denoiser.device), disable=True)
     with torch.inference_mode():  # ComfyUI's own sampling gives inference tensors, too
         return denoiser.family.denormalize(latent_BCFHW.clone())
+
+
+def _prepared(denoiser: ComfyDenoiser, prompt: list, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    text_BLD = prompt[0][0].float().clone()  # it was made in inference mode
+    return {name: tensor.to(denoiser.device)
+            for name, tensor in denoiser.prepared({"text": text_BLD}, shape[2:]).items()}
 
 
 def decode(vae, latent_BCFHW: torch.Tensor, name: str) -> np.ndarray:

@@ -72,7 +72,8 @@ class World:
 
     def live(self, adapter: Adapter) -> torch.Tensor:
         with torch.no_grad(), self.denoiser.attached(adapter, self.linears, True, 0):
-            return self.denoiser.velocity(self.x, torch.tensor([0.4]), {"text": self.text})
+            return self.denoiser.velocity(
+                self.x, torch.tensor([0.4]), self.denoiser.prepared({"text": self.text}, self.x.shape[2:]))
 
     def applied(self, state) -> torch.Tensor:
         """Of ComfyUI's model with the LoRA on it."""

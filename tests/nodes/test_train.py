@@ -137,7 +137,7 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     latent, text = batch.latent_BCFHW, pad(batch.conditions["text"], 512)
     x, t_B = torch.randn(latent.shape, generator=generator), torch.tensor([0.6])
     with torch.no_grad(), denoiser.attached(adapter, linears, Plan(), 0):
-        live = denoiser.velocity(x, t_B, {"text": text})
+        live = denoiser.velocity(x, t_B, denoiser.prepared({"text": text}, x.shape[2:]))
     lora_file.save(tmp_path / "a.safetensors", lora_file.from_adapter(adapter.state_dict(), 20), {})
     applied, fit = apply(model, lora_file.load(tmp_path / "a.safetensors"), 1.0)
     with torch.inference_mode():

@@ -98,8 +98,12 @@ class AdaptedModel:
         from wantune.trainer.training import objective
 
         return objective.denoising_loss(
-            self.denoiser, batch.latent_BCFHW, {"text": batch.text_BLD}, batch.t_B, batch.noise_BCFHW
+            self.denoiser, batch.latent_BCFHW, self.conditions(batch), batch.t_B, batch.noise_BCFHW
         )
+
+    def conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The batch's text as the denoiser takes it."""
+        return self.denoiser.prepared({"text": batch.text_BLD}, batch.latent_BCFHW.shape[2:])
 
     def gradients(self, loss_B: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradients of the mean loss, by the keys of the adapter's state dict."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+
+from .errors import UserError
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+"""Torch reads it before the first matrix product of the process, and refuses to be deterministic without it."""
 
 
 @contextmanager
@@ -27,6 +33,60 @@ def own_switches() -> Iterator[None]:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         yield
+
+
+@contextmanager
+def full_sums() -> Iterator[None]:
+    """Inside the context products of fp16 matrices are summed up in fp32; put back on exit.
+
+    ComfyUI's --fast and loaders of other packs have CUDA sum them up in fp16, which is good enough to sample with.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = getattr(matmul, "allow_fp16_accumulation", False)  # torch before 2.7 has no such switch
+    if not before:
+        yield
+        return
+    matmul.allow_fp16_accumulation = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_accumulation = before
+
+
+def check_deterministic(device: torch.device) -> None:
+    """UserError where `deterministic` cannot be: cuBLAS must have been told when the process started."""
+    if device.type == "cuda" and torch.version.cuda and os.environ.get(_CUBLAS) not in (":4096:8", ":16:8"):
+        raise UserError("deterministic is on, which CUDA's matrix products must be told when ComfyUI starts: start it "
+                        f"with --deterministic (or with {_CUBLAS}=:4096:8), or switch deterministic off.")
+
+
+@contextmanager
+def deterministic(is_on: bool) -> Iterator[None]:
+    """Inside the context torch takes kernels that give the same bits each time, if `is_on`; put back on exit.
+
+    Torch only warns of the backward of its attention kernels where warnings are all that is asked for, so errors are.
+
+    Raises:
+        UserError: a kernel has no such form.
+    """
+    if not is_on:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # finds faults of programs, at a price
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError("deterministic is on, but training needs a kernel that does not give the same bits each time; "
+                        f"switch deterministic off. ({str(error).splitlines()[0]})") from None
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 def _accelerator() -> set[str]:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from .cache import CachedSample, Visit
 from .store import read_tensor
 
 AHEAD = 2
-"""Batches that are read ahead."""
+"""Batches that are prepared ahead."""
 
 Position = tuple[int, int]
 """(epoch, batches already taken in it)"""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +103,23 @@ class BucketSampler:
         self._samples = samples
         self._batch_size = batch_size
         self._seed = seed
-        self._epochs: dict[int, _Epoch] = {}
+        self._known: tuple[int, _Epoch] | None = None
         self.epoch = 0
         self.cursor = 0
         self.steps_per_epoch = batches_per_epoch(samples, batch_size)
         """Batches per epoch, before gradient accumulation; the same in every epoch."""
 
+    @property
+    def position(self) -> Position:
+        """Where the next batch lies."""
+        return self.epoch, self.cursor
+
     def next(self) -> list[Visit]:
         """The next batch, all of one bucket; shorter than the batch size at the end of a bucket."""
-        (self.epoch, cursor), visits = next(self.upcoming())
-        self.cursor = cursor + 1
-        return visits
-
-    def upcoming(self) -> Iterator[tuple[Position, list[Visit]]]:
-        """Endless iterator over what `next` will return, with positions; the sampler's own position stays."""
-        epoch, cursor = self.epoch, self.cursor
-        while True:
-            if cursor == self.steps_per_epoch:
-                epoch, cursor = epoch + 1, 0
-            yield (epoch, cursor), self._batch(epoch, cursor)
-            cursor += 1
+        if self.cursor == self.steps_per_epoch:
+            self.epoch, self.cursor = self.epoch + 1, 0
+        self.cursor += 1
+        return self._batch(self.epoch, self.cursor - 1)
 
     def _batch(self, epoch: int, cursor: int) -> list[Visit]:
         order = self._epoch(epoch)
@@ -128,10 +128,9 @@ class BucketSampler:
                 in zip(order.indices[rows], order.visits[rows], order.is_dropped[rows], strict=True)]
 
     def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
-            self._epochs = {known: order for known, order in self._epochs.items() if abs(known - epoch) <= AHEAD}
-            self._epochs[epoch] = self._shuffle(epoch)
-        return self._epochs[epoch]
+        if self._known is None or self._known[0] != epoch:
+            self._known = epoch, self._shuffle(epoch)
+        return self._known[1]
 
     def _shuffle(self, epoch: int) -> _Epoch:
         random = np.random.default_rng([self._seed, epoch])
@@ -156,26 +155,20 @@ class BucketSampler:
         return _Epoch(rows, np.concatenate(visits), is_dropped, random.permutation(np.concatenate(batches)))
 
 
-class LookAhead:
-    """Batches of a sampler, read by a thread while the step before them is computed."""
+class LookAhead(Generic[Item]):
+    """What an iterator gives, made by one thread, one after the other, while what came before is used."""
 
-    def __init__(self, sampler: BucketSampler, kinds: Sequence[ConditionKind]) -> None:
-        self._sampler = sampler
-        self._kinds = kinds
-        self._reader = DaemonPool(1, "wantune-batches")
-        self._reading: dict[Position, Future] = {}
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._thread = DaemonPool(1, "wantune-batches")
+        self._ahead: deque[Future] = deque()
 
-    def next(self) -> Batch:
-        """The next batch; the sampler's position moves by one, whatever is read ahead."""
-        upcoming = self._sampler.upcoming()
-        wanted = dict(next(upcoming) for _ in range(AHEAD + 1))
-        # after a change of the sampler's position (a resumed run) other batches that were read ahead are useless
-        self._reading = {position: self._reading.get(position) or self._reader.submit(read_batch, visits, self._kinds)
-                         for position, visits in wanted.items()}
-        position = next(iter(wanted))
-        self._sampler.next()
-        return self._reading.pop(position).result()
+    def next(self) -> Item:
+        """The iterator's next; what the iterator raised is raised at its own place."""
+        while len(self._ahead) <= AHEAD:
+            self._ahead.append(self._thread.submit(next, self._items))
+        return self._ahead.popleft().result()
 
     def close(self) -> None:
-        """Stop reading."""
-        self._reader.shutdown(cancel_futures=True)
+        """Make no more."""
+        self._thread.shutdown(cancel_futures=True)

@@ -7,7 +7,7 @@ from 0 (data) to 1 (pure noise).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -77,6 +77,17 @@ class Denoiser(Protocol):
     def training(self) -> AbstractContextManager[None]:
         """Encloses forward and backward: enables autograd and what else they need; restored on exit in any case."""
 
+    def prepared(
+        self, conditions: Mapping[str, torch.Tensor], size_FHW: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """Conditions as `velocity` takes them, on the CPU: computed once, and in a thread while the model computes.
+
+        Args:
+            conditions: a tensor (B, ...) for each of the family's kinds, on the CPU. Zero rows at the end of a text are
+                padding; the prediction is that for texts padded to the family's text length.
+            size_FHW: frames, rows and columns of the latents they belong to.
+        """
+
     def velocity(
         self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
@@ -85,8 +96,7 @@ class Denoiser(Protocol):
         Args:
             x_BCFHW: noisy latents, fp32.
             t_B: noise levels in 0..1, fp32.
-            conditions: a tensor (B, ...) for each of the family's kinds. Zero rows at the end of a text are padding;
-                the prediction is that for texts padded to the family's text length.
+            conditions: what `prepared` gave, for latents of x's size.
         """
 
     def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+from .kept import NOTHING, Kept
+from .parking import Parking
 from .plan import BRANCH, Plan
 from .recompute import RandomStates
 from .wan_branches import Inputs
@@ -23,7 +25,7 @@ Around = Callable[[int | None], AbstractContextManager]
 class Branch(Protocol):
     """As those of wan_branches.py."""
 
-    def forward(self, x_BLD: torch.Tensor, inputs: Inputs, saves: bool, reads: bool = True):
+    def forward(self, x_BLD: torch.Tensor, inputs: Inputs, saves: bool, reads: bool, kept: Kept):
         """x plus what the branch adds, and what `backward` needs."""
 
     def backward(self, saved, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
@@ -39,17 +41,20 @@ class LeanBlock:
         plan: None where everything is kept.
         first, again: enclose the first and the second computation; the second with its backward.
         draws: whether random numbers are drawn, which must be the same both times.
+        parking: of all blocks, for a plan whose inputs wait in RAM; None on the CPU.
     """
 
     def __init__(
         self, branches: Sequence[Branch], trains: Sequence[bool], plan: Plan | None, first: Around, again: Around,
-        draws: bool
+        draws: bool, parking: Parking | None
     ) -> None:
         self._branches = branches
         self._trains = trains
         self._is_whole = plan is None
         self._is_by_branch = plan is not None and plan.segments == BRANCH
         self._first, self._again = first, again
+        self._keeps_attention = plan is not None and plan.keeps_attention
+        self._parking = parking if plan is not None and plan.inputs_in_ram else None
         self.draws = draws
 
     def __call__(self, x_BLD: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -61,31 +66,30 @@ class LeanBlock:
         return _BlockNode.apply(torch.empty((), requires_grad=True), x_BLD, self, inputs)
 
     def forward(self, x_BLD: torch.Tensor, inputs: Inputs, keeps: bool = True) -> tuple[torch.Tensor, list]:
-        """The result, and what is kept: of each branch what its gradient needs, or its input, or the block's input."""
-        kept = [] if self._is_whole or self._is_by_branch else [x_BLD]
+        """The result, and what is kept of the block or of each branch: its input, or what its gradient needs."""
+        kept = [_Part(self, x_BLD)] if keeps and not (self._is_whole or self._is_by_branch) else []
         saves = keeps and self._is_whole
         with self._first(None):
             for branch in self._branches:
-                if self._is_by_branch:
-                    kept.append(x_BLD)
-                x_BLD, saved = branch.forward(x_BLD, inputs, saves)
+                if keeps and self._is_by_branch:
+                    kept.append(_Part(self, x_BLD))
+                memory = NOTHING if self._is_whole or not keeps else kept[-1].memory
+                x_BLD, saved = branch.forward(x_BLD, inputs, saves, True, memory)
                 if saves:
                     kept.append(saved)
         return x_BLD, kept
 
     def backward(self, kept: list, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
         """The gradient of x, if it is asked for; parameters get theirs in any case."""
-        if not (self._is_whole or self._is_by_branch):
-            with self._again(None):
-                return self._through(self._saved_again(kept.pop(), inputs), grad_BLD, inputs, needs_x)
-        return self._through(kept, grad_BLD, inputs, needs_x)
-
-    def _saved_again(self, x_BLD: torch.Tensor, inputs: Inputs) -> list:
-        all_saved = []
-        for branch in self._branches:
-            x_BLD, saved = branch.forward(x_BLD, inputs, saves=True, reads=branch is not self._branches[-1])
-            all_saved.append(saved)
-        return all_saved
+        if self._is_whole or self._is_by_branch:
+            return self._through(kept, grad_BLD, inputs, needs_x)
+        with self._again(None):
+            x_BLD, memory = kept.pop().restored()
+            all_saved = []
+            for branch in self._branches:
+                x_BLD, saved = branch.forward(x_BLD, inputs, True, branch is not self._branches[-1], memory)
+                all_saved.append(saved)
+            return self._through(all_saved, grad_BLD, inputs, needs_x)
 
     def _through(self, kept: list, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
         for number in reversed(range(len(self._branches))):
@@ -95,10 +99,24 @@ class LeanBlock:
             branch, saved = self._branches[number], kept.pop()
             with self._again(number) if self._is_by_branch else nullcontext():
                 if self._is_by_branch:
-                    _, saved = branch.forward(saved, inputs, saves=True, reads=False)
+                    x_BLD, memory = saved.restored()
+                    _, saved = branch.forward(x_BLD, inputs, True, False, memory)
                 grad_BLD = branch.backward(saved, grad_BLD, inputs, needs)
             del saved
         return grad_BLD if needs_x else None
+
+
+class _Part:
+    """The input of a part that is computed again, and what else is kept of it."""
+
+    def __init__(self, block: LeanBlock, x_BLD: torch.Tensor) -> None:
+        self._parking = block._parking
+        self._x_BLD = x_BLD if self._parking is None else self._parking.put(x_BLD)
+        self.memory = Kept(is_on=block._keeps_attention)
+
+    def restored(self) -> tuple[torch.Tensor, Kept]:
+        self.memory.begin_again()
+        return self._x_BLD if self._parking is None else self._parking.take(self._x_BLD), self.memory
 
 
 class _BlockNode(torch.autograd.Function):

@@ -17,9 +17,14 @@ MAX_ROWS = 4
 """Rows that replace the padding. One is enough in fp32; in bf16 the rounding of log n changes its weight by up to
 1.6 %, each further row makes up for what the rows before it leave, and with four the sum is exact to a millionth."""
 
-
 ROW_MULTIPLE = 8
 """The number of rows is a multiple of this: attention kernels on CUDA copy a bias whose rows are not so aligned."""
+
+FEW = (32, 64, 96, 128, 192, 256, 384, 512)
+"""The numbers of rows on a device that chooses, builds or records kernels for each number anew; above them the
+multiples of FURTHER. On a CPU, where each row costs as much as the next, there are as few rows as possible instead."""
+
+FURTHER = 128
 
 
 def pad(text_BLD: torch.Tensor, length: int) -> torch.Tensor:
@@ -29,37 +34,45 @@ def pad(text_BLD: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def fold(
-    text_BLD: torch.Tensor, dtype: torch.dtype, length: int, other_than: int = 0
+    text_BLD: torch.Tensor, dtype: torch.dtype, length: int, other_than: int = 0, numbers_are_few: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A shorter text and an attention bias that give the result of `pad(text_BLD, length)` without a bias.
 
     Args:
-        text_BLD: embeddings, zero after each text's own end; already padded or not.
+        text_BLD: embeddings on the CPU, zero after each text's own end; already padded or not.
         dtype: of the bias, the dtype attention computes in.
         length: tokens to which the model pads (`ModelFamily.text_length`).
         other_than: a number of rows that the result must not have: the number of video tokens, so that attention over
             the text can be told from attention over the video by the number of keys.
+        numbers_are_few: the number of rows is one of FEW.
 
     Returns:
-        text_BKD, the texts and a few zero rows, K a multiple of ROW_MULTIPLE; and bias_BK to be added to the logits
-        of each query, -inf for rows without effect.
+        text_BKD, the texts and zero rows, K a multiple of ROW_MULTIPLE; and bias_BK to be added to the logits of each
+        query, -inf for rows without effect.
     """
     lengths = _lengths(text_BLD)
     longest = max(lengths)
     logits = [_logits(length - own, dtype) for own in lengths]
-    rows = -(-(longest + max(map(len, logits))) // ROW_MULTIPLE) * ROW_MULTIPLE
+    rows = _rows(longest + max(map(len, logits)), numbers_are_few)
     if rows == other_than:
-        rows += ROW_MULTIPLE
+        rows = _rows(rows + 1, numbers_are_few)
     bias_BK = torch.full((len(lengths), rows), -math.inf, dtype=dtype)
     for bias_K, own, padding in zip(bias_BK, lengths, logits, strict=True):
         bias_K[:own] = 0
         bias_K[longest:longest + len(padding)] = torch.tensor(padding, dtype=dtype)
     text_BKD = torch.nn.functional.pad(text_BLD[:, :longest], (0, 0, 0, rows - longest))
-    return text_BKD, bias_BK.to(text_BLD.device)
+    return text_BKD, bias_BK
+
+
+def _rows(count: int, numbers_are_few: bool) -> int:
+    if numbers_are_few and count <= FEW[-1]:
+        return next(rows for rows in FEW if rows >= count)
+    multiple = FURTHER if numbers_are_few else ROW_MULTIPLE
+    return -(-count // multiple) * multiple
 
 
 def _lengths(text_BLD: torch.Tensor) -> list[int]:
-    used_BL = (text_BLD != 0).any(-1).cpu()
+    used_BL = (text_BLD != 0).any(-1)
     return [int(used_L.nonzero()[-1]) + 1 if used_L.any() else 0 for used_L in used_BL]
 
 

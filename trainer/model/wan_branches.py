@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 from . import pieces
+from .kept import NOTHING, Kept
 from .linears import Linears, Saved
 from .pieces import Modulation, Rotation
 
@@ -27,7 +28,7 @@ Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 class Attention(Protocol):
     """softmax(q k^T / sqrt(d)) v of each head."""
 
-    def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool) -> tuple[torch.Tensor, Saved]:
+    def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool, kept: Kept) -> tuple[torch.Tensor, Saved]:
         """(B, L, H, d), and what `backward` needs."""
 
     def backward(self, saved: Saved, grad_BLHd) -> Sequence[torch.Tensor]:
@@ -58,11 +59,12 @@ class SelfAttention:
     eps: float
     eps_qk: float
 
-    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True):
+    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See the module.
 
         Args:
             reads: whether the result is read; it may be None otherwise.
+            kept: what is kept for a second computation, where there is one.
         """
         by = inputs.modulations[0]
         n_ND, norm = pieces.modulated_norm(x_BLD, by, self.eps)
@@ -73,7 +75,7 @@ class SelfAttention:
         k_ND, norm_k = pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
         k_BLHd = inputs.rotation.turned(self._by_head(k_ND, x_BLD))
         del q_ND, k_ND
-        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, x_BLD), saves)
+        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, x_BLD), saves, kept)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
         x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
         return x_BLD, (norm, qkv, norm_q, norm_k, attended, o) if saves else None
@@ -109,7 +111,7 @@ class CrossAttention:
     eps: float
     eps_qk: float
 
-    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True):
+    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See `SelfAttention.forward`."""
         n_ND, norm = pieces.layer_norm(x_BLD.flatten(0, 1), *self.norm3(x_BLD), self.eps)
         (q_ND,), q = self.q.forward(n_ND, saves)
@@ -119,7 +121,7 @@ class CrossAttention:
         k_ND, norm_k = pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
         q_BLHd, k_BKHd, v_BKHd = (rows_ND.view(len(x_BLD), -1, self.heads, x_BLD.shape[-1] // self.heads)
                                   for rows_ND in (q_ND, k_ND, v_ND))
-        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BKHd, v_BKHd, saves)
+        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BKHd, v_BKHd, saves, NOTHING)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
         x_BLD = x_BLD + y_ND.view_as(x_BLD) if reads else None
         return x_BLD, (norm, q, norm_q, kv, norm_k, attended, o) if saves else None
@@ -145,7 +147,7 @@ class FeedForward:
     down: Linears
     eps: float
 
-    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True):
+    def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See `SelfAttention.forward`."""
         by = inputs.modulations[1]
         n_ND, norm = pieces.modulated_norm(x_BLD, by, self.eps)

@@ -230,6 +230,8 @@ class TrainConfig:
     """Recompute each block's forward in backward: far less memory, about a third more time."""
     seed: int = 0
     """Of the adapter's initialization, the order of samples, dropout, the noise and the noise levels."""
+    deterministic: bool = False
+    """The same seed gives the same bits on a CUDA device too, where the backward of attention otherwise does not."""
     lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -251,8 +253,7 @@ class TrainConfig:
         A setting that later versions add is part of it only where it differs from its default, which must leave
         training as it was: so an update finds the runs of before.
         """
-        passing = {"epochs", "max_steps", "gradient_checkpointing", "validation"}
-        return {name: value for name, value in _told(self).items() if name not in passing}
+        return {name: value for name, value in _told(self).items() if name not in _PASSING}
 
 
 def _told(record: object, prefix: str = "") -> dict:
@@ -267,6 +268,9 @@ def _told(record: object, prefix: str = "") -> dict:
             told[field.name] = value
     return told
 
+
+_PASSING = frozenset(("epochs", "max_steps", "gradient_checkpointing", "deterministic", "validation"))
+"""Settings that do not change the trajectory."""
 
 _FIRST = frozenset(
     "epochs max_steps batch_size learning_rate gradient_checkpointing seed "

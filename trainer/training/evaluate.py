@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -27,14 +28,18 @@ def held_out_loss(denoiser: Denoiser, samples: Sequence[CachedSample]) -> dict[f
     """
     sums = dict.fromkeys(LEVELS, 0.0)
     for sample in samples:
-        batch = read_batch([sample.visit(0)], denoiser.family.conditions).to(denoiser.device)
+        batch = read_batch([sample.visit(0)], denoiser.family.conditions)
+        conditions = denoiser.prepared(batch.conditions, batch.latent_BCFHW.shape[2:])
+        batch = replace(batch, conditions=conditions).to(denoiser.device)
         noise_BCFHW = objective.sample_noise(batch.latent_BCFHW, objective.generator(sample.latent_paths[0].stem))
+        losses = []
         for level in LEVELS:
             t_B = torch.tensor([level], device=denoiser.device)
             with denoiser.training(), torch.no_grad():
-                loss_B = objective.denoising_loss(
-                    denoiser, batch.latent_BCFHW, batch.conditions, t_B, noise_BCFHW, batch.mask_B11HW)
-            sums[level] += loss_B.item()
+                losses.append(objective.denoising_loss(
+                    denoiser, batch.latent_BCFHW, batch.conditions, t_B, noise_BCFHW, batch.mask_B11HW))
+        for level, loss in zip(LEVELS, torch.cat(losses).tolist(), strict=True):
+            sums[level] += loss
     return {level: total / len(samples) for level, total in sums.items()}
 
 

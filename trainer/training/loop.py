@@ -1,24 +1,29 @@
 """The training loop: `train_step` is one optimizer step, `run` a generator of events.
 
 The caller iterates over `run`, ends it after the current step by setting `stop`, or aborts it with `close()`; there are
-no callbacks, and no threads but the one that reads batches ahead. The generator never holds a torch context manager
-(such as no_grad) across a `yield`: inference mode is up to the caller.
+no threads but the one that prepares batches ahead. The generator never holds a torch context manager (such as no_grad)
+across a `yield`: inference mode is up to the caller.
 
 A step is a function of (seed, step) and of the state before it: each step seeds a generator of its own for noise and
-noise levels, and the data position is two integers. So a run that is resumed from a checkpoint is bit for bit equal to
-one that was never interrupted.
+noise levels, and the data position is two integers. So a run that is resumed from a checkpoint goes on as one that was
+never interrupted would have: bit for bit where the kernels give the same bits each time, as on a CPU.
+
+On a CUDA device `train_step` only enqueues, and what came of a step is read while the device computes the next one;
+where something is due after a step (evaluation, checkpoint, preview, the end) it is read at once.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..base.errors import UserError
-from ..encoded.batches import Batch, BucketSampler, LookAhead
+from ..base.switches import check_deterministic, deterministic
+from ..encoded.batches import BucketSampler, LookAhead
 from ..encoded.cache import CachedDataset
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
@@ -27,11 +32,10 @@ from ..runs.folder import Found, RunFolder
 from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
-from . import evaluate, objective, optim
+from . import evaluate, inputs, objective, optim
+from .inputs import Inputs
 from .length import check_learned, is_due, is_over, total_steps
-
-MAX_SKIPPED = 10
-"""A run ends after so many steps in a row whose loss or gradient is not finite."""
+from .results import Enqueued, Numbers, Results, num_late
 
 SHARE_OF_SAVING = 0.01
 """Of the time, at most, that checkpoints written by time take."""
@@ -41,7 +45,7 @@ _OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class Trainer:
-    """One run. `step` counts optimizer steps done; `losses` holds the finite losses of these.
+    """One run. `step` counts optimizer steps done, `results` holds what came of them.
 
     Args:
         found: the checkpoint and log that `RunFolder.resume` found; the run continues from them.
@@ -51,6 +55,8 @@ class Trainer:
         self, config: TrainConfig, denoiser: Denoiser, adapter: Adapter, dataset: CachedDataset, folder: RunFolder,
         found: Found,
     ) -> None:
+        if config.deterministic:
+            check_deterministic(denoiser.device)
         self.config = config
         self.denoiser = denoiser
         self.adapter = adapter
@@ -58,7 +64,6 @@ class Trainer:
         self.folder = folder
         self._found: Found | None = found
         self.sampler = BucketSampler(dataset.samples, config.batch_size, config.seed)
-        self.batches = LookAhead(self.sampler, dataset.family.conditions)
         self.steps_per_epoch = math.ceil(self.sampler.steps_per_epoch / config.optimizer.accumulation)
         self.total_steps = total_steps(config, self.sampler.steps_per_epoch)
         self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
@@ -67,8 +72,8 @@ class Trainer:
         # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
         self.stop = False
-        self.step = self.skipped = self.skipped_in_a_row = 0
-        self.losses: list[float] = []
+        self.results = Results(self.total_steps, self.steps_per_epoch, self.scaler)
+        self.step = 0
         self._position = (0, 0)
         self._is_whole = True  # False while weights or the log change and are inconsistent
         self._saved_step, self._saved_time = 0, time.monotonic()
@@ -80,10 +85,19 @@ class Trainer:
         """Whether nothing is left to train."""
         return self._reason() != ""
 
-    def run(self) -> Iterator[Event]:
-        """Train to the end; the state after the last finished step is saved in any case. UserError if out of memory."""
+    def run(self, is_awaited: Callable[[int], bool] = lambda step: False) -> Iterator[Event]:
+        """Train to the end; the state after the last finished step is saved in any case.
+
+        Args:
+            is_awaited: whether the caller needs the weights as they are after just this step when it gets its StepDone;
+                after other steps the next one may have been done already.
+
+        Raises:
+            UserError: out of memory, or the loss or the gradient was not finite for MAX_SKIPPED steps in a row.
+        """
         start = time.perf_counter()
         restored = self._restore()
+        self.batches = LookAhead(inputs.of_steps(self.config, self.denoiser, self.sampler, self.step))
         self.folder.rewind(self.step)
         self.scalars = Scalars(self.folder.path, self.step)
         try:
@@ -91,8 +105,13 @@ class Trainer:
             if not self.is_logged("Evaluated", self.step) and self._is_evaluation_due():
                 yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
             while not self.is_done and not self.stop:
-                yield self._record(self.train_step())
-                yield from self._once_in_a_while()
+                self.train_step()
+                is_due = self.is_done or self.stop or is_awaited(self.step) or self._is_something_due()
+                yield from self._read(0 if is_due else num_late(self.denoiser.device))
+                self.results.check_progress(self.config.learning_rate)
+                if is_due:
+                    yield from self._once_in_a_while()
+            yield from self._read()
         except _OUT_OF_MEMORY as error:
             raise UserError(f"Out of memory at step {self.step + 1} of {self.total_steps}; lower batch_size, "
                             "resolution, frame_buckets or rank, or switch gradient_checkpointing on. What was learned "
@@ -100,117 +119,86 @@ class Trainer:
         finally:
             # also on Cancel, which is a BaseException in newer versions of ComfyUI
             self.batches.close()
-            self.scalars.close()
-            if self._is_whole and self.step > self._saved_step:
-                self._save()
-        check_learned(self.step, self.skipped)
+            try:
+                if self._is_whole:
+                    deque(self._read(), maxlen=0)
+                    if self.step > self._saved_step:
+                        self._save()
+            finally:
+                self.scalars.close()
+        check_learned(self.step, self.results.skipped)
         yield self._record(
-            Finished(self.step, time.perf_counter() - start, self._reason() or "stopped", self.skipped))
+            Finished(self.step, time.perf_counter() - start, self._reason() or "stopped", self.results.skipped))
 
-    def train_step(self) -> StepDone:
-        """Draw t and noise, predict, loss and backward for each batch; then clip the gradient and step once.
+    def train_step(self) -> None:
+        """Predict, loss and backward for each batch of the step; then clip the gradient and step once.
 
-        Raises:
-            UserError: the loss or the gradient was not finite for MAX_SKIPPED steps in a row.
+        What came of it is still to be read, from `results`.
         """
         start = time.perf_counter()
-        position, batches = self._next_batches()
-        sizes = [len(batch.names) for batch in batches]
-        generator = objective.generator(self.config.seed, self.step)
-        uniform = objective.sample_uniform(self.config.objective, sum(sizes), generator).split(sizes)
-        timesteps, losses = [], []
-        for batch, u_B in zip(batches, uniform, strict=True):
-            dropout = objective.generator("dropout", self.config.seed, self.step, len(losses)).initial_seed()
-            with self.adapter.dropout_from(dropout):
-                t_B, loss_B = self._backward(batch, u_B, sum(sizes), generator)
-            timesteps += t_B.tolist()
-            losses += loss_B.tolist()
+        names, timesteps, losses = [], [], []
+        for batch in self._next_batches():
+            with self.adapter.dropout_from(batch.dropout_seed):
+                losses.append(self._backward(batch.to(self.denoiser.device)))
+            names += batch.names
+            timesteps += batch.timesteps
 
         rate = optim.rate_of_step(self.config.optimizer, self.total_steps, self.step)
         learning_rate = self.config.learning_rate * rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        grad_norm = self._clip() if all(map(math.isfinite, losses)) else math.nan
         self._is_whole = False
-        is_skipped = not self._update(grad_norm)
+        numbers = self._update(losses)
         self.step += 1
-        self._position = position
+        self._position = batch.position
+        self.results.add(Enqueued(self.step, tuple(names), tuple(timesteps), learning_rate, numbers, start))
         self._is_whole = True
-        loss = sum(losses) / len(losses)
-        self._count(is_skipped, loss, [name for batch in batches for name in batch.names])
-        seconds = time.perf_counter() - start
-        return StepDone(
-            step=self.step,
-            total_steps=self.total_steps,
-            epoch=(self.step - 1) // self.steps_per_epoch + 1,
-            loss=loss,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
-            timesteps=tuple(round(t, 4) for t in timesteps),
-            losses=tuple(losses),
-            is_skipped=is_skipped,
-            seconds=seconds,
-            samples_per_second=len(losses) / seconds,
-        )
 
-    def _next_batches(self) -> tuple[tuple[int, int], list[Batch]]:
-        """The data position after an optimizer step, and the step's batches, all of one epoch."""
-        batches = [self.batches.next()]
-        while len(batches) < self.config.optimizer.accumulation and self.sampler.cursor < self.sampler.steps_per_epoch:
-            batches.append(self.batches.next())
-        return (self.sampler.epoch, self.sampler.cursor), batches
+    def _next_batches(self) -> Iterator[Inputs]:
+        """Those of one optimizer step."""
+        is_last = False
+        while not is_last:
+            batch = self.batches.next()
+            is_last = batch.is_last
+            yield batch
 
-    def _backward(
-        self, batch: Batch, u_B: torch.Tensor, num_samples: int, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """t_B and the unweighted loss_B of one batch; its gradient is accumulated."""
-        config, device = self.config.objective, self.denoiser.device
-        batch = batch.to(device)
-        latent_BCFHW = batch.latent_BCFHW
-        t_B = objective.timesteps_of(config, u_B, latent_BCFHW[0].numel() // self.dataset.family.values_per_token)
-        noise_BCFHW = objective.sample_noise(latent_BCFHW, generator, config.noise_offset)
-        with self.denoiser.training():
+    def _backward(self, batch: Inputs) -> torch.Tensor:
+        """The unweighted loss_B of a batch on the device; its gradient is accumulated."""
+        with deterministic(self.config.deterministic), self.denoiser.training():
             loss_B = objective.denoising_loss(
-                self.denoiser, latent_BCFHW, batch.conditions, t_B.to(device), noise_BCFHW, batch.mask_B11HW, config
-            )
-            loss = (loss_B * objective.weight(config, t_B).to(device)).sum() / num_samples
+                self.denoiser, batch.latent_BCFHW, batch.conditions, batch.t_B, batch.noise_BCFHW, batch.mask_B11HW,
+                self.config.objective)
+            loss = (loss_B * batch.weight_B).sum() / batch.num_samples
             self.scaler.scale(loss).backward()
         self.adapter.collect_gradients()
-        return t_B, loss_B.detach().cpu()
+        return loss_B.detach()
 
-    def _clip(self) -> float:
-        """Clip the gradient to max_grad_norm; returns its norm before."""
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradient to max_grad_norm; returns its norm before, on the device."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.optimizer.max_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters, limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters, limit)
 
-    def _update(self, grad_norm: float) -> bool:
-        """One step of the optimizer; False if the loss or the gradient is not finite and no weight was changed."""
-        is_finite = math.isfinite(grad_norm)
-        if is_finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # skips the step if a gradient overflowed
-            self.scaler.update()  # and lowers the loss scale then
-        if is_finite:
+    def _update(self, losses: list[torch.Tensor]) -> Numbers:
+        """Clip, and one step of the optimizer; no weight changes if a loss or the gradient is not finite."""
+        loss_B, grad_norm = torch.cat(losses), self._clip()
+        scale = self.scaler.scale(torch.ones_like(grad_norm))
+        numbers = Numbers(torch.cat([loss_B, grad_norm[None], scale[None]]))
+        if optim.skips_on_device(self.optimizer) and not self.averages.follows:
+            optim.step_if(loss_B.isfinite().all() & grad_norm.isfinite(), self.optimizer)
+        elif all(map(math.isfinite, numbers.read())):
+            self.optimizer.step()
             self.averages.step()
+        self.scaler.update()  # lowers the loss scale where the gradient overflowed
         self.optimizer.zero_grad(set_to_none=True)
-        return is_finite
+        return numbers
 
-    def _count(self, is_skipped: bool, loss: float, names: list[str]) -> None:
-        if math.isfinite(loss):
-            self.losses.append(loss)
-        if not is_skipped:
-            self.skipped_in_a_row = 0
-            return
-        self.skipped += 1
-        # fp16: a lower loss scale cures an overflow, so only one at a scale below 1 counts
-        if not math.isfinite(loss) or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
-            self.skipped_in_a_row += 1
-        if self.skipped_in_a_row == MAX_SKIPPED:
-            raise UserError(
-                f"The loss or its gradient was not finite for {MAX_SKIPPED} steps in a row, the last at step "
-                f"{self.step} ({', '.join(names)}, loss {loss}). The LoRA is as it was before them. Lower "
-                f"learning_rate (now {self.config.learning_rate:g}), or load the model in bf16 or fp32."
-            )
+    def _read(self, leave: int = 0) -> Iterator[StepDone]:
+        """Record what came of the enqueued steps, but for the newest `leave`; waits for the device."""
+        while len(self.results) > leave:
+            self.results.wait()
+            self._is_whole = False
+            yield self._record(self.results.read())
 
     def _reason(self) -> str:
         if self.step >= self.total_steps:
@@ -219,14 +207,19 @@ class Trainer:
 
     def _once_in_a_while(self) -> Iterator[Event]:
         """Evaluate and save after a step, where the validation settings make it due."""
-        validation = self.config.validation
         if self._is_evaluation_due():
             yield self._record(self.judge.measure(self.step))
-        pause = max(60 * validation.every_minutes, self._save_seconds / SHARE_OF_SAVING)
-        is_time = validation.every_minutes and time.monotonic() - self._saved_time >= pause
         is_best = self.judge.best_step == self.step
-        if is_time or is_best or self._is_planned(self.step):
+        if is_best or self._is_time_to_save() or self._is_planned(self.step):
             yield self._record(self._save())
+
+    def _is_something_due(self) -> bool:
+        return self._is_evaluation_due() or self._is_time_to_save() or self._is_planned(self.step)
+
+    def _is_time_to_save(self) -> bool:
+        minutes = self.config.validation.every_minutes
+        pause = max(60 * minutes, self._save_seconds / SHARE_OF_SAVING)
+        return bool(minutes) and time.monotonic() - self._saved_time >= pause
 
     def _is_evaluation_due(self) -> bool:
         validation = self.config.validation
@@ -248,9 +241,10 @@ class Trainer:
     def _save(self) -> Saved:
         start = time.perf_counter()
         state = {
-            "step": self.step, "skipped": self.skipped, "position": self._position, "judge": self.judge.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "averages": self.averages.state_dict(), "parameters": self.adapter.state_dict(),
+            "step": self.step, "skipped": self.results.skipped, "position": self._position,
+            "judge": self.judge.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "averages": self.averages.state_dict(),
+            "parameters": self.adapter.state_dict(),
         }
         # the history first: what a checkpoint follows is never missing from it
         self.scalars.flush()
@@ -269,7 +263,7 @@ class Trainer:
         if found.checkpoint is not None:
             self._load(found.checkpoint)
         self._logged = {(line["event"], line["step"]) for line in found.lines if line["step"] == self.step}
-        self.losses = found.losses
+        self.results.losses = found.losses
         return Started(
             step=self.step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch,
             num_modules=self.adapter.num_modules, passed_over=found.passed_over,
@@ -277,7 +271,7 @@ class Trainer:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.step, self.skipped = state["step"], state["skipped"]
+        self.step, self.results.skipped = state["step"], state["skipped"]
         self.judge.load_state_dict(state["judge"])
         self.adapter.load_state_dict(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -135,7 +135,7 @@ def denoising_loss(
 
     Args:
         latent_BCFHW: normalised latents x0, fp32, on the denoiser's device.
-        conditions: tensors (B, ...) by kind of condition (model/conditions.py).
+        conditions: as `Denoiser.prepared` gives them, on the denoiser's device.
         t_B: noise levels in 0..1, fp32.
         noise_BCFHW: standard normal, fp32.
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.

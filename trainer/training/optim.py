@@ -82,6 +82,23 @@ def rate_of_step(config: OptimizerConfig, total_steps: int, step: int) -> float:
     return 1.0
 
 
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step_if` takes the optimizer: the fused ones of torch, which skip a step without the host's knowing."""
+    return bool(optimizer.defaults.get("fused"))
+
+
+def step_if(is_finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer; nothing changes if `is_finite`, a bool on the device, is False. Nobody waits for it.
+
+    The attribute is how torch.amp.GradScaler tells a fused optimizer of a gradient that overflowed.
+    """
+    optimizer.found_inf = (~is_finite).float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf
+
+
 class Averages:
     """The weights that are saved and measured: the moving average of the trained parameters, or these themselves.
 
@@ -101,6 +118,11 @@ class Averages:
             self._ema = EMAModel(parameters, decay=config.ema_decay)
         has_average = self._ema is not None or hasattr(optimizer, "eval")  # as schedule-free optimizers have it
         self._is_used = config.use_average and has_average
+
+    @property
+    def follows(self) -> bool:
+        """Whether `step` does something, so that the host must know whether a step was skipped."""
+        return self._ema is not None
 
     def step(self) -> None:
         """Update the average; to be called after each optimizer step."""

@@ -159,14 +159,15 @@ class Run:
         memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
         plan = Plan() if config.gradient_checkpointing else Plan(whole_blocks=EVERYTHING)
         attached = denoiser.attached(adapter, linears, plan, memory)
-        with closing(self), attached, closing(trainer.run()) as events:
+        is_awaited = partial(_is_preview_due, trainer, previews)
+        with closing(self), attached, closing(trainer.run(is_awaited)) as events:
             for event in events:
                 yield event
                 if previews is not None:
                     yield from _previewed(trainer, previews, event)
                 trainer.stop = self.stop
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
-        self.losses = trainer.losses
+        self.losses = trainer.results.losses
 
     def _mark_best(self, judge: Mapping) -> None:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""
@@ -182,9 +183,13 @@ def _is_over(config: TrainConfig, total_steps: int, found: Found) -> bool:
     return done.step == total_steps or length.is_over(config, done.state["judge"]["since_best"])
 
 
+def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> bool:
+    return bool(previews and step and previews.is_due(step, trainer.total_steps, trainer.steps_per_epoch))
+
+
 def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Previewed]:
     """Sample previews after an event where they are due, and before the first step those of the model alone."""
-    is_due = event.step and previews.is_due(event.step, trainer.total_steps, trainer.steps_per_epoch)
+    is_due = _is_preview_due(trainer, previews, event.step)
     if isinstance(event, Started) and not event.step:
         with trainer.adapter.switched_off():
             made = previews.make(0, "base")

@@ -41,10 +41,14 @@ class Held:
 
     def step(self) -> torch.Tensor:
         with self.denoiser.training():
-            loss = self.denoiser.velocity(self.x, torch.tensor([0.2, 0.7]), {"text": self.text}).square().mean()
+            loss = self.velocity().square().mean()
             loss.backward()
             self.adapter.collect_gradients()
         return loss.detach()
+
+    def velocity(self) -> torch.Tensor:
+        conditions = self.denoiser.prepared({"text": self.text}, self.x.shape[2:])
+        return self.denoiser.velocity(self.x, torch.tensor([0.2, 0.7]), conditions)
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -113,7 +117,7 @@ def test_another_sample_in_between_neither_sees_the_adapter_nor_removes_it_for_g
 def test_the_untrained_adapter_changes_nothing(model):
     held = Held(model)
     with held.attached(), torch.no_grad():
-        with_adapter = held.denoiser.velocity(held.x, torch.tensor([0.2, 0.7]), {"text": held.text})
+        with_adapter = held.velocity()
     with torch.inference_mode():
         import comfy.model_management
 

@@ -101,7 +101,7 @@ def ours(adapted: AdaptedModel, batch, gradient_checkpointing: bool):
 
     with adapted.attached(gradient_checkpointing):
         x_t = objective.interpolate(batch.latent_BCFHW, batch.noise_BCFHW, batch.t_B)
-        velocity = adapted.denoiser.velocity(x_t, batch.t_B, {"text": batch.text_BLD}).detach()
+        velocity = adapted.denoiser.velocity(x_t, batch.t_B, adapted.conditions(batch)).detach()
         loss_B = adapted.loss_B(batch)
         return velocity, loss_B.detach(), adapted.gradients(loss_B)
 
@@ -173,7 +173,7 @@ def test_the_adapter_matters(adapted):
     batch = random_batch(PICTURE, (0.5,), adapted.denoiser.device)
     with torch.inference_mode():
         x_t = (batch.latent_BCFHW + batch.noise_BCFHW) / 2
-        without = adapted.denoiser.velocity(x_t, batch.t_B, {"text": batch.text_BLD})
+        without = adapted.denoiser.velocity(x_t, batch.t_B, adapted.conditions(batch))
     velocity, _, _ = ours(adapted, batch, False)
     assert relative_error(velocity, without) > 0.2
 

@@ -10,7 +10,7 @@ import pytest
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded import batches
-from wantune.trainer.encoded.batches import Batch, BucketSampler, LookAhead
+from wantune.trainer.encoded.batches import BucketSampler, LookAhead
 from wantune.trainer.encoded.cache import CachedSample
 
 WIDE, TALL = Bucket(1, 256, 512), Bucket(1, 512, 256)
@@ -71,15 +71,6 @@ def test_a_position_gives_the_same_batches_whatever_came_before():
         assert [other.next() for _ in range(len(run) - number)] == run[number:]
 
 
-def test_looking_ahead_moves_nothing():
-    sampler, other = BucketSampler(many(5), 2, seed=1), BucketSampler(many(5), 2, seed=1)
-    for _ in range(3 * sampler.steps_per_epoch):
-        before = (sampler.epoch, sampler.cursor)
-        ahead = [samples for _, samples in itertools.islice(sampler.upcoming(), 9)]
-        assert (sampler.epoch, sampler.cursor) == before
-        assert sampler.next() == other.next() == ahead[0]
-
-
 def test_captions_are_dropped_as_often_as_asked_and_the_order_stays():
     kept = BucketSampler(many(200), 1, seed=3)
     dropped = BucketSampler(many(200, empty_caption={"text": Path("empty")}, caption_dropout=0.2), 1, seed=3)
@@ -93,50 +84,34 @@ def test_captions_are_dropped_as_often_as_asked_and_the_order_stays():
     assert {always.next()[0].condition_paths["text"] for _ in range(30)} == {Path("empty")}
 
 
-class Reader:
-    """Stands for the disk."""
+def counted(fails_at: int = -1):
+    """Numbers from 0 on, and the threads in which they were made."""
+    threads: list[str] = []
 
-    def __init__(self, fails_on: str = "") -> None:
-        self.fails_on, self.threads, self.read = fails_on, set(), []
+    def numbers():
+        for number in itertools.count():
+            threads.append(threading.current_thread().name)
+            if number == fails_at:
+                raise UserError("gone")
+            yield number
 
-    def __call__(self, samples, kinds):
-        self.threads.add(threading.current_thread().name)
-        self.read.append(samples)
-        if any(sample.name == self.fails_on for sample in samples):
-            raise UserError("gone")
-        return Batch(tuple(sample.name for sample in samples), None, None, None)
+    return numbers(), threads
 
 
-def test_batches_are_read_ahead_in_a_thread_in_the_samplers_order(monkeypatch):
-    monkeypatch.setattr(batches, "read_batch", reader := Reader())
-    sampler, alone = BucketSampler(many(7), 2, seed=2), BucketSampler(many(7), 2, seed=2)
-    look_ahead = LookAhead(sampler, ())
-    for _ in range(3 * sampler.steps_per_epoch):
-        assert look_ahead.next().names == tuple(sample.name for sample in alone.next())
-        assert (sampler.epoch, sampler.cursor) == (alone.epoch, alone.cursor)
+def test_what_comes_next_is_made_ahead_in_a_thread_and_in_order():
+    numbers, threads = counted()
+    look_ahead = LookAhead(numbers)
+    assert not threads, "nothing is made before the first is asked for"
+    assert [look_ahead.next() for _ in range(20)] == list(range(20))
     look_ahead.close()
-    assert threading.current_thread().name not in reader.threads
-    assert len(reader.read) - 3 * sampler.steps_per_epoch <= batches.AHEAD, "each is read once"
+    assert len(set(threads)) == 1 and threading.current_thread().name not in threads
+    assert 20 <= len(threads) <= 20 + batches.AHEAD
 
 
-def test_a_position_set_from_outside_is_followed(monkeypatch):
-    monkeypatch.setattr(batches, "read_batch", Reader())
-    sampler, alone = BucketSampler(many(7), 1, seed=2), BucketSampler(many(7), 1, seed=2)
-    look_ahead = LookAhead(sampler, ())
-    for _ in range(3):
-        look_ahead.next()
-    sampler.epoch, sampler.cursor = alone.epoch, alone.cursor = 2, 4
-    for _ in range(5):
-        assert look_ahead.next().names == tuple(sample.name for sample in alone.next())
-    look_ahead.close()
-
-
-def test_a_file_that_cannot_be_read_is_an_error_at_its_own_step(monkeypatch):
-    monkeypatch.setattr(batches, "read_batch", Reader(fails_on="3"))
-    sampler, alone = BucketSampler(many(7), 1, seed=2), BucketSampler(many(7), 1, seed=2)
-    look_ahead = LookAhead(sampler, ())
-    while (name := alone.next()[0].name) != "3":
-        assert look_ahead.next().names == (name,)
+def test_what_cannot_be_read_is_an_error_at_its_own_place():
+    numbers, _ = counted(fails_at=7)
+    look_ahead = LookAhead(numbers)
+    assert [look_ahead.next() for _ in range(7)] == list(range(7))
     with pytest.raises(UserError, match="gone"):
         look_ahead.next()
     look_ahead.close()

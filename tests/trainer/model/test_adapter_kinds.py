@@ -60,7 +60,7 @@ class Held:
         return self.denoiser.attached(self.adapter, self.linears, plan_of(self.checkpointing), memory=0)
 
     def velocity(self) -> torch.Tensor:
-        return self.denoiser.velocity(self.x, self.t, {"text": self.text})
+        return self.denoiser.velocity(self.x, self.t, self.denoiser.prepared({"text": self.text}, self.x.shape[2:]))
 
     def live(self) -> torch.Tensor:
         """With the adapter."""

@@ -26,10 +26,11 @@ def attend(query, text, bias=None):
     return scaled_dot_product_attention(query.to(text), text @ key + offset[0], text @ value + offset[1], mask)
 
 
+@pytest.mark.parametrize("numbers_are_few", [False, True])
 @pytest.mark.parametrize("lengths", [(1,), (40,), (40, 7, 300), (511,), (512,), (512, 3), (600, 5)])
-def test_attention_is_that_to_the_padded_text(lengths):
+def test_attention_is_that_to_the_padded_text(lengths, numbers_are_few):
     query = torch.randn(len(lengths), 9, WIDTH)
-    folded, bias = text_padding.fold(texts(*lengths), torch.float32, 512)
+    folded, bias = text_padding.fold(texts(*lengths), torch.float32, 512, numbers_are_few=numbers_are_few)
     for index, length in enumerate(lengths):
         alone = text_padding.pad(texts(*lengths)[index:index + 1, :length], 512)
         expected = attend(query[index:index + 1].double(), alone.double())
@@ -56,6 +57,17 @@ def test_there_are_few_rows_and_never_as_many_as_the_video_has():
     folded, bias = text_padding.fold(texts(20), torch.bfloat16, 512)
     assert folded.shape[1] == bias.shape[1] == 24
     assert text_padding.fold(texts(20), torch.bfloat16, 512, other_than=24)[0].shape[1] == 32
+
+
+def test_on_a_card_the_number_of_rows_takes_few_values():
+    def rows(own: int, other_than: int = 0) -> int:
+        folded, bias = text_padding.fold(texts(own), torch.bfloat16, 512, other_than, numbers_are_few=True)
+        assert folded.shape[1] == bias.shape[1]
+        return bias.shape[1]
+
+    assert {rows(own) for own in range(509)} == set(text_padding.FEW)
+    assert rows(511) == rows(512) == 512 and rows(513) == 640 and rows(641) == 768
+    assert rows(20) == 32 and rows(20, other_than=32) == 64 and rows(500, other_than=512) == 640
 
 
 def test_rows_of_an_empty_text():

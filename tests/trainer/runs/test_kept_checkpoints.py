@@ -30,6 +30,9 @@ class Small:
             LoraConfig(rank=2), {"blocks.0.self_attn.q": FixedLinear(torch.eye(16))}, self.device, 0)
         self.forward = self.adapter.forward_of("blocks.0.self_attn.q", torch.float32)
 
+    def prepared(self, conditions, size_FHW):
+        return conditions
+
     def velocity(self, x_BCFHW, t_B, conditions):
         return self.forward(x_BCFHW.movedim(1, -1)).movedim(-1, 1)
 

@@ -28,6 +28,9 @@ class Model:
     def __init__(self, a: float = 0.25) -> None:
         self.a, self.average, self.is_on, self.is_average, self.seen = a, None, True, False, []
 
+    def prepared(self, conditions, size_FHW):
+        return conditions
+
     def velocity(self, x_BCFHW, t_B, conditions):
         assert self.is_ready and not torch.is_grad_enabled()
         self.seen.append((round(t_B.item(), 6), len(x_BCFHW), self.is_on, self.is_average))

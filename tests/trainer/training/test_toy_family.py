@@ -112,6 +112,9 @@ class ToyDenoiser:
     def training(self):
         return nullcontext()
 
+    def prepared(self, conditions, size_FHW):
+        return conditions
+
     def velocity(self, x_BCFHW, t_B, conditions):
         self.seen.append({name: tuple(tensor.shape) for name, tensor in conditions.items()})
         return self.network(x_BCFHW, t_B, conditions["text"], conditions["first_frame"], self.calls)

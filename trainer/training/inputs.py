@@ -1,0 +1,99 @@
+"""What a step needs from the host: read, drawn and prepared ahead by a thread, so that the device waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..encoded.batches import BucketSampler, Position, read_batch
+from ..model.backend import Denoiser
+from ..settings.training import TrainConfig
+from . import objective
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A batch and all that is drawn for it: a function of the data, (seed, step), and its number within the step."""
+
+    names: tuple[str, ...]
+    latent_BCFHW: torch.Tensor
+    """fp32."""
+    noise_BCFHW: torch.Tensor
+    """Standard normal, fp32."""
+    t_B: torch.Tensor
+    """Noise levels in 0..1, fp32."""
+    weight_B: torch.Tensor
+    """Of each sample's loss, fp32."""
+    conditions: dict[str, torch.Tensor]
+    """As `Denoiser.prepared` gives them."""
+    mask_B11HW: torch.Tensor | None
+    """fp32 in 0..1; None where no sample has a mask."""
+    timesteps: tuple[float, ...]
+    """t_B for the log."""
+    dropout_seed: int
+    num_samples: int
+    """Of the optimizer step, in all of its batches."""
+    position: Position
+    """Of the data after this batch."""
+    is_last: bool
+    """Whether it is the last batch of its optimizer step."""
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same on the device; the copies are enqueued there and not waited for."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+
+    def pinned(self, device: torch.device) -> Inputs:
+        """The same in memory from which a CUDA device copies by itself; elsewhere as it is."""
+        return self._each(_pinned) if device.type == "cuda" else self
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        return replace(
+            self, latent_BCFHW=change(self.latent_BCFHW), noise_BCFHW=change(self.noise_BCFHW), t_B=change(self.t_B),
+            weight_B=change(self.weight_B), mask_B11HW=None if self.mask_B11HW is None else change(self.mask_B11HW),
+            conditions={name: change(tensor) for name, tensor in self.conditions.items()})
+
+
+def of_steps(config: TrainConfig, denoiser: Denoiser, sampler: BucketSampler, step: int) -> Iterator[Inputs]:
+    """Endless: the batches of one optimizer step after the other, each step's of one epoch.
+
+    Args:
+        sampler: at the position of the first batch; it is moved on.
+        step: the optimizer step of the first batch, counted from 0.
+    """
+    family = denoiser.family
+    while True:
+        taken = [(sampler.next(), sampler.position)]
+        while len(taken) < config.optimizer.accumulation and sampler.cursor < sampler.steps_per_epoch:
+            taken.append((sampler.next(), sampler.position))
+        sizes = [len(visits) for visits, _ in taken]
+        generator = objective.generator(config.seed, step)
+        uniform = objective.sample_uniform(config.objective, sum(sizes), generator).split(sizes)
+        for number, ((visits, position), u_B) in enumerate(zip(taken, uniform, strict=True)):
+            batch = read_batch(visits, family.conditions)
+            size_FHW = batch.latent_BCFHW.shape[2:]
+            num_tokens = batch.latent_BCFHW[0].numel() // family.values_per_token
+            t_B = objective.timesteps_of(config.objective, u_B, num_tokens)
+            yield Inputs(
+                names=batch.names,
+                latent_BCFHW=batch.latent_BCFHW,
+                noise_BCFHW=objective.sample_noise(batch.latent_BCFHW, generator, config.objective.noise_offset),
+                t_B=t_B,
+                weight_B=objective.weight(config.objective, t_B),
+                conditions=denoiser.prepared(batch.conditions, size_FHW),
+                mask_B11HW=batch.mask_B11HW,
+                timesteps=tuple(t_B.tolist()),
+                dropout_seed=objective.generator("dropout", config.seed, step, sum(sizes[:number])).initial_seed(),
+                num_samples=sum(sizes),
+                position=position,
+                is_last=number == len(sizes) - 1,
+            ).pinned(denoiser.device)
+        step += 1
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:  # the system gives no more such memory (WSL gives little): the copy is then waited for
+        return tensor
