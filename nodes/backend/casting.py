@@ -56,7 +56,7 @@ def cast(module: nn.Module, like: torch.Tensor) -> Cast:
 
 
 def moved(module: nn.Module, like: torch.Tensor) -> Cast:
-    """The weight as it is stored, on the device of `like`; for modules without patches."""
+    """The weight as it is stored, on the device of `like`; not for modules that `changes_in_cast`."""
     return Cast(module, *comfy.ops.cast_bias_weight(
         module, None, module.weight.dtype, like.device, like.dtype, offloadable=True))
 
@@ -70,26 +70,50 @@ def layer_with(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | Non
     return layer
 
 
-def is_patched(module: nn.Module) -> bool:
-    """Whether ComfyUI changes the weight each time that it is cast."""
+def changes_in_cast(module: nn.Module) -> bool:
+    """Whether the weight that is computed with is not the one that is stored: patched, or in GGUF form."""
     names = ("weight_function", "bias_function", "weight_lowvram_function", "bias_lowvram_function")
-    return any(getattr(module, name, None) for name in names)
+    return hasattr(module, "cast_bias_weight") or any(getattr(module, name, None) for name in names)
 
 
 def only_casts(module: nn.Module) -> bool:
     """Whether the module's own forward is a `cast`, then torch.nn.functional.linear, and nothing else."""
-    kind = type(module)
     if hasattr(module, "is_ggml_quantized"):
         return module.is_ggml_quantized()  # those of its layers that are not go ComfyUI's way
+    if hasattr(module, "_full_precision_mm"):
+        return _dequantises(module)
+    kind = type(module)
     return (kind.forward is _Plain.forward
             and kind.forward_comfy_cast_weights is _Plain.forward_comfy_cast_weights)
 
 
+def layout_of(module: nn.Module) -> str:
+    """How the weight is stored, as users know it: "nvfp4", "float8_e4m3fn", "bfloat16", "Q4_K"."""
+    kind = getattr(module.weight, "tensor_type", None)
+    if kind is not None:
+        return getattr(kind, "name", str(kind))
+    name = getattr(module, "quant_format", None) or getattr(module, "layout_type", None)
+    if name is None:
+        return str(module.weight.dtype).removeprefix("torch.")
+    is_rotated = getattr(getattr(module.weight, "_params", None), "convrot", False)
+    return f"{name}{' with ConvRot' if is_rotated else ''}"
+
+
 def plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The values of a weight of any layout as a tensor of torch's own."""
-    if type(weight).dequantize is not torch.Tensor.dequantize:
-        weight = weight.dequantize()
-    return weight.to(dtype)
+    weight = weight.to(dtype)  # first, so that the values are made in it, as ComfyUI does
+    return weight if type(weight).dequantize is torch.Tensor.dequantize else weight.dequantize()
+
+
+def _dequantises(module: nn.Module) -> bool:
+    """Whether a layer of a quantised checkpoint computes with its dequantised weight, as others do."""
+    if getattr(module, "pre_quant_scale", None) is not None:
+        return False
+    if module.weight_function or module.bias_function or getattr(module, "layout_type", None) is None:
+        return True
+    algorithm = comfy.ops.QUANT_ALGOS.get(getattr(module, "quant_format", None), {})
+    is_full = module._full_precision_mm or getattr(module, "comfy_force_cast_weights", False)
+    return is_full and algorithm.get("quantize_input", True)  # the others have a product of their own either way
 
 
 def _storage(weight: torch.Tensor) -> int:

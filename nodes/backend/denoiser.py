@@ -27,6 +27,7 @@ from . import attention, block, carried, frozen, self_test
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
+from .room import Room
 from .stand_ins import StandIns
 
 ATTENTIONS = 2
@@ -126,10 +127,14 @@ class ComfyDenoiser:
 
     def reload(self) -> None:
         """Load the attached model onto the device again, if another one displaced it, with its stand-ins in place."""
+        management = comfy.model_management
+        # Their buffers are inference tensors, which cannot be written outside. Before loading, since it also takes the
+        # pinned RAM of every loaded model for unused, and loading takes it into use.
+        if hasattr(management, "reset_cast_buffers"):
+            management.reset_cast_buffers()
         with torch.inference_mode():  # as in sampling: patches are written into inference tensors
-            comfy.model_management.load_models_gpu([self._patcher], memory_required=self._memory)
-        if hasattr(comfy.model_management, "reset_cast_buffers"):
-            comfy.model_management.reset_cast_buffers()  # they are inference tensors and cannot be written outside
+            management.load_models_gpu([self._patcher], memory_required=self._memory)
+        self._room = Room(self._patcher)
 
     def _keep_in_place(self) -> None:
         """Put the stand-ins in again, if someone took one out: another pack's injection whose MODEL was let go of."""
@@ -210,6 +215,7 @@ class ComfyDenoiser:
         """
         attended = attention.Attention(conditions["text_bias"].to(self.device))
         self._keep_in_place()
+        self._room.look()
         velocity_BCFHW = self._network(
             x_BCFHW.to(self.device, self.compute_dtype),
             t_B.to(self.device, torch.float32) * self.family.time_scale,

@@ -179,9 +179,9 @@ class FrozenLinear(FrozenModule):
             if self.is_resident(x):
                 weight, bias = self.views()
                 return nn.functional.linear(x, weight, bias)
-            if keeps and self.keeps_cast and self._displaced is None:
-                return self._keeping(x)
-            return self._own(x)
+            if self._displaced is not None:
+                return self.original(self._spared(x))
+            return self._managed_output(x, keeps and self.keeps_cast)
 
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """grad_output @ W, (..., out_features) to (..., in_features), without autograd; a new tensor.
@@ -220,22 +220,28 @@ class FrozenLinear(FrozenModule):
             self._kept.give_back()
             self._kept = None
 
-    def _keeping(self, x: torch.Tensor) -> torch.Tensor:
+    def _managed_output(self, x: torch.Tensor, keeps: bool) -> torch.Tensor:
         module = self.module
         only_casts = casting.only_casts(module)
-        if not only_casts and casting.is_patched(module):
-            return self._own(x)  # it decides itself in which precision it patches
-        self.let_go()
-        self._kept = cast = casting.cast(module, x) if only_casts else casting.moved(module, x)
-        if only_casts:
-            y = nn.functional.linear(x, cast.weight, cast.bias)
+        if not only_casts and (not keeps or casting.changes_in_cast(module)):
+            return self.original(self._spared(x))
+        comfy.ops.run_every_op()  # the user may have interrupted
+        cast = casting.cast(module, x) if only_casts else casting.moved(module, x)
+        try:
+            if only_casts:
+                y = nn.functional.linear(x, cast.weight, cast.bias)
+            else:
+                y = type(module).forward(casting.layer_with(module, cast.weight, cast.bias), self._spared(x))
+        except BaseException:
+            cast.give_back()
+            raise
+        if keeps:
+            self.let_go()
+            cast.keep()
+            self._kept = cast
         else:
-            y = type(module).forward(casting.layer_with(module, cast.weight, cast.bias), self._spared(x))
-        cast.keep()
+            cast.give_back()
         return y
-
-    def _own(self, x: torch.Tensor) -> torch.Tensor:
-        return self.original(self._spared(x))
 
     def _spared(self, x: torch.Tensor) -> torch.Tensor:
         """What ComfyUI's own forward may write into: autograd may have saved x."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...trainer.base.errors import UserError
 from .carried import origin
+from .casting import layout_of
 from .frozen import FrozenLinear, FrozenModule
 
 ROWS = 8
@@ -27,8 +28,9 @@ BRANCH_ERROR = 0.5
 def of_linears(linears: Iterable[FrozenLinear], device: torch.device, dtype: torch.dtype) -> None:
     """Check each kind of layer, and each around which another pack has put a forward.
 
-    A linear f(x) = Wx + b must give <gy, f(v) - f(0)> = <W^T gy, v> for any v and gy. Here gy is f(v) - f(0)
-    itself: with a gy independent of v both sides are near 0, whatever the gradient is.
+    A linear f(x) = Wx + b must give <gy, (f(v) - f(-v)) / 2> = <W^T gy, v> for any v and gy. Here gy is the difference
+    itself: with a gy independent of v both sides are near 0, whatever the gradient is. f(0) would not do for b: layers
+    that divide their input by its largest value give NaN there.
 
     Args:
         device, dtype: of the activations in training.
@@ -40,13 +42,13 @@ def of_linears(linears: Iterable[FrozenLinear], device: torch.device, dtype: tor
     generator = torch.Generator().manual_seed(0)
     for linear in linears:
         theirs = linear.theirs or linear.displaced
-        kind = id(linear) if theirs else (type(linear.module), type(linear.module.weight), linear.module.weight.dtype)
+        kind = id(linear) if theirs else _kind(linear.module)
         if kind in tested:
             continue
         tested.add(kind)
         v = torch.randn(ROWS, linear.in_features, generator=generator).to(device, dtype)
         with torch.no_grad():
-            rise = linear(v) - linear(torch.zeros_like(v))
+            rise = (linear(v) - linear(-v)) / 2
         error = _error(linear, v, v, rise)
         if not error <= ERROR and theirs:
             raise UserError(
@@ -55,8 +57,15 @@ def of_linears(linears: Iterable[FrozenLinear], device: torch.device, dtype: tor
                 "there.")
         if not error <= ERROR:
             raise UserError(
-                f"A layer of this model ({type(linear.module).__name__}, {linear.module.weight.dtype}) gives no right "
+                f"A layer of this model ({type(linear.module).__name__}, {layout_of(linear.module)}) gives no right "
                 f"gradient here (relative error {error:.2g}); load the model as bf16, fp16 or fp8.")
+
+
+def _kind(module: nn.Module) -> tuple:
+    """What decides how the layer computes; a checkpoint may mix several."""
+    scales = [getattr(module, name, None) is not None for name in ("scale_weight", "input_scale", "pre_quant_scale")]
+    return (type(module), type(module.weight), module.weight.dtype, layout_of(module),
+            getattr(module, "_full_precision_mm", None), *scales)
 
 
 @contextmanager

@@ -86,10 +86,15 @@ class AdaptedModel:
         }
 
     @contextmanager
-    def attached(self, gradient_checkpointing: bool = False) -> Iterator[None]:
-        """Holds the adapter in the model and autograd on, as during a training step."""
+    def attached(self, plan=False) -> Iterator[None]:
+        """Holds the adapter in the model and autograd on, as during a training step.
+
+        Args:
+            plan: or whether each block is computed again in backward.
+        """
+        plan = plan_of(plan) if isinstance(plan, bool) else plan
         with torch.inference_mode(), torch.inference_mode(False):
-            with self.denoiser.attached(self.adapter, self.linears, plan_of(gradient_checkpointing), memory=0):
+            with self.denoiser.attached(self.adapter, self.linears, plan, memory=0):
                 with self.denoiser.training():
                     yield
 

@@ -308,7 +308,7 @@ def test_the_last_layer_of_a_block_is_computed_once_and_read_by_nobody_again(res
         calls.setdefault(id(self), []).append(bool(y.isnan().any()))
         return y
 
-    with resident.adapted.attached(gradient_checkpointing=True):
+    with resident.adapted.attached(True):
         last = {id(resident.adapted.linears[f"blocks.{i}.ffn.2"]) for i in range(2)}
         first = {id(resident.adapted.linears[f"blocks.{i}.ffn.0"]) for i in range(2)}
         monkeypatch.setattr(FrozenLinear, "output", count)
