@@ -109,8 +109,8 @@ class ApplyLoRA(io.ComfyNode):
     def execute(cls, model, strength, lora=None, file=FROM_INPUT) -> io.NodeOutput:
         found = resolve(lora, file)
         applied, reading = _applied(model, found, strength)
-        loaded = cls.hidden and named.file_of(model, cls.hidden.prompt, cls.hidden.unique_id)
-        notes = (*reading.notes, *made_for.differences(_told(found), loaded or ""), getattr(found, "note", ""))
+        notes = (*reading.notes, *made_for.differences(_told(found), named.file_of(model, cls.hidden)),
+                 getattr(found, "note", ""))
         text = "\n".join(filter(None, (f"{reading.fit}, strength {strength:g}", *notes)))
         logger.info("Applied LoRA: %s", text.replace("\n", " "))
         show_text(cls.hidden, text)

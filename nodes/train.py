@@ -109,9 +109,8 @@ class TrainWanLoRA(io.ComfyNode):
         continued = resolve(continue_from) if continue_from is not None else None
         if remark := overruled(preset, settings):
             Live.say(remark)
-        model_file = named.file_of(model, cls.hidden and cls.hidden.prompt, cls.hidden and cls.hidden.unique_id)
         lora, losses, folder = train(model, cache, run_name, _config(preset, **settings), Live(cls.hidden), restart,
-                                     previews, continued, attempt, model_file)
+                                     previews, continued, attempt, named.file_of(model, cls.hidden))
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
 
 

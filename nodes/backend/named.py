@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import PurePath
 
 _LOADERS = ("unet_name", "ckpt_name", "model_name", "gguf_name")
@@ -12,18 +11,20 @@ _DEPTH = 100
 """Nodes between ours and the loader, at most."""
 
 
-def file_of(model, prompt: Mapping | None = None, node: str | None = None) -> str:
+def file_of(model, hidden) -> str:
     """The file's name, or "" where nothing tells it.
 
     Args:
         model: a MODEL; newer versions of ComfyUI keep in it how it was loaded.
-        prompt: the graph that runs, else asked for the loader above `node`.
+        hidden: the hidden inputs of the node that has the MODEL, whose graph is else asked for the loader above the
+            node; None where there is no node.
     """
     made_by = getattr(model, "cached_patcher_init", None)
     if made_by and isinstance(made_by[1][0], str):
         return PurePath(made_by[1][0].replace("\\", "/")).name
+    prompt, node = (hidden.prompt or {}, hidden.unique_id) if hidden else ({}, None)
     for _ in range(_DEPTH):
-        inputs = ((prompt or {}).get(node) or {}).get("inputs", {})
+        inputs = (prompt.get(node) or {}).get("inputs", {})
         for name in _LOADERS:
             if isinstance(inputs.get(name), str):
                 return PurePath(inputs[name].replace("\\", "/")).name

@@ -16,8 +16,10 @@ def moving_clip(frames: int, height: int, width: int, phase: float = 0.0) -> np.
 
 
 def read_back(path: Path) -> tuple[np.ndarray, av.VideoStream]:
-    """The frames (F, H, W, 3) uint8 of a file, and its stream."""
+    """The frames (F, H, W, 3) uint8 of a file of ours, and its stream."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        # PyAV before 17 does not look at the standard that the file names
+        frames = [frame.reformat(format="rgb24", src_colorspace="ITU709", dst_colorspace="DEFAULT").to_ndarray()
+                  for frame in container.decode(stream)]
         return np.stack(frames), stream

@@ -45,7 +45,8 @@ def opened(path: Path, name: str) -> Iterator[tuple[av.container.InputContainer,
     try:
         with av.open(str(path.absolute()), options={"format_whitelist": _FORMATS}) as container:
             stream = _film(container, name)
-            stream.thread_type = "AUTO"
+            # PyAV before 17 ends FFmpeg's threads while it holds the GIL, for which these wait where its log is on.
+            stream.thread_type = "AUTO" if av.logging.get_level() is None else "NONE"
             yield container, stream
     except (av.FFmpegError, ValueError, EOFError) as error:
         if isinstance(error, UserError):

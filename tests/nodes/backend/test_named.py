@@ -88,3 +88,13 @@ def test_a_lora_of_one_expert_on_the_other_is_said(comfy, tmp_path, monkeypatch)
     assert "made for Wan2.1, by its name the model is Wan2.2" in said("wan2.1_mine.safetensors")
     for file in ("wan22_mine_low_noise.safetensors", "mine.safetensors"):
         assert said(file) == "1 of 1 modules matched, strength 1"
+
+
+def test_a_model_tells_its_file_where_there_is_no_node(comfy, tmp_path):
+    from wantune.nodes.backend.named import file_of
+
+    model = tools.load_dit(tools.random_dit(tmp_path))
+    model.cached_patcher_init = None
+    assert file_of(model, None) == ""
+    model.cached_patcher_init = (tools.load_dit, ("D:\\models\\wan2.2_low.safetensors", {}))  # as of ComfyUI 0.13
+    assert file_of(model, None) == "wan2.2_low.safetensors"

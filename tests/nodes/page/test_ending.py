@@ -30,8 +30,8 @@ pathlib.Path.read_bytes = read_slowly
 NODE_CLASS_MAPPINGS = {}
 """
 
-MOST = 5
-"""Seconds from Ctrl-C to the end of the process: Python and torch alone take two on a busy machine."""
+MOST = 1
+"""Seconds that our threads may add to what an idle ComfyUI needs from Ctrl-C to the end of its process."""
 
 
 def until(is_true) -> None:
@@ -41,12 +41,21 @@ def until(is_true) -> None:
         time.sleep(0.05)
 
 
+def seconds_to_end(server: Server) -> float:
+    """From Ctrl-C to the end of the process."""
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    server.process.wait(60)
+    return time.monotonic() - began
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a process of Windows gets no SIGINT from outside")
 def test_ctrl_c_waits_neither_for_the_page_s_scan_nor_for_that_of_a_node(comfy, tmp_path):
     pack = tmp_path / "packs" / "slow_drive"
     pack.mkdir(parents=True)
     (pack / "__init__.py").write_text(SLOW_DRIVE)
-    with Server(Path(sys.executable), comfy, ROOT, tmp_path / "server", (pack,)) as server, \
+    with Server(Path(sys.executable), comfy, ROOT, tmp_path / "idle", (pack,)) as idle, \
+            Server(Path(sys.executable), comfy, ROOT, tmp_path / "server", (pack,)) as server, \
             concurrent.futures.ThreadPoolExecutor() as pages:
         for folder in ("page", "node"):
             for number in range(20):
@@ -57,9 +66,8 @@ def test_ctrl_c_waits_neither_for_the_page_s_scan_nor_for_that_of_a_node(comfy, 
             "folder": "node", "trigger_word": "zwx", "resolution": 64, "frame_buckets": "1", "num_repeats": 1,
             "validation_items": 0}}})
         until(lambda: "reading page_0.png" in server.log() and "reading node_0.png" in server.log())
-        began = time.monotonic()
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(60)
-        assert time.monotonic() - began < MOST
+        # at the same moment, so that whatever else the machine does slows both down
+        without, with_scans = pages.map(seconds_to_end, (idle, server))
+        assert with_scans < without + MOST
         said = server.log().partition("got prompt")[2].replace("[INFO] ", "")  # newer versions begin each line so
         assert said.split("\n")[-3:] == ["", "Stopped server", ""], "no complaint"

@@ -1,21 +1,40 @@
-// The sidebar tab with all runs: it lists them, lays their curves over each other, and deletes one after asking.
+// The sidebar tab with all runs: it lists them, lays their curves over each other, opens the graph of each attempt so that
+// queueing it goes on with just that one, and deletes one after asking.
 
 import assert from 'node:assert/strict'
 import { assertReadable, inTheme } from './looks.mjs'
-import { ask, given, openTemplate, scenario, screenshot, step, text } from './scenario.mjs'
+import {
+  ask, given, nodeOf, openTemplate, pressRun, scenario, screenshot, setWidget, step, text, untilIdle,
+} from './scenario.mjs'
+
+const TRAIN = 'WanTune_TrainWanLoRA'
+
+/** What the page would send for Train Wan LoRA. */
+const queued = (page) => page.evaluate(async (type) => {
+  const { output } = await window.app.graphToPrompt()
+  return Object.values(output).find((node) => node.class_type === type).inputs
+}, TRAIN)
 
 await scenario(async ({ open, note }) => {
   const page = await open()
-  step('open the template')
-  await openTemplate(page)
+  step('train a further attempt of a run')
+  await openTemplate(page, given.run)
+  await setWidget(page, await nodeOf(page, TRAIN), 'restart', true)
+  await pressRun(page)
+  await page.waitForFunction(() => Object.keys(window.app.nodeOutputs ?? {}).length > 0)
+  await untilIdle()
 
   step('the tab lists the runs')
   await page.getByRole('button', { name: new RegExp(`^(${text('runs.tab')}|${text('runs.tooltip')})`) }).first().click()
   const list = page.getByRole('list', { name: text('runs.tab') })
   const { runs } = await ask('/wantune/runs')
   assert.ok(runs.length > 0)
-  const { name, run } = runs.find((each) => each.name === given.run)
-  const item = list.getByRole('listitem').filter({ hasText: name })
+  const attempts = runs.filter((each) => each.run.startsWith(`${given.run}-`))
+  const [first, second] = [1, 2].map((number) => attempts.find((each) => each.attempt === number))
+  assert.equal(first.key, second.key)
+  const itemOf = ({ run }) => list.getByTitle(run, { exact: true })
+  const { name, run } = first
+  const item = itemOf(first)
   await item.waitFor()
   assert.equal(await list.getByRole('listitem').count(), runs.length)
 
@@ -40,6 +59,15 @@ await scenario(async ({ open, note }) => {
   await item.getByRole('button', { name: text('runs.use'), exact: true }).click()
   await page.waitForFunction((run) => window.app.graph.nodes.some((node) =>
     node.type === 'WanTune_LoadRunLoRA' && node.widgets.some((widget) => widget.value === run)), run)
+
+  step('Continue goes on with the attempt it stands beside')
+  for (const [attempt, wanted] of [[first, 1], [second, 0]]) {
+    await itemOf(attempt).getByRole('button', { name: text('runs.continue'), exact: true }).click()
+    await page.waitForFunction(([type, wanted]) => window.app.graph.nodes.some((node) => node.type === type &&
+      node.widgets.find((widget) => widget.name === 'attempt').value === wanted), [TRAIN, wanted])
+    const { attempt: number, restart } = await queued(page)
+    assert.deepEqual({ number, restart }, { number: wanted, restart: false })
+  }
 
   step('deleting asks first')
   const remove = item.getByRole('button', { name: text('runs.delete'), exact: true })
