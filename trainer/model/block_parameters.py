@@ -38,6 +38,7 @@ class BlockParameters:
             view = self._view(self._flat, name)
             view.copy_(parameter.data)
             parameter.data = view
+        self._own = Values(self, self._flat)
 
     @property
     def trigger(self) -> nn.Parameter:
@@ -46,7 +47,9 @@ class BlockParameters:
 
     def values(self, dtype: torch.dtype) -> Values:
         """The parameters' present values in dtype: views of one cast copy, in fp32 of the parameters themselves."""
-        return self._cast or Values(self, self._flat.detach().to(dtype))
+        if dtype == torch.float32:
+            return self._own
+        return self._cast or Values(self, self._flat.to(dtype))
 
     @contextmanager
     def cast(self, dtype: torch.dtype) -> Iterator[None]:
@@ -105,12 +108,22 @@ class BlockParameters:
 
 
 class Values:
-    """The values of a block's parameters in one dtype; a snapshot unless that is fp32."""
+    """The values of a block's parameters in one dtype; a snapshot unless that is fp32. Each view is made once."""
 
     def __init__(self, block: BlockParameters, flat: torch.Tensor) -> None:
         self._block = block
         self._flat = flat
+        self._rows: dict[tuple[str, ...], torch.Tensor] = {}
+        self._columns: dict[tuple[str, ...], torch.Tensor] = {}
 
     def rows(self, names: tuple[str, ...]) -> torch.Tensor:
         """One matrix, or several that are adjacent as one."""
-        return self._block.rows(self._flat, names)
+        if names not in self._rows:
+            self._rows[names] = self._block.rows(self._flat, names)
+        return self._rows[names]
+
+    def columns(self, names: tuple[str, ...]) -> torch.Tensor:
+        """The transpose of `rows`."""
+        if names not in self._columns:
+            self._columns[names] = self.rows(names).t()
+        return self._columns[names]

@@ -79,7 +79,7 @@ class LoraLinears:
         if self._is_by_itself():
             return _delegated(self._recorded, x_NI, saves, reads)
         values = self._parameters.values(x_NI.dtype)
-        h_NK = functional.linear(x_NI, values.rows(self._names_a))  # K = g r
+        h_NK = x_NI @ values.columns(self._names_a)  # K = g r
         ys_NO = self._outputs(x_NI, h_NK, values) if reads else (None,) * len(self._linears)
         return ys_NO, (x_NI, h_NK, values) if saves else None
 
@@ -106,7 +106,7 @@ class LoraLinears:
                 self._linears, h_NK.chunk(len(self._linears), 1), self._names_b, strict=True):
             y_NO = linear.output(x_NI)
             if not linear.is_skipped:
-                y_NO.addmm_(h_Nr, values.rows(names_b).t(), alpha=self._scale)
+                y_NO.addmm_(h_Nr, values.columns(names_b), alpha=self._scale)
             ys_NO.append(y_NO)
         return tuple(ys_NO)
 
