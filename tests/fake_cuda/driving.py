@@ -1,0 +1,137 @@
+"""Drives the project's own path, from a cache to optimizer steps, and looks at it from outside."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from wantune.nodes.backend import denoiser as backend
+from wantune.trainer.data.buckets import Bucket
+from wantune.trainer.encoded import cache, store
+from wantune.trainer.model.wan21 import WAN21_T2V
+from wantune.trainer.runs.events import StepDone
+from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from wantune.trainer.training import loop
+from wantune.trainer.training.run import Run
+
+from .aimdo import Aimdo
+from .card import GIB, Card
+from .counting import Step
+
+
+class Driven:
+    """One run on a card that is not there.
+
+    Args:
+        case: a `measure.Case`.
+        share: of the weights that ComfyUI keeps on the card (lowvram); None where all are.
+        aimdo: where it runs with dynamic VRAM.
+    """
+
+    def __init__(self, case, card: Card, model, share: float | None, aimdo: Aimdo | None) -> None:
+        self._case, self._card, self._model, self._share, self._aimdo = case, card, model, share, aimdo
+        self._step = Step()
+        self._estimate = 0
+        self._weights = self._outside = 0
+        self._adapter = None
+
+    def train(self, folder: Path, steps: int) -> None:
+        """Train so many steps; counting must be active. The last one is what `result` tells of."""
+        config = _settings(self._case, steps)
+        dataset = _dataset(folder, self._case)
+        with ExitStack() as stack:
+            # no weight has a value that could be hashed, or is worth a file
+            stack.enter_context(patch.object(backend, "fingerprint", lambda *_args, **_options: "without data"))
+            stack.enter_context(patch.object(loop.Trainer, "_save", lambda trainer: None))
+            stack.enter_context(patch.object(loop.Trainer, "train_step", self._watched(loop.Trainer.train_step)))
+            stack.enter_context(patch.object(backend.ComfyDenoiser, "attached",
+                                             self._sized(backend.ComfyDenoiser.attached)))
+            denoiser = backend.ComfyDenoiser(self._model)
+            run = Run(denoiser, dataset, "fake", config, folder / "runs")
+            with closing(run.events()) as events:
+                for event in events:
+                    if isinstance(event, StepDone) and event.step == steps:
+                        break
+
+    def _watched(self, train_step):
+        def watched(trainer):
+            counting, network = self._card.counting, self._model.model.diffusion_model
+            self._adapter = trainer.adapter
+            self._weights = counting.held(network.parameters())
+            self._outside = sum(parameter.nbytes for parameter in network.parameters()
+                                if parameter.device.type == "cpu")
+            self._step = counting.begin()
+            return train_step(trainer)
+
+        return watched
+
+    def _sized(self, attached):
+        """`attached`, but a card on which the wanted share of the weights fits beside what training asks for."""
+        def sized(denoiser, *args, **kwargs):
+            import comfy.model_management as management
+
+            self._estimate = kwargs.get("memory", args[-1] if args else 0)
+            for parameter in self._model.model.parameters():
+                self._card.counting.note(parameter)
+            if self._share is not None:
+                room = max(self._estimate + management.extra_reserved_memory(),
+                           management.minimum_inference_memory())
+                # ComfyUI counts what it has placed already as free
+                self._card.total = int(self._share * self._model.model_size() + room + self._card.counting.now)
+            return attached(denoiser, *args, **kwargs)
+
+        return sized
+
+    def result(self) -> dict:
+        """What the last step took. GiB, but for counts."""
+        step, aimdo = self._step, self._aimdo
+        resident = self._weights + (aimdo.inside if aimdo else 0)
+        outside = sum(aimdo.outside.values()) if aimdo else self._outside
+        needed = step.peak - resident
+        adapter = sum(parameter.nbytes for parameter in self._adapter.parameters)
+        by_op = {name: (step.forward[name], step.backward[name], step.kernels[name])
+                 for name, _ in (step.forward + step.backward).most_common()}
+        found = {
+            "kernels": step.kernels.total(), "dispatches": step.dispatches, "waits": step.waits,
+            "total": step.peak / GIB, "weights": resident / GIB, "outside": outside / GIB,
+            "adapter_and_moments": 3 * adapter / GIB, "needed": needed / GIB, "estimate": self._estimate / GIB,
+            "estimate_of_truth": round(self._estimate / needed, 3),
+            "weights_in": step.weights_in / GIB, "to_card": step.to_card / GIB, "from_card": step.from_card / GIB,
+            "crossings": round(step.weights_in / outside, 3) if outside else 0.0,
+            "wrong_device": sorted(
+                {str(parameter.device) for parameter in self._adapter.parameters} - {"cuda:0"}),
+            "by_op": by_op,
+        }
+        if aimdo:
+            pins = self._model.model.dynamic_pins[self._model.load_device]
+            found |= {"pins_left": aimdo.pins_left, "pins_active": pins["active"], "prioritized": aimdo.prioritized}
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _settings(case, steps: int) -> TrainConfig:
+    return TrainConfig(
+        epochs=steps, max_steps=steps, batch_size=case.batch, gradient_checkpointing=case.plan != "whole",
+        lora=LoraConfig(rank=case.rank, alpha=float(case.rank), kind=case.kind, dropout=case.dropout),
+        optimizer=OptimizerConfig(name=case.optimizer),
+        validation=ValidationConfig(every_minutes=0, evaluate_epochs=0))
+
+
+def _dataset(folder: Path, case) -> cache.CachedDataset:
+    """A cache with a sample for each place in a batch."""
+    size_FHW = tuple(map(int, case.latent.split(",")))
+    frames, height, width = size_FHW
+    samples = []
+    for number in range(case.batch):
+        latent, text = (folder / f"{kind}_{number}.safetensors" for kind in ("latent", "text"))
+        generator = torch.Generator().manual_seed(number)
+        store.write_tensor(latent, torch.randn(WAN21_T2V.latent_channels, *size_FHW, generator=generator))
+        store.write_tensor(text, torch.randn(case.text, WAN21_T2V.text_width, generator=generator))
+        samples.append(cache.CachedSample(
+            name=f"{number}.png", repeats=1, latent_paths=(latent,), captions=({"text": text},), mask_path=None,
+            bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * height, width=8 * width),
+            empty_caption={"text": text}, caption_dropout=0.0))
+    return cache.CachedDataset(family=WAN21_T2V, samples=tuple(samples), held_out=(), digest="fake", trigger_word="",
+                               captions=("a caption",) * case.batch)

@@ -1,0 +1,93 @@
+"""The small functions of a block against the same in autograd, and their gradients in float64."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from wantune.trainer.model import flash, pieces
+from wantune.trainer.model.pieces import Modulation, Rotation, Rotations
+
+EPS = 1e-6
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def same(ours: torch.Tensor, truth: torch.Tensor, bound: float = 1e-12) -> None:
+    assert float((ours - truth).norm() / truth.norm()) < bound
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_modulated_norm(batch):
+    by = Modulation(*(random(batch, 1, 12, seed=seed) for seed in (1, 2, 3)))
+    x = random(batch, 5, 12).requires_grad_()
+    truth = functional.layer_norm(x, (12,), eps=EPS) * by.scale + by.shift
+    grad = random(batch, 5, 12, seed=4)
+    truth.backward(grad)
+    ours, norm = pieces.modulated_norm(x.detach(), by, EPS)
+    same(ours.view_as(truth), truth.detach())
+    same(pieces.modulated_norm_gradient(grad.flatten(0, 1), by, norm).view_as(x), x.grad)
+
+
+def test_the_affine_norm():
+    x, grad = random(5, 12).requires_grad_(), random(5, 12, seed=3)
+    weight, bias = random(12, seed=1), random(12, seed=2)
+    truth = functional.layer_norm(x, (12,), weight, bias, EPS)
+    truth.backward(grad)
+    ours, norm = pieces.layer_norm(x.detach(), weight, bias, EPS)
+    same(ours, truth.detach())
+    same(pieces.layer_norm_gradient(grad, norm), x.grad)
+
+
+def test_the_rms_norm():
+    x, grad = random(5, 12).float().requires_grad_(), random(5, 12, seed=3).float()
+    weight = random(12, seed=1).float()
+    truth = functional.rms_norm(x, (12,), weight, EPS)
+    truth.backward(grad)
+    ours, norm = pieces.rms_norm(x.detach(), weight, EPS)
+    same(ours, truth.detach(), 1e-6)
+    same(pieces.rms_norm_gradient(grad, norm), x.grad, 1e-6)
+
+
+def test_gelu():
+    x, grad = random(5, 12).requires_grad_(), random(5, 12, seed=3)
+    truth = functional.gelu(x, approximate="tanh")
+    truth.backward(grad)
+    same(pieces.gelu(x.detach()), truth.detach())
+    same(pieces.gelu_gradient(grad, x.detach()), x.grad)
+
+
+def test_the_rotation_is_that_by_matrices_and_its_gradient_turns_back():
+    angles = random(1, 5, 1, 3).float()
+    matrices = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).unflatten(-1, (2, 2))
+    x, grad = random(2, 5, 4, 6).float().requires_grad_(), random(2, 5, 4, 6, seed=1).float()
+    truth = (matrices @ x.unflatten(-1, (3, 2))[..., None])[..., 0].flatten(-2)
+    truth.backward(grad)
+    rotation = Rotation(matrices)
+    same(rotation.turned(x.detach()), truth.detach(), 1e-6)
+    same(rotation.turned_back(grad), x.grad, 1e-6)
+    assert rotation.turned(x.detach().bfloat16()).dtype == torch.bfloat16
+    same(rotation.turned_back(rotation.turned(x.detach())), x.detach(), 1e-6)
+    rotations = Rotations()
+    assert rotations(matrices) is rotations(matrices) is not rotations(matrices.clone())
+
+
+@pytest.mark.parametrize("keys", [7, 5])
+def test_flash_attention_called_by_name_is_pytorchs(keys):
+    q, k, v = (random(2, length, 3, 8, seed=seed).float().requires_grad_()
+               for seed, length in enumerate((7, keys, keys)))
+    grad = random(2, 7, 3, 8, seed=9).float()
+    truth = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    truth.backward(grad)
+    kernel = flash.FlashAttention.of(*(x.detach() for x in (q, k, v)))
+    result = kernel.result()
+    assert torch.equal(result[0].transpose(1, 2), truth.detach())
+    for ours, x in zip(kernel.gradients(result, grad), (q, k, v), strict=True):
+        assert torch.equal(ours, x.grad)
+
+
+def test_flash_attention_is_not_called_where_pytorch_takes_another_kernel():
+    q = random(1, 4, 2, 8).float()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert flash.FlashAttention.of(q, q, q) is None
