@@ -11,6 +11,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..tests.support import tools
+from ..trainer.model.plan import Plan
+from . import plans
 from .cases import RANK, Case, Run, running
 
 VARIANTS = {
@@ -35,7 +37,7 @@ class Step:
         numbers = sum(parameter.numel() for parameter in run.adapter.parameters)
         self.adapter = 3 * 4 * numbers
         self.kept = _kept(run)
-        self.peak = _peak(run.step)
+        self.peak = peak(run.step)
 
 
 def measure(toy: bool) -> dict:
@@ -44,10 +46,10 @@ def measure(toy: bool) -> dict:
     figures = {}
     for name in ("fp32",) if toy else VARIANTS:
         found = {"constants": constants(name, latents)}
-        for checkpointing in (False, True):
+        for plan in (plans.OFF, plans.ON):
             for tokens, size_FHW in latents.items():
-                step, estimate = one_step(name, FFN_DIM, LAYERS, size_FHW, checkpointing)
-                title = f"{tokens} tokens, gradient checkpointing {'on' if checkpointing else 'off'}"
+                step, estimate = one_step(name, FFN_DIM, LAYERS, size_FHW, plan)
+                title = f"{tokens} tokens, gradient checkpointing {'off' if plan == plans.OFF else 'on'}"
                 found[f"estimate / truth, {title}"] = round(estimate / (step.peak + step.adapter), 2)
         figures[name] = found
         print(name, *(f"  {key}: {value}" for key, value in found.items()), sep="\n", flush=True)
@@ -60,14 +62,14 @@ def constants(name: str, latents: dict) -> dict[str, str]:
     scale = tokens * (VARIANTS[name][1] or torch.float32).itemsize
     kept, used = {}, {}
     for ffn_dim in (FFN_DIM, 2 * FFN_DIM):
-        (few, _), (more, _) = (one_step(name, ffn_dim, layers, latents[tokens], False) for layers in (2, 3))
+        (few, _), (more, _) = (one_step(name, ffn_dim, layers, latents[tokens], plans.OFF) for layers in (2, 3))
         kept[ffn_dim] = (more.kept - few.kept) / scale
         used[ffn_dim] = statistics.mean((few.peak - few.kept, more.peak - more.kept)) / scale
     return {"kept a block": _line(kept, 8 * RANK), "used in backward": _line(used, 0)}
 
 
 def one_step(
-    name: str, ffn_dim: int, layers: int, size_FHW: tuple[int, int, int], checkpointing: bool
+    name: str, ffn_dim: int, layers: int, size_FHW: tuple[int, int, int], plan: Plan
 ) -> tuple[Step, int]:
     """The measured step of a model of so many layers, and the estimate in bytes for it."""
     weights, compute = VARIANTS[name]
@@ -76,8 +78,8 @@ def one_step(
         model = tools.load_dit(case.path, **({"dtype": weights} if weights else {}))
         if compute:
             model.set_model_compute_dtype(compute)
-        with running(case, model, checkpointing, 3) as run:
-            estimate = run.denoiser.memory_estimate(case.num_tokens, 1, run.adapter, checkpointing)
+        with running(case, model, plan, 3) as run:
+            estimate = plans.planned(run.denoiser, run.adapter, case.num_tokens, 1, plan)
             return Step(run), estimate
 
 
@@ -111,7 +113,7 @@ def _kept(run: Run) -> int:
     return after_forward[0]
 
 
-def _peak(step) -> int:
+def peak(step) -> int:
     """Bytes that are allocated at most during a step, beyond those allocated before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -17,11 +17,13 @@ from ..tests.support import tools
 from ..trainer.data.buckets import Bucket
 from ..trainer.encoded import cache, store
 from ..trainer.model.adapters import Adapter
+from ..trainer.model.plan import Plan
 from ..trainer.model.wan21 import WAN21_T2V
 from ..trainer.runs.events import Event
 from ..trainer.runs.folder import RunFolder, delete_run
-from ..trainer.settings.training import LoraConfig, TrainConfig
+from ..trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 from ..trainer.training.loop import Trainer
+from . import plans
 
 RANK = 32
 TEXT_TOKENS = 40
@@ -30,20 +32,19 @@ ITEMS = 4
 """Samples of the dataset."""
 
 
-class Case:
-    """A transformer on disk, and pictures or clips for it that are encoded already, all random.
+class Data:
+    """Pictures or clips that are encoded already, all random, and the settings with which they are trained on.
 
     Args:
-        folder: for the files of this case.
-        dit: sizes of a transformer to make, or None for the one of the small world.
+        folder: for their files and for runs.
         size_FHW: latent frames, rows and columns.
     """
 
-    def __init__(self, folder: Path, dit: dict | None, size_FHW: tuple[int, int, int]) -> None:
+    def __init__(self, folder: Path, size_FHW: tuple[int, int, int], batch_size: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder_paths.set_output_directory(str(folder))  # where the node puts its runs
         self.folder = folder
-        self.path = tools.random_dit(folder, **dit) if dit else tools.WORLD / "dit.safetensors"
+        self.batch_size = batch_size
         self.dataset = _random_dataset(folder, size_FHW)
 
     @property
@@ -52,15 +53,28 @@ class Case:
         return self.dataset.family.num_tokens(self.dataset.samples[0].bucket)
 
     def config(self, checkpointing: bool, steps: int) -> TrainConfig:
-        """The node's own settings, but for the number of steps."""
-        lora = LoraConfig(rank=RANK, alpha=RANK)
-        return TrainConfig(epochs=steps, max_steps=steps, gradient_checkpointing=checkpointing, lora=lora)
+        """The node's own settings, but for the number of steps, and without checkpoints by time."""
+        return TrainConfig(
+            epochs=steps, max_steps=steps, batch_size=self.batch_size, gradient_checkpointing=checkpointing,
+            lora=LoraConfig(rank=RANK, alpha=RANK), validation=ValidationConfig(every_minutes=0.0))
 
     def train(self, model, checkpointing: bool, steps: int) -> None:
         """All that the node Train Wan LoRA does."""
         for before in self.folder.glob("wantune/bench-*"):
             delete_run(before)
         train(model, self.dataset, "bench", self.config(checkpointing, steps), Live(None))
+
+
+class Case(Data):
+    """`Data` and the file of a transformer.
+
+    Args:
+        dit: sizes of a transformer of random weights to make, or None for the one of the small world.
+    """
+
+    def __init__(self, folder: Path, dit: dict | None, size_FHW: tuple[int, int, int]) -> None:
+        super().__init__(folder, size_FHW)
+        self.path = tools.random_dit(folder, **dit) if dit else tools.WORLD / "dit.safetensors"
 
 
 @dataclass
@@ -79,9 +93,9 @@ class Run:
 
 
 @contextmanager
-def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]:
+def running(case: Data, model, plan: Plan, steps: int) -> Iterator[Run]:
     """Our training, one step at a time, as trainer/training/run.py and nodes/train.py do it."""
-    config = case.config(checkpointing, steps)
+    config = case.config(plan != plans.OFF, steps)
     denoiser = ComfyDenoiser(model)
     linears = denoiser.linears()
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
@@ -90,7 +104,7 @@ def running(case: Case, model, checkpointing: bool, steps: int) -> Iterator[Run]
         delete_run(folder.path)
     folder.path.mkdir()
     trainer = Trainer(config, denoiser, adapter, case.dataset, folder, folder.resume(0))
-    with denoiser.attached(adapter, linears, checkpointing, 0), closing(trainer.run()) as events:
+    with denoiser.attached(adapter, linears, plan, 0), closing(trainer.run()) as events:
         run = Run(model, denoiser, adapter, events, Live(None))
         run.step()  # Started
         yield run

@@ -202,18 +202,27 @@ def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
             "peak over start, MiB": peak}
 
 
-def fill(folder: Path, vae_dim: int, pictures: int, num_clips: int, frames: int, turns: int) -> dict:
-    """Measures filling an empty cache with real pictures and clips, against the time inside both encoders."""
-    from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
-    from wantune.tests.support import clips, tools
-    from wantune.tests.world import random_models
+def encoders(vae_dim: int) -> tuple:
+    """A VAE of random weights, and the small world's CLIP."""
+    from wantune.bench import full_size
+    from wantune.tests.support import tools
+    return full_size.load_vae(vae_dim), tools.load_clip()
 
-    data = make_pictures(folder / "data", pictures)
+
+def fill(
+    folder: Path, vae_and_clip: tuple, pictures: int, num_clips: int, frames: int, turns: int, resolution: int = 256
+) -> dict:
+    """Measures filling an empty cache with real pictures and clips, against the time inside VAE and CLIP."""
+    from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
+    from wantune.tests.support import clips
+
+    vae, clip = vae_and_clip
+    data = make_pictures(folder / "data", pictures, ((resolution, resolution),) if resolution > 256 else WEB)
     for path in (path for path in clips.real() if path.stem in ("bikes", "bigbuckbunny")[:num_clips]):
         (data / path.name).symlink_to(path)
         (data / path.name).with_suffix(".txt").write_text(f"a clip, {path.stem}", encoding="utf-8")
-    vae, clip = tools.load_vae(random_models.make_vae(folder / "vae.safetensors", vae_dim)), tools.load_clip()
-    return _filled(folder, scanned(data, 256, frames), turns, lambda: (WanCodec(vae), CaptionEncoder(clip)))
+    manifest = scanned(data, resolution, frames)
+    return _filled(folder, manifest, turns, lambda: (WanCodec(vae), CaptionEncoder(clip)))
 
 
 def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
@@ -291,9 +300,9 @@ MEASUREMENTS = {
     "scan": scan, "opening": opening, "sampling": sampling,
     "fill, GPU played": lambda folder, _items: _filled(
         folder, scanned(folder, 512), 1, lambda: (played(GPU_ENCODES), played(GPU_ENCODES))),
-    "fill, toy": lambda folder, _items: fill(folder, 4, 1, 1, 5, 1),
-    "fill, small encoders": lambda folder, _items: fill(folder, 4, 30, 2, 17, TURNS),
-    "fill, VAE of real size": lambda folder, _items: fill(folder, 96, 5, 1, 5, TURNS),
+    "fill, toy": lambda folder, _items: fill(folder, encoders(4), 1, 1, 5, 1),
+    "fill, small encoders": lambda folder, _items: fill(folder, encoders(4), 30, 2, 17, TURNS),
+    "fill, VAE of real size": lambda folder, _items: fill(folder, encoders(96), 5, 1, 5, TURNS),
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,8 +24,11 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return options
 
 
-def start(options: argparse.Namespace) -> dict:
+def start(options: argparse.Namespace, before_comfyui: Callable[[], None] = lambda: None) -> dict:
     """Make ComfyUI and this checkout importable; what needs either is imported after this.
+
+    Args:
+        before_comfyui: called when torch can be imported and ComfyUI has not been yet.
 
     Returns:
         What the figures are measured on: versions, device and threads.
@@ -45,6 +49,7 @@ def start(options: argparse.Namespace) -> dict:
     if not found.path.is_dir():
         sys.exit("There is no ComfyUI here; run `python3 run.py test` first, or name one with --comfyui.")
     launch.prepare_imports()
+    before_comfyui()
     launch.import_comfyui(found.path)
     import comfy.utils
     import torch
@@ -63,14 +68,20 @@ def start(options: argparse.Namespace) -> dict:
     return machine
 
 
-def write(options: argparse.Namespace, name: str, machine: dict, figures: dict) -> None:
-    """Write the figures as JSON, to --out or bench/results/<name>-<version of ComfyUI>-<cpu or gpu>.json."""
+def write(options: argparse.Namespace, name: str, machine: dict, figures: dict) -> Path:
+    """Write the figures as JSON, to --out or `result_path`, which is returned."""
     if code_digest() != machine["wantune"]:
         sys.exit("nodes/ or trainer/ changed while this ran, so the figures are of no version; run it again.")
-    kind = "cpu" if machine["device"].startswith("CPU") else "gpu"
-    path = options.out or RESULTS / f"{name}-{machine['comfyui']}-{kind}.json"
+    path = options.out or result_path(name, machine)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def result_path(name: str, machine: dict) -> Path:
+    """Where a bench writes its figures unless it is told otherwise."""
+    kind = "cpu" if machine["device"].startswith("CPU") else "gpu"
+    return RESULTS / f"{name}-{machine['comfyui']}-{kind}.json"
 
 
 def code_digest() -> str:

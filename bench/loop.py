@@ -32,6 +32,7 @@ def main() -> None:
 
 def overhead(folder: Path, steps: int) -> dict[str, float]:
     """Time of the run divided by time in the model, and where the difference goes."""
+    from wantune.bench import plans
     from wantune.bench.cases import Case
     from wantune.nodes.backend.denoiser import ComfyDenoiser
     from wantune.nodes.page.live import Live
@@ -71,7 +72,7 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
 
     trainer._backward, trainer._update = padded, timed(trainer._update)
     live = Live(None)
-    with denoiser.attached(adapter, linears, False, 0), closing(trainer.run()) as events:
+    with denoiser.attached(adapter, linears, plans.OFF, 0), closing(trainer.run()) as events:
         live.publish(next(events))
         start = time.perf_counter()
         for event in events:

@@ -76,6 +76,7 @@ def measure_one(dit: dict, dtype: str | None, size_FHW: tuple[int, int, int], tr
     """MiB that one training adds to the same process after the model was loaded and has sampled once."""
     import torch
 
+    from wantune.bench import plans
     from wantune.bench.cases import Case
     from wantune.tests.support import tools
 
@@ -99,7 +100,7 @@ def measure_one(dit: dict, dtype: str | None, size_FHW: tuple[int, int, int], tr
             "extra over model": extra,
         }
         if train is Case.train:
-            found |= _breakdown(case, model, checkpointing, extra)
+            found |= _breakdown(case, model, plans.ON if checkpointing else plans.OFF, extra)
     figures = {f"{key}, MiB": round(value / MIB, 1) for key, value in found.items()}
     if "unexplained" in found:
         figures["second copy"] = "yes" if found["unexplained"] > 0.5 * found["model weights"] else "no"
@@ -113,14 +114,15 @@ def _train_core(case, model, checkpointing: bool, steps: int) -> None:
     train_with_core(model, case.dataset, steps, RANK, checkpointing)
 
 
-def _breakdown(case, model, checkpointing: bool, extra: int) -> dict[str, int]:
+def _breakdown(case, model, plan, extra: int) -> dict[str, int]:
     """The extra memory in bytes, by its use, and the estimate for it."""
+    from wantune.bench import plans
     from wantune.bench.calibration import Step
     from wantune.bench.cases import running
 
-    with running(case, model, checkpointing, STEPS) as run:
+    with running(case, model, plan, STEPS) as run:
         step = Step(run)
-        estimate = run.denoiser.memory_estimate(case.num_tokens, 1, run.adapter, checkpointing)
+        estimate = plans.planned(run.denoiser, run.adapter, case.num_tokens, 1, plan)
     return {
         "of it adapter and AdamW": step.adapter,
         "of it kept by autograd after forward": step.kept,

@@ -1,4 +1,4 @@
-"""What WanTune is compared with: a bare loop with the same adapters, and ComfyUI's own TrainLoraNode.
+"""What WanTune is compared with inside ComfyUI: a bare loop with the same adapters, and core's own TrainLoraNode.
 
 Shape legend: B batch, C latent channels, F latent frames, H height, W width, L text tokens, D width of the text
 encoder, K text rows after trainer/model/text_padding.py has folded the padding.
@@ -6,7 +6,7 @@ encoder, K text rows after trainer/model/text_padding.py has folded the padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,34 @@ from ..trainer.model import text_padding
 from ..trainer.model.wan21 import WAN21_T2V
 
 BARE_T = 0.5
-"""Noise level of the bare loop, in 0..1."""
+"""Noise level of `Given`, in 0..1."""
+
+
+class Given:
+    """One batch that is trained on again and again: noisy latents, their noise levels, texts, and the velocity.
+
+    Args:
+        samples: of one bucket.
+        folded: few text rows and their attention bias, as we train on; otherwise 512 padded rows, as others do.
+    """
+
+    def __init__(
+        self, samples: Sequence[cache.CachedSample], device: torch.device, dtype: torch.dtype, folded: bool
+    ) -> None:
+        batch = read_batch([sample.visit(0) for sample in samples], WAN21_T2V.conditions)
+        latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.conditions["text"]
+        noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
+        self.x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
+        self.velocity_BCFHW = (noise_BCFHW - latent_BCFHW).to(device)
+        self.t_B = torch.full((len(samples),), 1000 * BARE_T, device=device)
+        self.bias_B11K = None
+        if folded:
+            num_tokens = WAN21_T2V.num_tokens(samples[0].bucket)
+            text_BLD, bias_BK = text_padding.fold(text_BLD, dtype, WAN21_T2V.text_length, other_than=num_tokens)
+            self.bias_B11K = bias_BK[:, None, None].to(device)
+        else:
+            text_BLD = text_padding.pad(text_BLD, WAN21_T2V.text_length)
+        self.text_BLD = text_BLD.to(device, dtype)
 
 
 class Bare:
@@ -50,24 +77,7 @@ class Bare:
             for block in self.network.blocks:
                 block.forward = _checkpointed(block.forward)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._prepare(sample, model.load_device, model.model.get_dtype(), folded)
-
-    def _prepare(
-        self, sample: cache.CachedSample, device: torch.device, dtype: torch.dtype, folded: bool
-    ) -> None:
-        batch = read_batch([sample.visit(0)], WAN21_T2V.conditions)
-        latent_BCFHW, text_BLD = batch.latent_BCFHW, batch.conditions["text"]
-        noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
-        self._x_BCFHW = ((1 - BARE_T) * latent_BCFHW + BARE_T * noise_BCFHW).to(device, dtype)
-        self._target_BCFHW = (noise_BCFHW - latent_BCFHW).to(device)
-        self._t_B = torch.full((1,), 1000 * BARE_T, device=device)
-        self._bias = None
-        if folded:
-            text_BLD, bias_BK = text_padding.fold(text_BLD, dtype, WAN21_T2V.text_length)
-            self._bias = bias_BK[:, None, None].to(device)
-        else:
-            text_BLD = text_padding.pad(text_BLD, WAN21_T2V.text_length)
-        self._text_BLD = text_BLD.to(device, dtype)
+        self._given = Given([sample], model.load_device, model.model.get_dtype(), folded)
 
     def step(self) -> None:
         """One forward and backward; the gradients are thrown away."""
@@ -79,12 +89,13 @@ class Bare:
     def loss(self) -> torch.Tensor:
         """The mean squared error of the velocity that the network with its adapters predicts."""
         options = {"optimized_attention_override": self._attention}
-        velocity = self.network(self._x_BCFHW, self._t_B, context=self._text_BLD, transformer_options=options)
-        return functional.mse_loss(velocity.float(), self._target_BCFHW)
+        given = self._given
+        velocity = self.network(given.x_BCFHW, given.t_B, context=given.text_BLD, transformer_options=options)
+        return functional.mse_loss(velocity.float(), given.velocity_BCFHW)
 
     def _attention(self, _function, q, k, v, heads, mask=None, **kwargs) -> torch.Tensor:
-        if self._bias is not None and k.shape[1] == self._text_BLD.shape[1]:
-            mask = self._bias
+        if self._given.bias_B11K is not None and k.shape[1] == self._given.text_BLD.shape[1]:
+            mask = self._given.bias_B11K
         return attention_pytorch(q, k, v, heads, mask=mask, **kwargs)
 
 
@@ -106,22 +117,26 @@ def _in_training() -> Iterator[None]:
 
 
 def train_with_core(
-    model, dataset: cache.CachedDataset, steps: int, rank: int, checkpointing: bool
+    model, dataset: cache.CachedDataset, steps: int, rank: int, checkpointing: bool, batch_size: int = 1,
+    dtype: str = "fp32",
 ) -> dict[str, torch.Tensor]:
     """Run TrainLoraNode on the data as its graph would give it; returns its LoRA.
 
     Its inputs differ between versions of ComfyUI; what is not set here stays at the node's default.
+
+    Args:
+        dtype: "fp32" or "bf16", of its products.
     """
     from comfy_extras.nodes_train import TrainLoraNode
 
     batches = [read_batch([sample.visit(0)], WAN21_T2V.conditions) for sample in dataset.samples]
     chosen = {
         "model": model,
-        "batch_size": 1,
+        "batch_size": batch_size,
         "steps": steps,
         "learning_rate": 1e-4,
         "rank": rank,
-        "training_dtype": "fp32",
+        "training_dtype": dtype,
         "lora_dtype": "fp32",
         "gradient_checkpointing": checkpointing,
     }

@@ -1,6 +1,8 @@
-"""What a training step costs, against a bare forward and backward and against ComfyUI's own TrainLoraNode.
+"""What a training step costs, against a bare forward and backward and against other trainers.
 
-    python bench/step.py [--comfyui PATH] [--out FILE]
+    python bench/step.py [--comfyui PATH] [--out FILE] [--musubi PATH] [--turns N]
+
+Others are ComfyUI's own TrainLoraNode, diffusers with PEFT, and musubi-tuner where a checkout of it is named.
 
 What is compared runs in turns in one process (A, B, C, A, B, C, ...), and the median of the ratios of the
 turns counts, so that a busy machine slows all alike. bench/README.md says what each figure means.
@@ -8,7 +10,6 @@ turns counts, so that a busy machine slows all alike. bench/README.md says what 
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,8 +30,12 @@ TOY_ROUNDS, TOY_STEPS = 1, 3
 
 def main() -> None:
     """Measure, print and write."""
-    options = host.parser("step", __doc__.splitlines()[0]).parse_args()
+    parser = host.parser("step", __doc__.splitlines()[0])
+    parser.add_argument("--musubi", type=Path, metavar="PATH", help="a checkout of musubi-tuner to compare with")
+    parser.add_argument("--turns", type=float, default=1.0, metavar="FACTOR", help="so many times the usual turns")
+    options = parser.parse_args()
     machine = host.start(options)
+    from wantune.bench import plans
     from wantune.bench.cases import Case
 
     rounds, steps = (TOY_ROUNDS, TOY_STEPS) if options.toy else (CORE_ROUNDS, CORE_STEPS)
@@ -38,24 +43,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (dit, size_FHW, turns) in (TOY if options.toy else SIZES).items():
             case = Case(Path(folder) / name, dit, size_FHW)
-            for checkpointing in (False, True):
-                title = f"{name}, gradient checkpointing {'on' if checkpointing else 'off'}"
-                figures[title] = against_bare(case, checkpointing, turns)
-                figures[title] |= against_core(case, checkpointing, rounds, steps)
+            turns = max(2, round(turns * options.turns))
+            for kind, plan in {"off": plans.OFF, "on": plans.ON, "by branches": plans.BRANCHES}.items():
+                title = f"{name}, gradient checkpointing {kind}"
+                figures[title] = against_bare(case, plan, turns)
+                figures[title] |= against_rivals(case, plan, turns, options.musubi)
+                if kind != "by branches":  # which is no setting of the node
+                    figures[title] |= against_core(case, plan, max(1, round(rounds * options.turns)), steps)
                 lines = [f"  {key}: {value}" for key, value in figures[title].items()]
                 print(title, *lines, sep="\n", flush=True)
                 host.write(options, "step", machine, {"step": figures})
 
 
-def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
+def against_bare(case, plan, turns: int) -> dict[str, float]:
     """Compares whole steps of our node with the steps of two bare loops, in turns."""
+    from wantune.bench import plans
     from wantune.bench.cases import RANK, running
     from wantune.bench.peers import Bare
     from wantune.tests.support import tools
 
-    sample = case.dataset.samples[0]
+    sample, checkpointing = case.dataset.samples[0], plan != plans.OFF
     with ExitStack() as stack:
-        run = stack.enter_context(running(case, tools.load_dit(case.path), checkpointing, turns + 1))
+        run = stack.enter_context(running(case, tools.load_dit(case.path), plan, turns + 1))
         bare = Bare(case.path, sample, RANK, checkpointing, folded=True)
         padded = Bare(case.path, sample, RANK, checkpointing, folded=False)
         ours, same, usual = in_turns([run.step, bare.step, padded.step], turns)
@@ -68,64 +77,71 @@ def against_bare(case, checkpointing: bool, turns: int) -> dict[str, float]:
     }
 
 
+def against_rivals(case, plan, turns: int, musubi: Path | None) -> dict[str, float]:
+    """Compares whole steps of ours with whole steps of trainers outside ComfyUI, in turns, all in fp32.
+
+    `products` is the same ratio in operations of matrix products, counted: no ratio of times is lower where everything
+    beside them costs nothing.
+    """
+    from safetensors.torch import load_file
+
+    from wantune.bench import flops, plans, rivals
+    from wantune.bench.cases import RANK, running
+    from wantune.bench.peers import Given
+    from wantune.tests.support import tools
+
+    state, checkpointing = load_file(case.path), plan != plans.OFF
+    with ExitStack() as stack:
+        run = stack.enter_context(running(case, tools.load_dit(case.path), plan, turns + 2))
+        dtype, device = run.denoiser.compute_dtype, run.denoiser.device
+        state = {name: tensor.to(device, dtype) for name, tensor in state.items()}
+        given = Given(case.dataset.samples[:1], device, dtype, folded=False)
+        others = {"diffusers": rivals.Diffusers(state, given, RANK, checkpointing, dtype)}
+        if musubi:
+            others["musubi-tuner"] = rivals.Musubi(musubi, state, given, RANK, checkpointing, dtype)
+        ours, *times = in_turns([run.step, *(other.step for other in others.values())], turns)
+        products = flops.counted(run.step)
+        figures = {}
+        for (name, other), theirs in zip(others.items(), times, strict=True):
+            figures[f"ours / {name}"] = ratio(ours, theirs)
+            figures[f"ours / {name}, products"] = round(products / flops.counted(other.step), 3)
+            figures[f"{name}, ms a step"] = milliseconds(theirs)
+    return figures
+
+
 def in_turns(steps: list[Callable[[], None]], turns: int) -> list[list[float]]:
     """Seconds of each step function, called once in each turn; a first turn, which is not counted, warms up."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for turn in range(turns + 1):
-        for step, times in zip(steps, seconds, strict=True):
-            synchronize()
-            start = time.perf_counter()
-            step()
-            synchronize()
-            if turn:
-                times.append(time.perf_counter() - start)
-    return seconds
+    from wantune.bench.card import seconds_of
+
+    seconds = [[seconds_of(step) for step in steps] for _ in range(turns + 1)]
+    return [list(times) for times in zip(*seconds[1:], strict=True)]
 
 
-def against_core(case, checkpointing: bool, rounds: int, steps: int) -> dict[str, float]:
+def against_core(case, plan, rounds: int, steps: int) -> dict[str, float]:
     """Compares the steps of whole runs of our node and of ComfyUI's TrainLoraNode, in turns."""
-    from wantune.bench.cases import RANK
+    from wantune.bench import flops, plans
+    from wantune.bench.card import seconds_a_step
+    from wantune.bench.cases import RANK, running
     from wantune.bench.peers import train_with_core
     from wantune.tests.support import tools
 
-    ours, core = [], []
+    ours, core, checkpointing = [], [], plan != plans.OFF
     for _ in range(rounds):
         # a model each: some versions of core's node leave theirs changed
         ours.append(seconds_a_step(lambda: case.train(tools.load_dit(case.path), checkpointing, steps)))
         core.append(seconds_a_step(
             lambda: train_with_core(tools.load_dit(case.path), case.dataset, steps, RANK, checkpointing)
         ))
+    with running(case, tools.load_dit(case.path), plan, 1) as run:
+        products = flops.counted(run.step)
+    core_products = flops.counted(
+        lambda: train_with_core(tools.load_dit(case.path), case.dataset, 1, RANK, checkpointing))
     return {
         "ours / core": ratio(ours, core),
+        "ours / core, products": round(products / core_products, 3),
         "our node, ms a step": milliseconds(ours),
         "core's node, ms a step": milliseconds(core),
     }
-
-
-def seconds_a_step(run: Callable[[], None]) -> float:
-    """Median time from the end of one optimizer step to the next: whole steps, without loading and set-up."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    times = []
-
-    def note(*_arguments) -> None:
-        synchronize()
-        times.append(time.perf_counter())
-
-    handle = register_optimizer_step_post_hook(note)
-    try:
-        run()
-    finally:
-        handle.remove()
-    return statistics.median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
-
-
-def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:

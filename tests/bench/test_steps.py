@@ -1,5 +1,6 @@
 """The benches still run: a toy model through each of their parts, without a look at the figures' size."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,19 +25,36 @@ def scripts(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_is_compared_with_a_bare_loop_and_with_core(scripts, tmp_path, checkpointing):
+    from wantune.bench import plans
     from wantune.bench.cases import Case
 
     step, _ = scripts
     dit, size_FHW, turns = step.TOY["toy"]
     case = Case(tmp_path, dit, size_FHW)
-    figures = step.against_bare(case, checkpointing, turns) | step.against_core(case, checkpointing, 1, 3)
-    assert len(figures) == 8 and all(value > 0 for value in figures.values())
+    plan = plans.ON if checkpointing else plans.OFF
+    figures = step.against_bare(case, plan, turns) | step.against_core(case, plan, 1, 3)
+    assert len(figures) == 9 and all(value > 0 for value in figures.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_is_compared_with_trainers_outside_comfyui(scripts, tmp_path, checkpointing):
+    from wantune.bench import plans
+    from wantune.bench.cases import Case
+
+    step, _ = scripts
+    dit, size_FHW, turns = step.TOY["toy"]
+    musubi = os.environ.get("MUSUBI_PATH")
+    plan = plans.ON if checkpointing else plans.OFF
+    figures = step.against_rivals(Case(tmp_path, dit, size_FHW), plan, turns, musubi)
+    assert len(figures) == (6 if musubi else 3) and all(value > 0 for value in figures.values())
+    assert figures["ours / diffusers, products"] < 1
 
 
 def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     """Same weights, same batch: padded and folded text agree, and so does our own objective."""
     import torch
 
+    from wantune.bench import plans
     from wantune.bench.cases import Case, running
     from wantune.bench.peers import BARE_T, Bare
     from wantune.tests.support import tools
@@ -51,7 +69,7 @@ def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     batch = read_batch([clip.visit(0)], case.dataset.family.conditions)
     latent_BCFHW, conditions = batch.latent_BCFHW, batch.conditions
     noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
-    with running(case, tools.load_dit(case.path), False, 1) as run, run.denoiser.training():
+    with running(case, tools.load_dit(case.path), plans.OFF, 1) as run, run.denoiser.training():
         t_B = torch.tensor([BARE_T])
         ours = objective.denoising_loss(run.denoiser, latent_BCFHW, conditions, t_B, noise_BCFHW)
     assert losses == pytest.approx([ours.item()] * 2, rel=1e-5)

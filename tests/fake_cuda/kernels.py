@@ -7,6 +7,7 @@ dispatch keys of CUDA, so whoever calls them, by whatever name, gets what a card
 from __future__ import annotations
 
 import torch
+from torch.nn.attention import SDPBackend
 
 _library: list[torch.library.Library] = []
 """Operators of a Library are gone when it is collected."""
@@ -25,7 +26,9 @@ def install() -> None:
     library = torch.library.Library("aten", "IMPL")
     for key in ("AutogradCUDA", "CUDA"):
         library.impl("scaled_dot_product_attention", attention, key)
+        library.impl("_fused_sdp_choice", choice, key)
         library.impl("rms_norm", rms_norm, key)
+        library.impl("_fused_rms_norm", lambda x, shape, weight, eps: torch.ops.fake_cuda.rms_norm(x, len(shape)), key)
     _library.extend((ours, library))
 
 
@@ -46,6 +49,12 @@ def attention(q_BHLd, k_BHKd, v_BHKd, attn_mask=None, dropout_p=0.0, is_causal=F
             q_BHLd, k_BHKd, v_BHKd, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
     return torch.ops.aten._scaled_dot_product_attention_math(
         q_BHLd, k_BHKd, v_BHKd, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)[0]
+
+
+def choice(q_BHLd, k_BHKd, v_BHKd, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+    """Which of these `attention` takes."""
+    is_flash = torch._C._get_flash_sdp_enabled() and attn_mask is None and q_BHLd.dtype in _HALF
+    return (SDPBackend.FLASH_ATTENTION if is_flash else SDPBackend.EFFICIENT_ATTENTION).value
 
 
 def rms_norm(x, normalized_shape, weight=None, eps=None):

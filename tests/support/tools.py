@@ -70,17 +70,23 @@ def scale_to_fp8(path: Path) -> Path:
     """The same model as an fp8_scaled file, the form Wan 14B is mostly used in."""
     from safetensors.torch import load_file, save_file
 
+    scaled = path.with_stem(path.stem + "_fp8_scaled")
+    save_file(scaled_to_fp8(load_file(path)), scaled)
+    return scaled
+
+
+def scaled_to_fp8(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of such a file; takes the given ones out of their dict as it goes, so that few are there twice."""
     state = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
-    for key, value in load_file(path).items():
+    for key in list(tensors):
+        value = tensors.pop(key)
         if key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2:
             scale = value.abs().max() / torch.finfo(torch.float8_e4m3fn).max
             state[key] = (value / scale).to(torch.float8_e4m3fn)
             state[key.replace(".weight", ".scale_weight")] = scale
         else:
             state[key] = value
-    scaled = path.with_stem(path.stem + "_fp8_scaled")
-    save_file(state, scaled)
-    return scaled
+    return state
 
 
 class Watch:

@@ -25,16 +25,21 @@ IMAGE_TO_VIDEO_IN_DIM = 36  # noise 16, mask 4, image 16
 
 
 class Weights:
-    """Collects named random tensors: layers keep the size of their input, norms scale by about 1."""
+    """Collects named random tensors: layers keep the size of their input, norms scale by about 1.
 
-    def __init__(self, seed: int, dtype: torch.dtype):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype = dtype
+    They are drawn on `device`, which is fast on a GPU, and kept in RAM; on "meta" they have names and shapes alone.
+    """
+
+    def __init__(self, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
+        self.device, self.dtype = torch.device(device), dtype
+        is_meta = self.device.type == "meta"
+        self.generator = None if is_meta else torch.Generator(self.device).manual_seed(seed)
+        self.kept_on = "meta" if is_meta else "cpu"
         self.tensors: dict[str, torch.Tensor] = {}
 
     def normal(self, name: str, shape: tuple[int, ...], std: float, mean: float = 0.0) -> None:
-        tensor = torch.randn(shape, generator=self.generator) * std + mean
-        self.tensors[name] = tensor.to(self.dtype)
+        tensor = torch.randn(shape, generator=self.generator, device=self.device) * std + mean
+        self.tensors[name] = tensor.to(self.dtype).to(self.kept_on)
 
     def layer(self, name: str, out_dim: int, in_dim: int, kernel: tuple[int, ...] = (), gain: float = 1.0):
         """A Linear, or a convolution where a kernel is given."""
@@ -71,12 +76,16 @@ def make_dit(
 
     ComfyUI only opens text_dim 4096. dim 1024, ffn_dim 4096, 6 layers in float16 are about 220 MB.
     """
+    return dit_weights(dim, ffn_dim, layers, in_dim, text_dim, Weights(seed, dtype)).save(path)
+
+
+def dit_weights(dim: int, ffn_dim: int, layers: int, in_dim: int, text_dim: int, weights: Weights) -> Weights:
+    """`weights` with the tensors of such a transformer."""
     if dim % 128:
         raise ValueError(f"dim is {dim}, but Wan's heads are 128 wide; choose a multiple of 128.")
     if in_dim not in (LATENT_CHANNELS, IMAGE_TO_VIDEO_IN_DIM):
         raise ValueError(f"in_dim is {in_dim}; choose 16 for text-to-video or 36 for image-to-video.")
     image_to_video = in_dim == IMAGE_TO_VIDEO_IN_DIM
-    weights = Weights(seed, dtype)
     weights.layer("patch_embedding", dim, in_dim, (1, 2, 2))
     weights.layer("text_embedding.0", dim, text_dim)
     weights.layer("text_embedding.2", dim, dim)
@@ -92,7 +101,7 @@ def make_dit(
         _dit_block(weights, f"blocks.{index}", dim, ffn_dim, image_to_video)
     weights.layer("head.head", LATENT_CHANNELS * PATCH_AREA, dim)
     weights.normal("head.modulation", (1, 2, dim), dim**-0.5)
-    return weights.save(path)
+    return weights
 
 
 def _dit_block(weights: Weights, block: str, dim: int, ffn_dim: int, image_to_video: bool) -> None:
@@ -110,14 +119,20 @@ def _dit_block(weights: Weights, block: str, dim: int, ffn_dim: int, image_to_vi
     weights.layer(f"{block}.ffn.2", dim, ffn_dim)
     weights.normal(f"{block}.modulation", (1, 6, dim), dim**-0.5)
     # Rows 2 and 5 gate attention and feed-forward: near zero they would hide both from output and gradient.
-    weights.tensors[f"{block}.modulation"][:, [2, 5]] += 0.5
+    modulation = weights.tensors[f"{block}.modulation"].float()
+    modulation[:, [2, 5]] += 0.5
+    weights.tensors[f"{block}.modulation"] = modulation.to(weights.dtype)
 
 
 def make_vae(path: Path | str, dim: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A Wan2.1 VAE; the real one has dim 96."""
+    return vae_weights(dim, Weights(seed, dtype)).save(path)
+
+
+def vae_weights(dim: int, weights: Weights) -> Weights:
+    """`weights` with the tensors of such a VAE."""
     if dim < 2 or dim % 2:
         raise ValueError(f"dim is {dim}, but the decoder halves it; choose an even number from 2 on.")
-    weights = Weights(seed, dtype)
     widths = [dim, 2 * dim, 4 * dim, 4 * dim]
     weights.layer("encoder.conv1", dim, 3, (3, 3, 3))
     _vae_stages(weights, "encoder.downsamples", dim, widths, residual_blocks=2, time_stages=(1, 2))
@@ -131,7 +146,7 @@ def make_vae(path: Path | str, dim: int = 4, dtype: torch.dtype = torch.float32,
     _vae_stages(weights, "decoder.upsamples", 4 * dim, widths[::-1], residual_blocks=3, time_stages=(0, 1))
     weights.gamma("decoder.head.0", dim, 3)
     weights.layer("decoder.head.2", 3, dim, (3, 3, 3))
-    return weights.save(path)
+    return weights
 
 
 def _vae_stages(
@@ -186,22 +201,30 @@ def make_umt5(
     seed: int = 0,
 ) -> Path:
     """A one-layer, one-head UMT5 encoder with a character vocabulary inside the file, as ComfyUI wants it."""
+    return umt5_weights(dim, head_dim, ffn_dim, Weights(seed, dtype)).save(path)
+
+
+def umt5_weights(
+    dim: int, head_dim: int, ffn_dim: int, weights: Weights, heads: int = 1, layers: int = 1, vocabulary: int = 0
+) -> Weights:
+    """`weights` with the tensors of a UMT5 encoder; UMT5-XXL has dim 4096, head_dim 64, ffn_dim 10240, heads 64,
+    layers 24 and a vocabulary of 256384 (0: as many as it has characters)."""
     tokenizer, vocab_size = _tokenizer()
-    weights = Weights(seed, dtype)
-    weights.normal("shared.weight", (vocab_size, dim), 1.0)
-    block = "encoder.block.0.layer"
-    for projection in ("q", "k", "v"):
-        weights.normal(f"{block}.0.SelfAttention.{projection}.weight", (head_dim, dim), dim**-0.5)
-    weights.normal(f"{block}.0.SelfAttention.o.weight", (dim, head_dim), head_dim**-0.5)
-    weights.normal(f"{block}.0.SelfAttention.relative_attention_bias.weight", (32, 1), 0.1)
-    weights.norm(f"{block}.0.layer_norm", dim)
-    for projection in ("wi_0", "wi_1"):
-        weights.normal(f"{block}.1.DenseReluDense.{projection}.weight", (ffn_dim, dim), dim**-0.5)
-    weights.normal(f"{block}.1.DenseReluDense.wo.weight", (dim, ffn_dim), ffn_dim**-0.5)
-    weights.norm(f"{block}.1.layer_norm", dim)
+    weights.normal("shared.weight", (vocabulary or vocab_size, dim), 1.0)
+    for number in range(layers):
+        block = f"encoder.block.{number}.layer"
+        for projection in ("q", "k", "v"):
+            weights.normal(f"{block}.0.SelfAttention.{projection}.weight", (heads * head_dim, dim), dim**-0.5)
+        weights.normal(f"{block}.0.SelfAttention.o.weight", (dim, heads * head_dim), (heads * head_dim) ** -0.5)
+        weights.normal(f"{block}.0.SelfAttention.relative_attention_bias.weight", (32, heads), 0.1)
+        weights.norm(f"{block}.0.layer_norm", dim)
+        for projection in ("wi_0", "wi_1"):
+            weights.normal(f"{block}.1.DenseReluDense.{projection}.weight", (ffn_dim, dim), dim**-0.5)
+        weights.normal(f"{block}.1.DenseReluDense.wo.weight", (dim, ffn_dim), ffn_dim**-0.5)
+        weights.norm(f"{block}.1.layer_norm", dim)
     weights.norm("encoder.final_layer_norm", dim)
     weights.tensors["spiece_model"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
-    return weights.save(path)
+    return weights
 
 
 def _tokenizer() -> tuple[bytes, int]:

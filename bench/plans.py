@@ -1,0 +1,35 @@
+"""The memory plans that are measured, what backward computes again under each, and what each should need."""
+
+from __future__ import annotations
+
+from ..trainer.model.adapters import Adapter
+from ..trainer.model.plan import BRANCH, EVERYTHING, Plan
+from .flops import Again
+
+OFF, ON, BRANCHES = Plan(whole_blocks=EVERYTHING), Plan(), Plan(segments=BRANCH)
+"""No gradient checkpointing, checkpointing of each block as others do it, and of each branch of a block."""
+
+
+def plans(blocks: int) -> dict[str, Plan]:
+    """By their names in tables, the fastest first.
+
+    Args:
+        blocks: of the model.
+    """
+    return {
+        "nothing again": OFF,
+        "half of the branches again": Plan(whole_blocks=blocks // 2, segments=BRANCH),
+        "each branch again": BRANCHES,
+        "each block again": ON,
+    }
+
+
+def again(plan: Plan, blocks: int) -> Again:
+    """What backward computes a second time under a plan."""
+    last = {"self_attn.o", "cross_attn.o", "ffn.2"} if plan.segments == BRANCH else {"ffn.2"}
+    return Again(blocks=max(0, blocks - plan.whole_blocks), without=frozenset(last))
+
+
+def planned(denoiser, adapter: Adapter, num_tokens: int, batch_size: int, plan: Plan) -> int:
+    """Bytes that our estimate says a plan needs beside the weights."""
+    return denoiser.memory_estimate(num_tokens, batch_size, adapter, plan != OFF)
