@@ -35,6 +35,7 @@ class ComputedBlock:
         self._block, self._name = stand_in.module, name
         self._adapter, self._compute_dtype = adapter, compute_dtype
         self._streaming = streaming
+        self._is_whole = plan is None
         self._last = linears[f"{name}.{LAST}"]
         self._theirs = self._as_comfyui(stand_in.original, plan)
         self._ours: Callable | None = None
@@ -72,7 +73,7 @@ class ComputedBlock:
         return self._block if branch is None else getattr(self._block, BRANCHES[branch])
 
     def _cast(self):
-        return self._adapter.cast(self._name, self._compute_dtype)
+        return self._adapter.cast(self._name, self._compute_dtype, self._is_whole)
 
     def _as_comfyui(self, forward: Callable[..., torch.Tensor], plan: Plan | None) -> Callable[..., torch.Tensor]:
         def part(*args, **kwargs) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch import nn
 from ..base.errors import UserError
 from ..settings.training import LoraConfig
 from .adapter_kinds import DEFAULT, LycorisForward, chosen, loha_delta, lokr_delta
-from .block_parameters import BlockParameters
+from .block_parameters import BlockParameters, Scratch
 from .linears import Frozen, FrozenLinear, Linears, Recorded, Several
 from .lora_linear import LoraLinears, Switch
 from .peft_layers import layers_over, parameters_of, seeded
@@ -59,6 +59,7 @@ class Adapter:
         for name, layer in self._layers.items():
             self._parameters |= {f"{name}.{key}": value for key, value in parameters_of(layer).items()}
         self._blocks = self._flattened() if config.kind in LORA else {}
+        self._scratch = Scratch()
 
     def _flattened(self) -> dict[str, BlockParameters]:
         """By block; all A before all B, so that those of Linears with the same input follow each other."""
@@ -143,9 +144,15 @@ class Adapter:
         """Whether a Linear of a part of the model, such as `blocks.3` or `blocks.3.ffn`, carries an adapter."""
         return any(name.startswith(f"{part}.") for name in self._layers)
 
-    def cast(self, block: str, compute_dtype: torch.dtype) -> AbstractContextManager[None]:
-        """Inside the context the values of a block's parameters are cast once, not for each Linear."""
-        return self._blocks[block].cast(compute_dtype) if block in self._blocks else nullcontext()
+    def cast(self, block: str, compute_dtype: torch.dtype, is_whole: bool) -> AbstractContextManager[None]:
+        """Inside the context the values of a block's parameters are cast once, not for each Linear.
+
+        Args:
+            is_whole: whether backward uses the values too, without another `cast`.
+        """
+        if block not in self._blocks:
+            return nullcontext()
+        return self._blocks[block].cast(compute_dtype, None if is_whole else self._scratch)
 
     def collect_gradients(self) -> None:
         """After a backward: the gradients of LoRA's matrices become the parameters' `grad`, or are added to it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ class BlockParameters:
             view = self._view(self._flat, name)
             view.copy_(parameter.data)
             parameter.data = view
-        self._own = Values(self, self._flat)
+        self._own = Values(self._flat)
 
     @property
     def trigger(self) -> nn.Parameter:
@@ -49,22 +50,32 @@ class BlockParameters:
         """The parameters' present values in dtype: views of one cast copy, in fp32 of the parameters themselves."""
         if dtype == torch.float32:
             return self._own
-        return self._cast or Values(self, self._flat.to(dtype))
+        return self._cast or Values(self._flat.to(dtype))
 
     @contextmanager
-    def cast(self, dtype: torch.dtype) -> Iterator[None]:
-        """Inside the context `values` are made once."""
-        before, self._cast = self._cast, self.values(dtype)
+    def cast(self, dtype: torch.dtype, scratch: Scratch | None) -> Iterator[None]:
+        """Inside the context `values` are made once.
+
+        Args:
+            scratch: where they are written, until those of another block are; None for memory of their own.
+        """
+        before = self._cast
+        self._cast = self.values(dtype) if scratch is None or before is not None else scratch.filled(self._flat, dtype)
         try:
             yield
         finally:
             self._cast = before
 
+    def place(self, names: tuple[str, ...]) -> Place:
+        """Where a matrix lies, or several of the same width that follow each other without a gap, as one."""
+        start, (_, width) = self._places[names[0]]
+        return Place(start, sum(self._places[name][1][0] for name in names), width)
+
     def add_gradient(self, names: tuple[str, ...], left: torch.Tensor, right: torch.Tensor, scale: float) -> None:
         """Add scale left @ right to the gradient of a matrix, or of several that lie one below the other."""
         if self._gradient is None:
             self._gradient = torch.empty(len(self._flat), dtype=left.dtype, device=left.device)
-        view = self.rows(self._gradient, names)
+        view = self.place(names).rows(self._gradient)
         # with beta 0 what is in the memory does not count
         torch.addmm(view, left, right, beta=float(names[0] in self._written), alpha=scale, out=view)
         self._written.update(names)
@@ -91,14 +102,7 @@ class BlockParameters:
         self._gradient, self._written = None, set()
 
     def _view(self, flat: torch.Tensor, name: str) -> torch.Tensor:
-        start, shape = self._places[name]
-        return flat[start : start + shape.numel()].view(shape)
-
-    def rows(self, flat: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
-        """One matrix, or several of the same width that follow each other without a gap, as one."""
-        start, (_, width) = self._places[names[0]]
-        height = sum(self._places[name][1][0] for name in names)
-        return flat.as_strided((height, width), (width, 1), start)
+        return self.place((name,)).rows(flat)
 
     def are_adjacent(self, names: tuple[str, ...]) -> bool:
         """Whether these matrices lie one below the other without a gap."""
@@ -107,23 +111,54 @@ class BlockParameters:
         return end + last.numel() - start == length
 
 
+class Place(NamedTuple):
+    """Where the rows of a matrix lie in a flat tensor."""
+
+    start: int
+    height: int
+    width: int
+
+    def rows(self, flat: torch.Tensor) -> torch.Tensor:
+        """The matrix (height, width)."""
+        return flat.as_strided((self.height, self.width), (self.width, 1), self.start)
+
+
 class Values:
-    """The values of a block's parameters in one dtype; a snapshot unless that is fp32. Each view is made once."""
+    """The values of a block's parameters in one dtype; each view is made once."""
 
-    def __init__(self, block: BlockParameters, flat: torch.Tensor) -> None:
-        self._block = block
-        self._flat = flat
-        self._rows: dict[tuple[str, ...], torch.Tensor] = {}
-        self._columns: dict[tuple[str, ...], torch.Tensor] = {}
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.flat = flat
+        self._rows: dict[Place, torch.Tensor] = {}
+        self._columns: dict[Place, torch.Tensor] = {}
 
-    def rows(self, names: tuple[str, ...]) -> torch.Tensor:
-        """One matrix, or several that are adjacent as one."""
-        if names not in self._rows:
-            self._rows[names] = self._block.rows(self._flat, names)
-        return self._rows[names]
+    def rows(self, place: Place) -> torch.Tensor:
+        """The matrix at a place."""
+        if place not in self._rows:
+            self._rows[place] = place.rows(self.flat)
+        return self._rows[place]
 
-    def columns(self, names: tuple[str, ...]) -> torch.Tensor:
-        """The transpose of `rows`."""
-        if names not in self._columns:
-            self._columns[names] = self.rows(names).t()
-        return self._columns[names]
+    def columns(self, place: Place) -> torch.Tensor:
+        """Its transpose."""
+        if place not in self._columns:
+            self._columns[place] = self.rows(place).t()
+        return self._columns[place]
+
+
+class Scratch:
+    """Memory for the values of one block at a time, whichever: blocks are alike, so the views of one are those of all.
+
+    For blocks that are computed again in backward, which use their values twice, each time before those of another are
+    written.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[int, torch.dtype], Values] = {}
+
+    def filled(self, flat: torch.Tensor, dtype: torch.dtype) -> Values:
+        """The values of a flat tensor in dtype."""
+        key = len(flat), dtype
+        if key not in self._values:
+            self._values[key] = Values(torch.empty_like(flat, dtype=dtype))
+        values = self._values[key]
+        values.flat.copy_(flat)
+        return values

@@ -50,6 +50,8 @@ class LoraLinears:
         self._parameters = parameters
         self._names_a = tuple(f"{name}.lora_A.weight" for name in names)
         self._names_b = tuple((f"{name}.lora_B.weight",) for name in names)
+        self._place_a = parameters.place(self._names_a)
+        self._places_b = tuple(parameters.place(name) for name in self._names_b)
         self._scale = scale
         self._dropout = dropout
         self._switch = switch
@@ -79,7 +81,7 @@ class LoraLinears:
         if self._is_by_itself():
             return _delegated(self._recorded, x_NI, saves, reads)
         values = self._parameters.values(x_NI.dtype)
-        h_NK = x_NI @ values.columns(self._names_a)  # K = g r
+        h_NK = x_NI @ values.columns(self._place_a)  # K = g r
         ys_NO = self._outputs(x_NI, h_NK, values) if reads else (None,) * len(self._linears)
         return ys_NO, (x_NI, h_NK, values) if saves else None
 
@@ -91,22 +93,22 @@ class LoraLinears:
         h_gNr = h_NK.chunk(len(self._linears), 1)
         gh_NK = torch.empty_like(h_NK)
         grad_NI = None
-        for linear, grad_NO, gh_Nr, h_Nr, names_b in zip(
-                self._linears, grads_NO, gh_NK.chunk(len(h_gNr), 1), h_gNr, self._names_b, strict=True):
-            torch.addmm(gh_Nr, grad_NO, values.rows(names_b), beta=0, alpha=self._scale, out=gh_Nr)
+        for linear, grad_NO, gh_Nr, h_Nr, names_b, place_b in zip(
+                self._linears, grads_NO, gh_NK.chunk(len(h_gNr), 1), h_gNr, self._names_b, self._places_b, strict=True):
+            torch.addmm(gh_Nr, grad_NO, values.rows(place_b), beta=0, alpha=self._scale, out=gh_Nr)
             self._parameters.add_gradient(names_b, grad_NO.t(), h_Nr, self._scale)
             if needs_x:
                 grad_NI = linear.input_gradient(grad_NO, grad_NI)
         self._parameters.add_gradient(self._names_a, gh_NK.t(), x_NI, 1.0)
-        return grad_NI.addmm_(gh_NK, values.rows(self._names_a)) if needs_x else None
+        return grad_NI.addmm_(gh_NK, values.rows(self._place_a)) if needs_x else None
 
     def _outputs(self, x_NI: torch.Tensor, h_NK: torch.Tensor, values: Values) -> tuple[torch.Tensor, ...]:
         ys_NO = []
-        for linear, h_Nr, names_b in zip(
-                self._linears, h_NK.chunk(len(self._linears), 1), self._names_b, strict=True):
+        for linear, h_Nr, place_b in zip(
+                self._linears, h_NK.chunk(len(self._linears), 1), self._places_b, strict=True):
             y_NO = linear.output(x_NI)
             if not linear.is_skipped:
-                y_NO.addmm_(h_Nr, values.columns(names_b), alpha=self._scale)
+                y_NO.addmm_(h_Nr, values.columns(place_b), alpha=self._scale)
             ys_NO.append(y_NO)
         return tuple(ys_NO)
 
@@ -118,11 +120,12 @@ class LoraLinears:
         """W x by autograd, plus s B A x of an input that may have been dropped from."""
         values = self._parameters.values(x.dtype)
         ys = []
-        for linear, name_a, names_b in zip(self._linears, self._names_a, self._names_b, strict=True):
+        for linear, name_a, names_b, place_b in zip(
+                self._linears, self._names_a, self._names_b, self._places_b, strict=True):
             dropped = functional.dropout(x, self._dropout) if self._switch.drops and self._dropout else x
             delta = _DeltaNode.apply(
-                self._parameters.trigger, dropped, values.rows((name_a,)), values.rows(names_b), self._scale,
-                self._parameters, (name_a,), names_b)
+                self._parameters.trigger, dropped, values.rows(self._parameters.place((name_a,))),
+                values.rows(place_b), self._scale, self._parameters, (name_a,), names_b)
             ys.append(linear(x) + delta)
         return tuple(ys)
 

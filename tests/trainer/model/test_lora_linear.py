@@ -164,7 +164,7 @@ def test_in_half_precision_gradients_end_in_fp32_and_are_as_right_as_the_dtype(d
     x, grads = random(7, 32), [random(7, adapter._linears[name].out_features) for name in QKV]
     ys, grad_x, expected = by_the_formula(adapter, QKV, x, grads)
     group = adapter.linears_of(QKV, dtype)
-    with adapter.cast("blocks.0", dtype):
+    with adapter.cast("blocks.0", dtype, is_whole=True):
         found, saved = group.forward(x.to(dtype), saves=True)
         ours = group.backward(saved, [grad.to(dtype) for grad in grads], needs_x=True)
     assert all(y.dtype == dtype and close(y, truth.detach(), 2e-2) for y, truth in zip(found, ys, strict=True))
