@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-Saved = tuple | None
-"""What one computation keeps for its gradient; None where none follows."""
+Saved = list | tuple | None
+"""What one computation keeps for its gradient, which takes it out of a list; None where no gradient follows."""
 
 
 class FrozenLinear(Protocol):

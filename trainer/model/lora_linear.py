@@ -83,34 +83,35 @@ class LoraLinears:
         values = self._parameters.values(x_NI.dtype)
         h_NK = x_NI @ values.columns(self._place_a)  # K = g r
         ys_NO = self._outputs(x_NI, h_NK, values) if reads else (None,) * len(self._linears)
-        return ys_NO, (x_NI, h_NK, values) if saves else None
+        return ys_NO, [x_NI, h_NK, values] if saves else None
 
     def backward(self, saved, grads_NO, needs_x):
         """As `Linears`."""
         if isinstance(saved, _Delegated):
             return saved.to.backward(saved.saved, grads_NO, needs_x)
         x_NI, h_NK, values = saved
-        h_gNr = h_NK.chunk(len(self._linears), 1)
+        saved.clear()
         gh_NK = torch.empty_like(h_NK)
-        grad_NI = None
-        for linear, grad_NO, gh_Nr, h_Nr, names_b, place_b in zip(
-                self._linears, grads_NO, gh_NK.chunk(len(h_gNr), 1), h_gNr, self._names_b, self._places_b, strict=True):
+        for grad_NO, gh_Nr, h_Nr, names_b, place_b in zip(
+                grads_NO, self._parts(gh_NK), self._parts(h_NK), self._names_b, self._places_b, strict=True):
             torch.addmm(gh_Nr, grad_NO, values.rows(place_b), beta=0, alpha=self._scale, out=gh_Nr)
             self._parameters.add_gradient(names_b, grad_NO.t(), h_Nr, self._scale)
-            if needs_x:
-                grad_NI = linear.input_gradient(grad_NO, grad_NI)
         self._parameters.add_gradient(self._names_a, gh_NK.t(), x_NI, 1.0)
+        del x_NI  # its memory, before there is a gradient of the same size
+        grad_NI = self._frozen.backward((), grads_NO, needs_x)
         return grad_NI.addmm_(gh_NK, values.rows(self._place_a)) if needs_x else None
 
     def _outputs(self, x_NI: torch.Tensor, h_NK: torch.Tensor, values: Values) -> tuple[torch.Tensor, ...]:
         ys_NO = []
-        for linear, h_Nr, place_b in zip(
-                self._linears, h_NK.chunk(len(self._linears), 1), self._places_b, strict=True):
+        for linear, h_Nr, place_b in zip(self._linears, self._parts(h_NK), self._places_b, strict=True):
             y_NO = linear.output(x_NI)
             if not linear.is_skipped:
                 y_NO.addmm_(h_Nr, values.columns(place_b), alpha=self._scale)
             ys_NO.append(y_NO)
         return tuple(ys_NO)
+
+    def _parts(self, of_NK: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return of_NK.chunk(len(self._linears), 1) if len(self._linears) > 1 else (of_NK,)
 
     def _is_by_itself(self) -> bool:
         """Whether each Linear needs a computation of its own: with dropout, or around another pack's forward."""
@@ -155,7 +156,7 @@ class _LoraNode(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: torch.Tensor):
         grads_NO = [grad.flatten(0, -2) for grad in grads]
-        grad_NI = ctx.lora.backward((*ctx.saved_tensors, ctx.values), grads_NO, ctx.needs_input_grad[1])
+        grad_NI = ctx.lora.backward([*ctx.saved_tensors, ctx.values], grads_NO, ctx.needs_input_grad[1])
         return None, None if grad_NI is None else grad_NI.view(ctx.shape), None
 
 

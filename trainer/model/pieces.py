@@ -126,8 +126,8 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_gradient(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Of x."""
-    return aten.gelu_backward(grad, x, approximate="tanh")
+    """Of x; `grad` is overwritten with it."""
+    return aten.gelu_backward(grad, x, approximate="tanh", grad_input=grad)
 
 
 def _turned(x_BLHd: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

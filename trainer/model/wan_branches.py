@@ -78,14 +78,16 @@ class SelfAttention:
         a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, x_BLD), saves, kept)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
         x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
-        return x_BLD, (norm, qkv, norm_q, norm_k, attended, o) if saves else None
+        return x_BLD, [norm, qkv, norm_q, norm_k, attended, o] if saves else None
 
     def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
         """See the module."""
         norm, qkv, norm_q, norm_k, attended, o = saved
+        saved.clear()
         by = inputs.modulations[0]
         grad_ND = self.o.backward(o, ((grad_BLD * by.gate).flatten(0, 1),), True)
         gq_BLHd, gk_BLHd, gv_BLHd = inputs.attention.backward(attended, self._by_head(grad_ND, grad_BLD))
+        del attended
         gq_ND = pieces.rms_norm_gradient(inputs.rotation.turned_back(gq_BLHd).view(grad_ND.shape), norm_q)
         gk_ND = pieces.rms_norm_gradient(inputs.rotation.turned_back(gk_BLHd).view(grad_ND.shape), norm_k)
         grad_ND = self.qkv.backward(qkv, (gq_ND, gk_ND, gv_BLHd.reshape(grad_ND.shape)), needs_x)
@@ -124,14 +126,16 @@ class CrossAttention:
         a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BKHd, v_BKHd, saves, NOTHING)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
         x_BLD = x_BLD + y_ND.view_as(x_BLD) if reads else None
-        return x_BLD, (norm, q, norm_q, kv, norm_k, attended, o) if saves else None
+        return x_BLD, [norm, q, norm_q, kv, norm_k, attended, o] if saves else None
 
     def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
         """See the module."""
         norm, q, norm_q, kv, norm_k, attended, o = saved
+        saved.clear()
         grad_ND = self.o.backward(o, (grad_BLD.flatten(0, 1),), True)
         gq_BLHd, gk_BKHd, gv_BKHd = inputs.attention.backward(
             attended, grad_ND.view(*grad_BLD.shape[:2], self.heads, -1))
+        del attended
         gk_ND = pieces.rms_norm_gradient(gk_BKHd.reshape(norm_k.x_ND.shape), norm_k)
         self.kv.backward(kv, (gk_ND, gv_BKHd.reshape(gk_ND.shape)), False)
         gq_ND = pieces.rms_norm_gradient(gq_BLHd.reshape(grad_ND.shape), norm_q)
@@ -155,14 +159,17 @@ class FeedForward:
         del n_ND
         (y_ND,), down = self.down.forward(pieces.gelu(hidden), saves, reads)
         x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
-        return x_BLD, (norm, up, hidden, down) if saves else None
+        return x_BLD, [norm, up, hidden, down] if saves else None
 
     def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
         """See the module."""
         norm, up, hidden, down = saved
+        saved.clear()
         by = inputs.modulations[1]
         grad = self.down.backward(down, ((grad_BLD * by.gate).flatten(0, 1),), True)
-        grad_ND = self.up.backward(up, (pieces.gelu_gradient(grad, hidden),), needs_x)
+        grad = pieces.gelu_gradient(grad, hidden)
+        del hidden
+        grad_ND = self.up.backward(up, (grad,), needs_x)
         if not needs_x:
             return None
         return pieces.modulated_norm_gradient(grad_ND, by, norm).view_as(grad_BLD).add_(grad_BLD)
