@@ -12,6 +12,8 @@ from unittest.mock import patch
 
 import torch
 
+from .device import CUDA
+
 
 class Aimdo:
     """What was asked of it."""
@@ -40,7 +42,7 @@ class Aimdo:
     def fault(self, allocation: tuple) -> tuple | None:
         """Make an allocation resident, and pin it; None where there is no room."""
         vbar, address, size = allocation
-        if address + size > self.share * vbar.size:
+        if address + size > self.share * vbar.offset:
             self.outside[address] = size
             return None
         self.pins[address] += 1
@@ -66,17 +68,17 @@ class Aimdo:
 
         class ModelVBAR:
             def __init__(self, _size, _device) -> None:
-                self.size = 0
+                self.offset = 0
 
             def alloc(self, size: int) -> tuple:
-                address, self.size = self.size, self.size + size
+                address, self.offset = self.offset, self.offset + size
                 return self, address, size
 
             def prioritize(self, *_args) -> None:
                 outer.prioritized += 1
 
             def loaded_size(self) -> int:
-                return 0
+                return outer.inside
 
             def free_memory(self, _size) -> int:
                 return 0
@@ -86,17 +88,24 @@ class Aimdo:
                 self.size = 0
 
         class VRAMBuffer:
-            """Of a stream: each weight that is cast gets a place in it."""
+            """Of a stream: grows, and keeps its memory; the next weights overwrite those before them."""
 
             def __init__(self, *_args) -> None:
-                self._size = 0
+                self.memory = torch.empty(0, dtype=torch.uint8, device=CUDA)
 
             def size(self) -> int:
-                return self._size
+                return len(self.memory)
 
             def get(self, size: int, offset: int) -> tuple:
-                self._size = max(self._size, offset + size)
+                if offset + size > self.size():
+                    self.memory = torch.empty(offset + size, dtype=torch.uint8, device=CUDA)
                 return self, offset, size
+
+        def to_tensor(allocation: tuple, device: torch.device) -> torch.Tensor:
+            owner, offset, size = allocation
+            if isinstance(owner, VRAMBuffer):
+                return owner.memory[offset:offset + size]
+            return torch.empty(size, dtype=torch.uint8, device=device)
 
         vbar = comfy_aimdo.model_vbar
         replaced = [
@@ -104,8 +113,7 @@ class Aimdo:
             (vbar, "vbar_signature_compare", lambda a, b: a is not None and a == b),
             (comfy_aimdo.host_buffer, "HostBuffer", HostBuffer),
             (comfy_aimdo.vram_buffer, "VRAMBuffer", VRAMBuffer),
-            (comfy_aimdo.torch, "aimdo_to_tensor",
-             lambda allocation, device: torch.empty(allocation[2], dtype=torch.uint8, device=device)),
+            (comfy_aimdo.torch, "aimdo_to_tensor", to_tensor),
             (comfy.memory_management, "aimdo_enabled", True),
             (comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic),
             (comfy.model_management.args, "disable_pinned_memory", True),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections import deque
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,7 +13,6 @@ from wantune.nodes.backend import denoiser as backend
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded import cache, store
 from wantune.trainer.model.wan21 import WAN21_T2V
-from wantune.trainer.runs.events import StepDone
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training import loop
 from wantune.trainer.training.run import Run
@@ -20,6 +20,10 @@ from wantune.trainer.training.run import Run
 from .aimdo import Aimdo
 from .card import GIB, Card
 from .counting import Step
+
+
+class _Measured(Exception):
+    """The step was measured; no further one is wanted."""
 
 
 class Driven:
@@ -38,26 +42,31 @@ class Driven:
         self._weights = self._outside = 0
         self._adapter = None
 
-    def train(self, folder: Path, steps: int) -> None:
-        """Train so many steps; counting must be active. The last one is what `result` tells of."""
-        config = _settings(self._case, steps)
+    def train(self, folder: Path, number: int) -> None:
+        """Train up to the step of this number, which `result` then tells of; counting must be active.
+
+        It lasts until the next one begins: what the loop reads of the step before is part of it.
+        """
+        config = _settings(self._case, number + 2)
         dataset = _dataset(folder, self._case)
         with ExitStack() as stack:
             # no weight has a value that could be hashed, or is worth a file
             stack.enter_context(patch.object(backend, "fingerprint", lambda *_args, **_options: "without data"))
             stack.enter_context(patch.object(loop.Trainer, "_save", lambda trainer: None))
-            stack.enter_context(patch.object(loop.Trainer, "train_step", self._watched(loop.Trainer.train_step)))
+            train_step = self._watched(loop.Trainer.train_step, number)
+            stack.enter_context(patch.object(loop.Trainer, "train_step", train_step))
             stack.enter_context(patch.object(backend.ComfyDenoiser, "attached",
                                              self._sized(backend.ComfyDenoiser.attached)))
             denoiser = backend.ComfyDenoiser(self._model)
             run = Run(denoiser, dataset, "fake", config, folder / "runs")
-            with closing(run.events()) as events:
-                for event in events:
-                    if isinstance(event, StepDone) and event.step == steps:
-                        break
+            with closing(run.events()) as events, suppress(_Measured):
+                deque(events, maxlen=0)
 
-    def _watched(self, train_step):
+    def _watched(self, train_step, number: int):
         def watched(trainer):
+            if trainer.step == number:
+                self._card.counting.begin()  # what comes now is not looked at
+                raise _Measured
             counting, network = self._card.counting, self._model.model.diffusion_model
             self._adapter = trainer.adapter
             self._weights = counting.held(network.parameters())

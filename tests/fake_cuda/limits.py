@@ -12,12 +12,12 @@ from dataclasses import dataclass
 class Limits:
     """Of one step."""
 
-    estimate: tuple[float, float] = (1.0, 1.4)
+    estimate: tuple[float, float] = (1.0, 1.3)
     """What is planned for, beside the weights, over what is taken: from, to. Goal: 1.0 to 1.15."""
-    waits: int = 10
-    """Times that the host waits for the card. Goal: 1."""
-    crossings: float = 2.75
-    """Bytes of weights that are moved to the card, over those that do not stay on it. Goal: 2.05."""
+    waits: int = 2
+    """Times that the host waits for the card. Goal: 1; the other one is in ComfyUI's sinusoidal_embedding_1d."""
+    crossings: float = 2.05
+    """Bytes of weights that are moved to the card, over those that do not stay on it."""
     kernels: int | None = None
     dispatches: int | None = None
     total: float | None = None

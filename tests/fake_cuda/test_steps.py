@@ -21,8 +21,8 @@ PICTURE, LONG_CLIP, WIDE_CLIP = "1,64,64", "21,64,64", "9,60,104"
 """512 x 512; 81 frames of it; 33 frames of 832 x 480."""
 
 FULL = {
-    "1.3b picture": (Case(), Limits(kernels=9_700, dispatches=26_200, total=3.42)),  # goals: 3,500, 9,000, 3.3
-    "1.3b 480x832x33": (Case(latent=WIDE_CLIP), Limits(total=5.92)),  # goal: 5
+    "1.3b picture": (Case(), Limits(kernels=4_860, dispatches=14_600, total=3.35)),  # goals: 3,500, 9,000, 3.3
+    "1.3b 480x832x33": (Case(latent=WIDE_CLIP), Limits(total=5.97)),  # goal: 5
     "14b fp8 picture in 12 GiB": (Case(size="14b", dtype="fp8", vram=12), Limits(total=12 - COMFYUI_RESERVES)),
     "14b fp8 512x512x33 in 16 GiB": (
         Case(size="14b", dtype="fp8", latent="9,64,64", vram=16), Limits(total=16 - COMFYUI_RESERVES)),
@@ -87,7 +87,7 @@ def test_a_step_of_a_full_size_model_stays_within_its_limits(measured, name):
 def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dynamic_vram, name):
     if SMALL[name].memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    assert not broken(measured(SMALL[name]), Limits(estimate=(0.9, 1.4)))  # goal: 1.0 to 1.15
+    assert not broken(measured(SMALL[name]), Limits(estimate=(0.4, 1.3)))  # goal: 1.0 to 1.15
 
 
 @pytest.mark.long
@@ -95,7 +95,7 @@ def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dyn
 def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_vram, name):
     if MORE[name].memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    assert not broken(measured(MORE[name]), Limits(estimate=(0.75, 1.4)))  # goal: 1.0 to 1.15
+    assert not broken(measured(MORE[name]), Limits(estimate=(0.4, 1.4)))  # goal: 1.0 to 1.15
 
 
 def test_what_stays_on_the_card_does_not_cross_the_bus(measured):
@@ -126,7 +126,7 @@ def test_a_tensor_on_the_wrong_device_is_an_error(measured, name):
 def test_what_takes_too_much_is_found(measured, has_dynamic_vram, name, case, told):
     if case.memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    limits = Limits(estimate=(0.9, 1.4))
+    limits = Limits(estimate=(0.85, 1.3))
     assert not broken(measured(case), limits)
     (found,) = broken(measured(replace(case, fault=name)), limits)
     assert told in found
