@@ -4,6 +4,8 @@ import sys
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wantune.tests.support import tools
 from wantune.tests.support.adapted import AdaptedModel, random_batch
@@ -115,3 +117,75 @@ def test_the_self_test_is_cheap(comfy):
     started = time.process_time()
     attention.self_test(40, 128, torch.device("cpu"), torch.float32)
     assert time.process_time() - started < 2
+
+
+class Watched(TorchDispatchMode):
+    """Notes each kernel of attention, whether it got a bias, and whether cuDNN's might have been taken."""
+
+    def __init__(self, fails_with: str = "") -> None:
+        super().__init__()
+        self.seen, self._fails_with = set(), fails_with
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "_scaled_dot_product" in function.name():
+            names = [argument.name for argument in function._schema.arguments]
+            has_bias = {**dict(zip(names, args, strict=False)), **(kwargs or {})}.get("attn_mask") is not None
+            if "backward" not in function.name():
+                self.seen.add((has_bias, torch.backends.cuda.cudnn_sdp_enabled()))
+                if self._fails_with and has_bias:
+                    raise RuntimeError(self._fails_with)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_a_bias_attention_never_goes_to_cudnn(model, checkpointing):
+    """Its kernel may have NaN gradients there; in what is computed again in backward neither."""
+    adapted = AdaptedModel(model)
+    batch = random_batch((1, 4, 6), (0.3, 0.8), adapted.denoiser.device)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with adapted.attached(checkpointing), Watched() as watched:
+        loss = adapted.loss_B(batch)
+        assert watched.seen == {(False, True), (True, False)}
+        watched.seen.clear()
+        adapted.gradients(loss)
+    assert not checkpointing or watched.seen == {(False, True), (True, False)}
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_cudnn_is_as_before_where_attention_fails(model):
+    adapted = AdaptedModel(model)
+    batch = random_batch((1, 4, 6), (0.3, 0.8), adapted.denoiser.device)
+    with adapted.attached(), pytest.raises(RuntimeError, match="no kernel"), Watched(fails_with="no kernel"):
+        adapted.loss_B(batch)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_comfyuis_order_of_kernels_holds_in_training_alone(model, monkeypatch):
+    import comfy.ops
+
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    monkeypatch.setattr(comfy.ops, "SDPA_BACKEND_PRIORITY", order, raising=False)
+    found = torch._C._get_sdp_priority_order()
+    adapted = AdaptedModel(model)
+    with adapted.denoiser.training():
+        assert torch._C._get_sdp_priority_order()[:4] == [int(backend) for backend in order]
+    assert torch._C._get_sdp_priority_order() == found
+
+
+def test_on_a_card_texts_of_other_lengths_repeat_the_shapes_and_the_result(model, monkeypatch):
+    adapted = AdaptedModel(model)
+    batches = [random_batch((1, 4, 6), (0.3, 0.8), torch.device("cpu"), text_tokens=tokens) for tokens in (5, 11, 25)]
+    exact = [adapted.conditions(batch) for batch in batches]
+    monkeypatch.setattr(adapted.denoiser, "device", torch.device("cuda"))
+    few = [adapted.conditions(batch) for batch in batches]
+    monkeypatch.undo()
+    assert {conditions["text"].shape[1] for conditions in few} == {32}
+    assert {conditions["text"].device.type for conditions in few} == {"cpu"}
+    assert len({conditions["text"].shape[1] for conditions in exact}) == 3
+    with adapted.attached():
+        for batch, one, other in zip(batches, exact, few, strict=True):
+            found = []
+            for conditions in (one, other):
+                velocity = adapted.denoiser.velocity(batch.noise_BCFHW, batch.t_B, conditions)
+                found.append({"velocity": velocity.detach(), **adapted.gradients(velocity.square().flatten(1).mean(1))})
+            assert all((found[0][key] - found[1][key]).norm() <= 2e-6 * found[0][key].norm() for key in found[0])
