@@ -1,4 +1,4 @@
-"""Measures what autograd saves and what a training step allocates, to check `ComfyDenoiser.memory_estimate`."""
+"""Measures what autograd saves and what a training step allocates, to check `footprint.parts`."""
 
 from __future__ import annotations
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from ..trainer.model.adapter_size import adapter_size
 from ..trainer.model.adapters import Adapter
+from ..trainer.model.footprint import Work, parts
 from ..trainer.model.plan import BRANCH, EVERYTHING, Plan
+from ..trainer.settings.training import OptimizerConfig
+from ..trainer.training.memory import ROW_MULTIPLE
 from .flops import Again
 
 OFF, ON, BRANCHES = Plan(whole_blocks=EVERYTHING), Plan(), Plan(segments=BRANCH)
@@ -32,4 +36,8 @@ def again(plan: Plan, blocks: int) -> Again:
 
 def planned(denoiser, adapter: Adapter, num_tokens: int, batch_size: int, plan: Plan) -> int:
     """Bytes that our estimate says a plan needs beside the weights."""
-    return denoiser.memory_estimate(num_tokens, batch_size, adapter, plan != OFF)
+    linears = {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
+    # of a caption of usual length
+    work = Work(side=0, frames=1, stride=4, tokens=num_tokens, batch_size=batch_size, text_rows=ROW_MULTIPLE)
+    found = parts(denoiser.size, adapter_size(adapter.config, linears), OptimizerConfig(), work, plan)
+    return found.lasting + found.passing

@@ -166,6 +166,8 @@ def train(
             live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
             return run.lora, run.losses, str(run.folder.path)
         previewer = Previewer(previews, denoiser, run.folder.path) if previews else None
+        live.say(run.memory_plan(previewer).told())
+        live.describe(run.folder, run.base_model, (*denoiser.notes, *run.notes))
         with live.running(), closing(run.events(previewer)) as events:
             for event in events:
                 live.publish(event)

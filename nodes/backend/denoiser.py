@@ -22,8 +22,10 @@ import torch
 from ...trainer.base.switches import full_sums
 from ...trainer.model import text_padding
 from ...trainer.model.adapters import Adapter
+from ...trainer.model.choice import Space
+from ...trainer.model.footprint import ModelSize
 from ...trainer.model.plan import Plan
-from . import attention, block, carried, frozen, self_test
+from . import attention, block, carried, frozen, self_test, space
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
@@ -34,9 +36,6 @@ ATTENTIONS = 2
 """In each block."""
 
 INJECTION = "wantune_train"
-
-ALL = 1e30
-"""Bytes; more than any device has, so that ComfyUI unloads every other model."""
 
 logger = logging.getLogger("wantune")
 
@@ -88,13 +87,27 @@ class ComfyDenoiser:
                  for name in self.family.trained]
         return {name: frozen.FrozenLinear(modules[name]) for name in names}
 
+    @property
+    def size(self) -> ModelSize:
+        """What of it counts for memory."""
+        with carried.bare(self._patcher):
+            return space.model_size(self._patcher, self._network, self._blocks[0], self.compute_dtype)
+
+    def space(self) -> Space:
+        """What its device has for training, once all that can leave it has left."""
+        return space.space(self._patcher)
+
+    def make_room(self, memory: int) -> None:
+        """Move every other model off the device, and of its own weights as many as leave `memory` bytes free."""
+        space.make_room(self._patcher, memory)
+
     @contextmanager
     def attached(self, adapter: Adapter, linears: dict, plan: Plan, memory: int) -> Iterator[None]:
         """Hold the model loaded and frozen with the adapter in it; leaves it as it was, however that ends.
 
         Args:
             linears: what `linears()` gave and the adapter was made over.
-            memory: bytes to keep free on the device for activations, adapter and optimizer.
+            memory: bytes to keep free on the device for what is not there yet; see `keep_free`.
 
         Raises:
             UserError: something whose gradient is wrong here, or a forward of another pack that is not a Linear's.
@@ -103,17 +116,14 @@ class ComfyDenoiser:
             logger.warning("%s", note)
         with carried.bare(self._patcher):
             self._stand_ins = StandIns(self._network, self.family.blocks, self._injections)
-            self._stand_ins.hold(adapter, linears, self.compute_dtype, plan, self.device, _is_dynamic(self._patcher))
+            self._trained = adapter, linears
+            self._hold(plan)
             trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         self._patcher.injections = {INJECTION: [self._stand_ins.injection]}
-        self._memory = memory
+        self.keep_free(memory)
         try:
             self._require_grad(trainable, False)
-            with torch.inference_mode():  # as in sampling: patches are written into inference tensors
-                # unloads the encoders and every other model, to make room
-                comfy.model_management.free_memory(ALL, self.device, [
-                    loaded for loaded in comfy.model_management.current_loaded_models
-                    if loaded.model is not None and loaded.model.is_clone(self._patcher)])
+            self.make_room(0)
             self.reload()
             with torch.inference_mode(False), self.training():
                 self._test()
@@ -135,6 +145,22 @@ class ComfyDenoiser:
         with torch.inference_mode():  # as in sampling: patches are written into inference tensors
             management.load_models_gpu([self._patcher], memory_required=self._memory)
         self._room = Room(self._patcher)
+
+    def _hold(self, plan: Plan) -> None:
+        adapter, linears = self._trained
+        is_dynamic = _is_dynamic(self._patcher)
+        self._stand_ins.hold(adapter, linears, self.compute_dtype, plan, self.device, is_dynamic)
+
+    def keep_free(self, memory: int) -> None:
+        """Leave so many bytes free on the device whenever the attached model is loaded from now on."""
+        self._memory = memory
+
+    def change_plan(self, plan: Plan) -> None:
+        """Follow another plan from the next forward pass on; while attached, and between steps."""
+        with torch.inference_mode(), carried.bare(self._patcher):  # which takes our injection out and puts it in again
+            self._hold(plan)
+        comfy.model_management.soft_empty_cache()
+        self.reload()
 
     def _keep_in_place(self) -> None:
         """Put the stand-ins in again, if someone took one out: another pack's injection whose MODEL was let go of."""
@@ -225,25 +251,6 @@ class ComfyDenoiser:
         )
         attention.check_calls(attended, ATTENTIONS * len(self._blocks), self._module)
         return velocity_BCFHW.float()
-
-    def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:
-        """Bytes that training needs beside the weights: activations, and the adapter four times in fp32.
-
-        The four are its values, their gradients and AdamW's two moments. The constants count values per token, as
-        bench/calibration.py measures them in bf16, for which autograd saves a little more than for fp32. With
-        checkpointing the activations of one block at a time are kept, and the inputs of all blocks.
-
-        Args:
-            num_tokens: of one sample.
-        """
-        dim, ffn_dim, blocks = self._network.dim, self._network.ffn_dim, len(self._blocks)
-        kept = 19 * dim + 2.2 * ffn_dim + adapter.values_per_token
-        working = 2 * dim + 2 * ffn_dim
-        values = working + (kept + blocks * dim if gradient_checkpointing else blocks * kept)
-        # independent of the tokens: the cast copy of the one managed weight in use, and the matrices that LoHa builds
-        weights = dim * ffn_dim + adapter.values_per_block * (1 if gradient_checkpointing else blocks)
-        activations = (num_tokens * batch_size * values + weights) * torch.finfo(self.compute_dtype).bits // 8
-        return int(activations) + sum(parameter.numel() for parameter in adapter.parameters) * 4 * 4
 
 
 def linear_sizes(model) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from ...trainer.base.refusals import in_a_sentence
 from ...trainer.runs.events import Previewed
 from ...trainer.training import length
 from ..backend.denoiser import ComfyDenoiser
-from .sampling import Sampling, decode, sample_in_training
+from .sampling import Sampling, decode, latent_shape, sample_in_training
 from .strips import strip
 from .videos import write_mp4
 
@@ -46,6 +46,21 @@ class Previewer:
         self._denoiser = denoiser
         self._folder = folder / "samples"
 
+    @property
+    def tokens(self) -> int:
+        """Of one video."""
+        return self._denoiser.family.num_tokens(self.config.sampling)
+
+    @property
+    def decoding(self) -> int:
+        """Bytes that the VAE takes for a video by ComfyUI's own estimate, its weights included; 0 if it has none."""
+        vae = self.config.vae
+        estimate = getattr(vae, "memory_used_decode", None)
+        if estimate is None:
+            return 0
+        shape = latent_shape(self._denoiser.family, self.config.sampling)
+        return int(estimate(shape, vae.vae_dtype)) + vae.patcher.model_size()
+
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether a preview is made after this step; also at the end."""
         return step == total_steps or length.is_due(
@@ -72,9 +87,9 @@ class Previewer:
         sampling = self.config.sampling
         latent_BCFHW = sample_in_training(self._denoiser, prompt, sampling, self.config.shift)
         try:
-            pixels_FHW3 = decode(self.config.vae, latent_BCFHW, name)
+            return decode(self.config.vae, latent_BCFHW, name)
         except UserError:
             logger.warning("The preview %s is black, as it holds NaN or infinity; try the VAE in fp32.", name)
-            pixels_FHW3 = np.zeros((sampling.frames, sampling.height, sampling.width, 3), np.uint8)
-        self._denoiser.reload()  # the VAE may have pushed it off the device
-        return pixels_FHW3
+            return np.zeros((sampling.frames, sampling.height, sampling.width, 3), np.uint8)
+        finally:
+            self._denoiser.reload()  # the VAE may have pushed it off the device

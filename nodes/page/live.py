@@ -14,7 +14,7 @@ import comfy.utils
 from server import PromptServer
 
 from ...trainer.runs import history
-from ...trainer.runs.events import Evaluated, Event, Finished, Previewed, Started, StepDone, to_json
+from ...trainer.runs.events import Evaluated, Event, Finished, Noted, Previewed, Started, StepDone, to_json
 from ...trainer.runs.folder import RunFolder
 from . import shown
 from .asking import pages_of, running_user
@@ -160,6 +160,8 @@ class Live:
                         event.base_loss, best)
         elif isinstance(event, Previewed):
             logger.info("Preview after step %d: %s", event.step, ", ".join(event.files))
+        elif isinstance(event, Noted):
+            logger.warning("%s", event.sentence)
         elif isinstance(event, Finished):
             skipped = f", {event.skipped} of them without a finite loss and so without effect" if event.skipped else ""
             if event.reason == "stopped":

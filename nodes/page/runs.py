@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 from ...trainer.base.errors import UserError
@@ -63,8 +64,10 @@ def _one(asked: Asked) -> dict:
     log.refresh()
     first, last = (asked.number(name, 0, 0, 1 << 53) for name in ("first", "last"))
     current = _current(folder)
+    found = _summary(folder)
     return {
-        **_summary(folder),
+        **found,
+        "notes": [*found["notes"], *log.noted],
         "curve": log.curve(asked.number("points", 600, 1, MAX_POINTS), first, last),
         "ema": {"value": log.ema, "weight": log.weight},
         "ema_decay": history.EMA_DECAY,
@@ -116,7 +119,7 @@ def _current(folder: Path) -> live.Current | None:
 
 
 def _summary(folder: Path) -> dict:
-    found = history.to_json(history.summary(folder))
+    found = asdict(history.summary(folder))
     if _current(folder) or lock.holder(folder):
         found |= {"state": "running", "continues_from": None}
     return found

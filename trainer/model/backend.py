@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from .adapters import Adapter
+from .choice import Space
 from .family import ModelFamily
+from .footprint import ModelSize
 from .linears import FrozenLinear
 from .plan import Plan
 
@@ -63,6 +65,16 @@ class Denoiser(Protocol):
     def linears(self) -> Mapping[str, FrozenLinear]:
         """The Linears that can get an adapter, by name; `LoraConfig` chooses among them."""
 
+    @property
+    def size(self) -> ModelSize:
+        """What of it counts for memory."""
+
+    def space(self) -> Space:
+        """What its device has for training, once all that can leave it has left."""
+
+    def make_room(self, memory: int) -> None:
+        """Have so many bytes free on the device, before anything is put there."""
+
     def attached(
         self, adapter: Adapter, linears: Mapping[str, FrozenLinear], plan: Plan, memory: int
     ) -> AbstractContextManager[None]:
@@ -71,8 +83,14 @@ class Denoiser(Protocol):
         Args:
             linears: the result of `linears()` with which the adapter was made.
             plan: what is kept of a forward pass for backward.
-            memory: bytes to keep free on the device for activations, adapter and optimizer.
+            memory: bytes to keep free on the device for what is not there yet; see `keep_free`.
         """
+
+    def keep_free(self, memory: int) -> None:
+        """Leave so many bytes free on the device whenever the attached model is loaded from now on."""
+
+    def change_plan(self, plan: Plan) -> None:
+        """Follow another plan from the next forward pass on; inside `attached`, between steps."""
 
     def training(self) -> AbstractContextManager[None]:
         """Encloses forward and backward: enables autograd and what else they need; restored on exit in any case."""
@@ -97,11 +115,4 @@ class Denoiser(Protocol):
             x_BCFHW: noisy latents, fp32.
             t_B: noise levels in 0..1, fp32.
             conditions: what `prepared` gave, for latents of x's size.
-        """
-
-    def memory_estimate(self, num_tokens: int, batch_size: int, adapter: Adapter, gradient_checkpointing: bool) -> int:
-        """Bytes that training needs besides the weights: activations, adapter, gradient and optimizer.
-
-        Args:
-            num_tokens: of one sample in the largest bucket.
         """

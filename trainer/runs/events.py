@@ -75,6 +75,15 @@ class Previewed:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """What the user should know of how the run goes on, in a sentence."""
+
+    step: int
+    """Optimizer steps done before."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """After the last step; `reason` is "done", "stopped" by the user, or "early stop"."""
 
@@ -85,7 +94,7 @@ class Finished:
     """Steps whose loss or gradient was not finite."""
 
 
-Event = Started | StepDone | Evaluated | Saved | Previewed | Finished
+Event = Started | StepDone | Evaluated | Saved | Previewed | Noted | Finished
 
 
 def to_json(event: Event) -> dict:

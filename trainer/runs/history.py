@@ -12,7 +12,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -153,6 +153,8 @@ class RunLog:
     learning_rates: array = field(default_factory=lambda: array("d"))
     evaluated: list[dict] = field(default_factory=list)
     previewed: list[dict] = field(default_factory=list)
+    noted: list[str] = field(default_factory=list)
+    """Sentences about how it went on."""
     ema: float = 0.0
     weight: float = 0.0
     """The bias correction: `ema` is divided by it (Adam, Kingma and Ba, arXiv:1412.6980, section 3)."""
@@ -210,6 +212,8 @@ class RunLog:
             self.evaluated.append({name: line[name] for name in ("step", "loss", "base_loss")})
         elif line["event"] == "Previewed":
             self.previewed.append({name: line[name] for name in ("step", "name", "files")})
+        elif line["event"] == "Noted":
+            self.noted.append(line["sentence"])
         elif line["event"] == "StepDone":
             step, rate, loss = line["step"], line["learning_rate"], line["loss"]
             loss = math.nan if loss is None else loss
@@ -220,11 +224,6 @@ class RunLog:
             self.losses.append(loss)
             self.smooth.append(self.ema / self.weight if self.weight else math.nan)
             self.learning_rates.append(rate)
-
-
-def to_json(found: Summary) -> dict:
-    """The summary as plain data."""
-    return asdict(found)
 
 
 def read_json(path: Path) -> dict:

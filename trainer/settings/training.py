@@ -7,6 +7,8 @@ import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
 
 from ..base.errors import UserError
+from .checks import check_choice, check_least
+from .memory import MemoryConfig
 
 MAX_RANK = 1024
 
@@ -24,20 +26,6 @@ LOSSES = ("mse", "huber")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "came", "schedule_free")
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
-
-
-def _check_choice(record: object, **choices: tuple[str, ...]) -> None:
-    for name, allowed in choices.items():
-        value = getattr(record, name)
-        if value not in allowed:
-            raise UserError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
-
-
-def _check_least(record: object, **least: float) -> None:
-    for name, bound in least.items():
-        value = getattr(record, name)
-        if not (math.isfinite(value) and value >= bound):
-            raise UserError(f"{name} is {value}; choose {bound} or more.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +59,7 @@ class LoraConfig:
             raise UserError(f"rank is {self.rank}; choose 1 to {MAX_RANK}, for example 32.")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise UserError(f"alpha is {self.alpha}; choose a positive number, for example the rank.")
-        _check_choice(self, kind=ADAPTERS)
+        check_choice(self, kind=ADAPTERS)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; choose 0 or more, below 1, for example 0.05.")
         if self.lokr_factor != -1 and not 2 <= self.lokr_factor <= MAX_RANK:
@@ -86,7 +74,7 @@ class LoraConfig:
         except re.error as error:
             raise UserError(f"targets is {self.targets!r}, which is no regular expression ({error}); choose all, "
                             "attention, or one such as self_attn|ffn.") from None
-        _check_least(self, first_block=0, last_block=-1)
+        check_least(self, first_block=0, last_block=-1)
         if self.last_block != -1 and self.last_block < self.first_block:
             raise UserError(f"The blocks are {self.first_block} to {self.last_block}; choose last_block at or after "
                             "first_block, or -1 for all that follow.")
@@ -133,8 +121,8 @@ class ObjectiveConfig:
     """Standard deviation of further noise that is constant over each channel of a sample; 0 = none."""
 
     def __post_init__(self) -> None:
-        _check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES)
-        _check_least(self, logit_mean=-10, logit_std=0.01, beta_a=0.05, beta_b=0.05, shift=0.01, huber_delta=1e-6,
+        check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES)
+        check_least(self, logit_mean=-10, logit_std=0.01, beta_a=0.05, beta_b=0.05, shift=0.01, huber_delta=1e-6,
                      noise_offset=0)
         if not -1 <= self.mode_scale <= 1.75:  # beyond, t is no longer monotonous in u (arXiv:2403.03206, section 3.1)
             raise UserError(f"mode_scale is {self.mode_scale}; choose -1 to 1.75, for example 1.29.")
@@ -177,8 +165,8 @@ class OptimizerConfig:
         return self.schedule != "constant"
 
     def __post_init__(self) -> None:
-        _check_choice(self, name=OPTIMIZERS, schedule=SCHEDULES)
-        _check_least(self, eps=0, weight_decay=0, warmup_steps=0, cycles=1, power=0, accumulation=1, max_grad_norm=0)
+        check_choice(self, name=OPTIMIZERS, schedule=SCHEDULES)
+        check_least(self, eps=0, weight_decay=0, warmup_steps=0, cycles=1, power=0, accumulation=1, max_grad_norm=0)
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; choose 0 or more, below 1.")
@@ -211,7 +199,7 @@ class ValidationConfig:
     """End the run after so many evaluations in a row without a better held-out loss; 0 = never."""
 
     def __post_init__(self) -> None:
-        _check_least(self, every_steps=0, every_epochs=0, every_minutes=0, keep_last=1, evaluate_steps=0,
+        check_least(self, every_steps=0, every_epochs=0, every_minutes=0, keep_last=1, evaluate_steps=0,
                      evaluate_epochs=0, early_stop=0)
 
 
@@ -227,7 +215,7 @@ class TrainConfig:
     """Samples of one bucket per batch; the last batch of a bucket may be shorter."""
     learning_rate: float = 1e-4
     gradient_checkpointing: bool = True
-    """Recompute each block's forward in backward: far less memory, about a third more time."""
+    """Keep of the forward pass what the memory allows, and compute the rest again in backward; False: keep all."""
     seed: int = 0
     """Of the adapter's initialization, the order of samples, dropout, the noise and the noise levels."""
     deterministic: bool = False
@@ -236,9 +224,10 @@ class TrainConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     def __post_init__(self) -> None:
-        _check_least(self, epochs=1, max_steps=0, batch_size=1, seed=0)
+        check_least(self, epochs=1, max_steps=0, batch_size=1, seed=0)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate is {self.learning_rate}; choose a positive number, for example 1e-4.")
 
@@ -247,8 +236,8 @@ class TrainConfig:
         return asdict(self)
 
     def identity(self) -> dict:
-        """The settings that change the trajectory of training, part of a run's key; its length, gradient checkpointing
-        and the validation settings do not.
+        """The settings that change the trajectory of training, part of a run's key; its length, gradient checkpointing,
+        and the memory and validation settings do not.
 
         A setting that later versions add is part of it only where it differs from its default, which must leave
         training as it was: so an update finds the runs of before.
@@ -269,7 +258,7 @@ def _told(record: object, prefix: str = "") -> dict:
     return told
 
 
-_PASSING = frozenset(("epochs", "max_steps", "gradient_checkpointing", "deterministic", "validation"))
+_PASSING = frozenset(("epochs", "max_steps", "gradient_checkpointing", "deterministic", "validation", "memory"))
 """Settings that do not change the trajectory."""
 
 _FIRST = frozenset(

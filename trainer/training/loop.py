@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..base.errors import UserError
 from ..base.switches import check_deterministic, deterministic
 from ..encoded.batches import BucketSampler, LookAhead
 from ..encoded.cache import CachedDataset
@@ -36,12 +35,10 @@ from . import evaluate, inputs, objective, optim
 from .inputs import Inputs
 from .length import check_learned, is_due, is_over, total_steps
 from .results import Enqueued, Numbers, Results, num_late
+from .retry import Steps, enough_memory
 
 SHARE_OF_SAVING = 0.01
 """Of the time, at most, that checkpoints written by time take."""
-
-_OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-"""The same class under its newer and its older name."""
 
 
 class Trainer:
@@ -49,11 +46,12 @@ class Trainer:
 
     Args:
         found: the checkpoint and log that `RunFolder.resume` found; the run continues from them.
+        step_down: goes on with less memory, and says how; None where it cannot.
     """
 
     def __init__(
         self, config: TrainConfig, denoiser: Denoiser, adapter: Adapter, dataset: CachedDataset, folder: RunFolder,
-        found: Found,
+        found: Found, step_down: Callable[[], str | None] = lambda: None,
     ) -> None:
         if config.deterministic:
             check_deterministic(denoiser.device)
@@ -71,13 +69,13 @@ class Trainer:
         self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
         # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
+        self._steps = Steps(self, step_down)
         self.stop = False
         self.results = Results(self.total_steps, self.steps_per_epoch, self.scaler)
         self.step = 0
         self._position = (0, 0)
         self._is_whole = True  # False while weights or the log change and are inconsistent
-        self._saved_step, self._saved_time = 0, time.monotonic()
-        self._save_seconds = 0.0
+        self._saved_step, self._saved_time, self._save_seconds = 0, time.monotonic(), 0.0
         self._logged: set[tuple[str, int]] = set()
 
     @property
@@ -97,25 +95,22 @@ class Trainer:
         """
         start = time.perf_counter()
         restored = self._restore()
-        self.batches = LookAhead(inputs.of_steps(self.config, self.denoiser, self.sampler, self.step))
+        self._look_ahead()
         self.folder.rewind(self.step)
         self.scalars = Scalars(self.folder.path, self.step)
         try:
             yield self._record(restored)
-            if not self.is_logged("Evaluated", self.step) and self._is_evaluation_due():
-                yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
-            while not self.is_done and not self.stop:
-                self.train_step()
-                is_due = self.is_done or self.stop or is_awaited(self.step) or self._is_something_due()
-                yield from self._read(0 if is_due else num_late(self.denoiser.device))
-                self.results.check_progress(self.config.learning_rate)
-                if is_due:
-                    yield from self._once_in_a_while()
-            yield from self._read()
-        except _OUT_OF_MEMORY as error:
-            raise UserError(f"Out of memory at step {self.step + 1} of {self.total_steps}; lower batch_size, "
-                            "resolution, frame_buckets or rank, or switch gradient_checkpointing on. What was learned "
-                            f"is saved. ({str(error).splitlines()[0]})") from None
+            with enough_memory(self):
+                if not self.is_logged("Evaluated", self.step) and self._is_evaluation_due():
+                    yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
+                while not self.is_done and not self.stop:
+                    yield from map(self._record, self._steps.take())
+                    is_due = self.is_done or self.stop or is_awaited(self.step) or self._is_something_due()
+                    yield from self._read(0 if is_due else num_late(self.denoiser.device))
+                    self.results.check_progress(self.config.learning_rate)
+                    if is_due:
+                        yield from self._once_in_a_while()
+                yield from self._read()
         finally:
             # also on Cancel, which is a BaseException in newer versions of ComfyUI
             self.batches.close()
@@ -129,6 +124,19 @@ class Trainer:
         check_learned(self.step, self.results.skipped)
         yield self._record(
             Finished(self.step, time.perf_counter() - start, self._reason() or "stopped", self.results.skipped))
+
+    def _look_ahead(self) -> None:
+        self.batches = LookAhead(inputs.of_steps(self.config, self.denoiser, self.sampler, self.step))
+
+    def undo(self) -> bool:
+        """Forget a step that did not come to its end, so that the next one is the same; False where weights moved."""
+        if self._is_whole:
+            self.batches.close()
+            self.sampler.epoch, self.sampler.cursor = self._position
+            self._look_ahead()
+            self.adapter.discard_gradients()
+            self.optimizer.zero_grad(set_to_none=True)
+        return self._is_whole
 
     def train_step(self) -> None:
         """Predict, loss and backward for each batch of the step; then clip the gradient and step once.

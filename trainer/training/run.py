@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ..base.errors import UserError
+from ..base.out_of_memory import first_line, is_out_of_memory
 from ..encoded.batches import batches_per_epoch, read_batch
 from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
@@ -26,18 +27,18 @@ from ..lora import keys as lora_keys
 from ..lora import made_for
 from ..model.adapters import Adapter
 from ..model.backend import Denoiser
-from ..model.plan import EVERYTHING, Plan
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
-from ..runs.events import Event, Previewed, Started, StepDone
+from ..runs.events import Event, Noted, Previewed, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
 from . import identity, length
 from .loop import Trainer
+from .memory import MemoryPlan, Shown
 
 
-class Previews(Protocol):
+class Previews(Shown, Protocol):
     """Samples preview videos during a run."""
 
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
@@ -91,6 +92,7 @@ class Run:
             f"; by its file's name {told}" if told else "")
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
         self._denoiser = denoiser
+        self._memory: MemoryPlan | None = None
         self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0)
         total = length.total_steps(config, batches_per_epoch(dataset.samples, config.batch_size))
         keys = identity.keys(config, dataset, denoiser.id, total)
@@ -123,7 +125,18 @@ class Run:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences about how it is trained that the user should know."""
-        return (self._lock.fault,) if self._lock is not None and self._lock.fault else ()
+        fault = self._lock.fault if self._lock is not None else ""
+        return tuple(filter(None, (fault, self._memory and self._memory.told())))
+
+    def memory_plan(self, previews: Previews | None = None) -> MemoryPlan:
+        """What is kept of forward passes; chosen when this is first called, by what is free then.
+
+        Raises:
+            UserError: the run does not fit.
+        """
+        if self._memory is None:
+            self._memory = MemoryPlan(self._denoiser, self._dataset, self.config, previews)
+        return self._memory
 
     @property
     def is_finished(self) -> bool:
@@ -150,22 +163,24 @@ class Run:
         """
         denoiser, config = self._denoiser, self.config
         self.folder.keep_metadata(self._metadata)
-        linears = denoiser.linears()
-        adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
-        adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
-        trainer = Trainer(config, denoiser, adapter, self._dataset, self.folder, self._found)
-        del self._found  # its tensors would stay in memory while it trains
-        tokens = max(denoiser.family.num_tokens(sample.bucket) for sample in self._dataset.samples)
-        memory = denoiser.memory_estimate(tokens, config.batch_size, adapter, config.gradient_checkpointing)
-        plan = Plan() if config.gradient_checkpointing else Plan(whole_blocks=EVERYTHING)
-        attached = denoiser.attached(adapter, linears, plan, memory)
-        is_awaited = partial(_is_preview_due, trainer, previews)
-        with closing(self), attached, closing(trainer.run(is_awaited)) as events:
-            for event in events:
-                yield event
-                if previews is not None:
-                    yield from _previewed(trainer, previews, event)
-                trainer.stop = self.stop
+        memory = self.memory_plan(previews)
+        with closing(self), _enough_memory():
+            memory.make_room()  # before the adapter and what the optimizer remembers are put there
+            linears = denoiser.linears()
+            adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
+            adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
+            trainer = Trainer(config, denoiser, adapter, self._dataset, self.folder, self._found, memory.step_down)
+            del self._found  # its tensors would stay in memory while it trains
+            attached = denoiser.attached(adapter, linears, memory.plan, memory.to_come)
+            is_awaited = partial(_is_preview_due, trainer, previews)
+            with attached, closing(trainer.run(is_awaited)) as events:
+                for event in events:
+                    if isinstance(event, StepDone):
+                        memory.keep_free()
+                    yield event
+                    if previews is not None:
+                        yield from _previewed(trainer, previews, event)
+                    trainer.stop = self.stop
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.results.losses
 
@@ -183,25 +198,44 @@ def _is_over(config: TrainConfig, total_steps: int, found: Found) -> bool:
     return done.step == total_steps or length.is_over(config, done.state["judge"]["since_best"])
 
 
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Says what to do where there is too little memory to begin with; steps say it themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError("Out of memory when the model was made ready for training; end other programs that use the "
+                        "card, or lower rank, batch_size, resolution or frame_buckets. What was learned before is "
+                        f"kept. ({first_line(error)})") from None
+
+
 def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> bool:
     return bool(previews and step and previews.is_due(step, trainer.total_steps, trainer.steps_per_epoch))
 
 
-def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Previewed]:
+def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Event]:
     """Sample previews after an event where they are due, and before the first step those of the model alone."""
     is_due = _is_preview_due(trainer, previews, event.step)
     if isinstance(event, Started) and not event.step:
-        with trainer.adapter.switched_off():
-            made = previews.make(0, "base")
+        weights, name = trainer.adapter.switched_off(), "base"
     # at the start: Cancel preempted the one of the last step
     elif isinstance(event, (Started, StepDone)) and is_due and not trainer.is_logged("Previewed", event.step):
-        with trainer.averages.in_place():
-            made = previews.make(event.step, f"step_{event.step:06d}")
+        weights, name = trainer.averages.in_place(), f"step_{event.step:06d}"
     else:
         return
+    try:
+        with weights:
+            made = previews.make(event.step, name)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        made = Noted(event.step, f"The preview after step {event.step} was left out, as there was too little memory "
+                     f"for it; lower width, height or frames in Preview Settings. ({first_line(error)})")
     trainer.folder.log(made)
-    for number, name in enumerate(made.files):
-        with Image.open((trainer.folder.path / name).with_suffix(".jpg")) as strip:
+    for number, file in enumerate(made.files if isinstance(made, Previewed) else ()):
+        with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
             trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
     yield made
 

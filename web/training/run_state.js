@@ -51,6 +51,8 @@ const HEARD = {
   previewed(state, { step, name, files }) {
     return [{ ...state, previews: bySteps(state.previews, { step, name, files }) }, false]
   },
+  // the server joins it to what is said of the run, in the page's language
+  noted: (state) => [state, true],
   finished: (state, { step, reason }) => [{ ...state, step, state: reason, now: null, isStopping: false }, false],
   ended: (state) => [{ ...state, now: null, isStopping: false }, true],
 }

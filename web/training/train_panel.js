@@ -16,7 +16,7 @@ const NODE = 'WanTune_TrainWanLoRA'
 const HEIGHT = 440
 const MILLISECONDS_BETWEEN_ASKING = 1000
 const MILLISECONDS_OF_SILENCE = 10000
-const MESSAGES = ['started', 'step', 'evaluated', 'saved', 'previewed', 'finished', 'ended']
+const MESSAGES = ['started', 'step', 'evaluated', 'saved', 'previewed', 'noted', 'finished', 'ended']
 const ENDINGS = ['reconnected', 'execution_success', 'execution_interrupted', 'execution_error']
 
 /** The panels that get the server's messages, one for each node. */

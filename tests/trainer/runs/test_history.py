@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_the_list_says_how_far_a_run_came_and_where_it_goes_on(folder):
     assert found.thumbnail == "samples/step_000500_0.jpg" and found.has_workflow
     assert (found.rank, found.learning_rate) == (8, 2e-4)
     assert found.bytes == sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
-    json.dumps(history.to_json(found), allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
 
 
 @pytest.mark.parametrize("reason, goes_on", [("done", None), ("early stop", None), ("stopped", 20)])
@@ -205,7 +206,7 @@ def test_what_did_not_change_is_not_read_again_and_what_changed_is(folder, monke
     ]
     for change, expected in changes:
         change()
-        found = history.to_json(history.summary(folder.path))
+        found = asdict(history.summary(folder.path))
         assert {name: found[name] for name in expected} == expected
 
 

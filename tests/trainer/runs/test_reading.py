@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
@@ -38,7 +39,7 @@ def told(run) -> dict:
     assert history.was_run(run)
     log = history.RunLog(run / "log.jsonl")
     log.refresh()
-    answer = {**history.to_json(history.summary(run)), "curve": log.curve(600), "held_out": log.evaluated,
+    answer = {**asdict(history.summary(run)), "curve": log.curve(600), "held_out": log.evaluated,
               "previews": log.previewed, "ema": log.ema}
     return json.loads(json.dumps(answer, allow_nan=False))
 

@@ -21,8 +21,10 @@ from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store, read_tensor
 from wantune.trainer.model import families
+from wantune.trainer.model.choice import Space
 from wantune.trainer.model.conditions import TEXT, WINDOW, ConditionKind, stack
 from wantune.trainer.model.family import ModelFamily
+from wantune.trainer.model.footprint import ModelSize
 from wantune.trainer.runs.events import Finished, Started, StepDone
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
@@ -119,8 +121,18 @@ class ToyDenoiser:
         self.seen.append({name: tuple(tensor.shape) for name, tensor in conditions.items()})
         return self.network(x_BCFHW, t_B, conditions["text"], conditions["first_frame"], self.calls)
 
-    def memory_estimate(self, num_tokens, batch_size, adapter, gradient_checkpointing):
-        return num_tokens
+    @property
+    def size(self):
+        return ModelSize(dim=3, ffn_dim=3, heads=1, blocks=2, weights=96, block_values=9, value=4, are_cast=False)
+
+    def space(self):
+        return Space(free=1 << 30, ram=0, offloads=False)
+
+    def make_room(self, memory):
+        self.made_room = memory
+
+    def keep_free(self, memory):
+        self.kept_free = memory
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ test('messages carry a state from one answer to the next', () => {
   hear('saved', { step: 4 })
   assert.equal(found.ask, true, 'the server knows which checkpoints are left')
   assert.deepEqual(found.state.checkpoints, [{ step: 4, best: false }])
+  hear('noted', { step: 4, sentence: 'The preview was left out.' })
+  assert.equal(found.ask, true, 'the server tells the sentence with the others')
   hear('finished', { step: 4, reason: 'stopped' })
   assert.equal(found.state.state, 'stopped')
   hear('ended', {})

@@ -1,0 +1,160 @@
+"""Choosing a plan by the memory that is free, and saying what would fit where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ..base.errors import UserError
+from ..settings.memory import MemoryConfig
+from ..settings.training import LoraConfig, OptimizerConfig
+from .adapter_size import adapter_size
+from .footprint import ModelSize, Parts, Work, parts
+from .plan import Plan, ladder
+
+GIB = 2**30
+
+SIDE_STEP = 16
+"""Pixels by which a smaller resolution is tried."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """What a device offers, once all else that can leave it has left."""
+
+    free: int
+    """Bytes for the weights and all else."""
+    ram: int
+    """Bytes of RAM for inputs of blocks that wait; 0 where the device has no other memory."""
+    offloads: bool
+    """Whether weights can stay in RAM."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What is to be trained on what."""
+
+    model: ModelSize
+    linears: Mapping[str, tuple[int, int]]
+    """(out_features, in_features) of those that can get an adapter, by name."""
+    lora: LoraConfig
+    optimizer: OptimizerConfig
+    work: Work
+    pins: MemoryConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A plan, and what it takes of what there is."""
+
+    plan: Plan
+    parts: Parts
+    free: int
+    """Bytes, of which `parts.total` is used."""
+    blocks: int
+    """Of the model."""
+
+    def told(self) -> str:
+        """A sentence for the log and the page."""
+        weights, adapter, optimizer, activations, previews, total, free, offloaded = (
+            f"{number / GIB:.2f}" for number in (
+                self.parts.weights, self.parts.adapter, self.parts.optimizer, self.parts.activations,
+                self.parts.previews, self.parts.total, self.free, self.parts.offloaded))
+        rest = f" {offloaded} GiB of the weights stay in RAM." if self.parts.offloaded else ""
+        plan = self.plan.told(self.blocks)
+        return (f"Memory: {total} of {free} GiB (weights {weights}, adapter {adapter}, optimizer {optimizer}, "
+                f"activations {activations}, previews {previews}); {plan}.{rest}")
+
+
+def choose(needs: Needs, space: Space) -> Choice:
+    """The fastest plan that fits.
+
+    Where none does with all weights on the device, it is the smallest one, and as many weights stay in RAM as do not
+    fit.
+
+    Raises:
+        UserError: not even that fits; the sentence names the smallest change that does.
+    """
+    choice = _choose(needs, space)
+    if choice is None:
+        raise UserError(_refusal(needs, space))
+    return choice
+
+
+def _choose(needs: Needs, space: Space) -> Choice | None:
+    model, adapter = needs.model, adapter_size(needs.lora, needs.linears)
+    free = space.free - int(needs.pins.keep_free * GIB)
+    smallest = None
+    for plan in ladder(needs.pins, model.blocks, space.ram > 0):
+        found = parts(model, adapter, needs.optimizer, needs.work, plan)
+        if found.ram > space.ram:
+            continue
+        if found.total <= free:
+            return Choice(plan=plan, parts=found, free=free, blocks=model.blocks)
+        smallest = plan
+    if smallest is None or not space.offloads:
+        return None
+    # each weight that is elsewhere is fetched for its use
+    found = parts(replace(model, are_cast=True), adapter, needs.optimizer, needs.work, smallest)
+    missing = found.total - free
+    if missing > model.weights:  # previews are tried all the same, and skipped where they fail
+        missing, found = missing - found.previews, replace(found, previews=0)
+    if missing > model.weights:
+        return None
+    offloaded = max(0, missing)
+    found = replace(found, weights=model.weights - offloaded, offloaded=offloaded)
+    return Choice(plan=smallest, parts=found, free=free, blocks=model.blocks)
+
+
+def _refusal(needs: Needs, space: Space) -> str:
+    pins = replace(needs.pins, whole_blocks=-1, segments="auto", keep_attention="auto", inputs_in_ram="auto")
+    offered = [(2.0, "switch gradient_checkpointing on and set Memory Settings to auto", replace(needs, pins=pins))]
+    fitting = [(share, advice) for share, advice, changed in [*offered, *_smaller(needs, space)]
+               if _choose(changed, space) is not None]
+    advice = max(fitting)[1] if fitting else (
+        "no single change is enough, so take a smaller model or weights in fp8, and a lower resolution")
+    model, adapter = needs.model, adapter_size(needs.lora, needs.linears)
+    found = [parts(model, adapter, needs.optimizer, needs.work, plan)
+             for plan in ladder(needs.pins, model.blocks, space.ram > 0)]
+    smallest = min((each.total for each in found if each.ram <= space.ram), default=found[-1].total)
+    least = smallest - (model.weights - model.streamed if space.offloads else 0)
+    kept = f" and {needs.pins.keep_free:g} GiB are kept free" if needs.pins.keep_free else ""
+    return (f"Training needs at least {least / GIB:.1f} GiB of memory here, {space.free / GIB:.1f} GiB are there"
+            f"{kept}; {advice}.")
+
+
+def _smaller(needs: Needs, space: Space) -> Iterator[tuple[float, str, Needs]]:
+    """Of each setting the largest value below the present one that fits, with the share of the tokens or the rank that
+    is left; a smaller batch counts as no loss, since `accumulation` makes up for it."""
+    work = needs.work
+
+    def fits(changed: Needs) -> bool:
+        return _choose(changed, space) is not None
+
+    def largest(values: Iterator[int], change: Callable[[int], Needs]) -> tuple[int, Needs] | None:
+        return next(((value, changed) for value in values if fits(changed := change(value))), None)
+
+    def with_work(**changes: int) -> Needs:
+        return replace(needs, work=replace(work, **changes))
+
+    def of_side(side: int) -> Needs:
+        return with_work(side=side, tokens=max(1, -(-work.tokens * side**2 // work.side**2)))
+
+    def of_frames(frames: int) -> Needs:
+        before, after = ((number - 1) // work.stride + 1 for number in (work.frames, frames))
+        return with_work(frames=frames, tokens=max(1, work.tokens * after // before))
+
+    def of_rank(rank: int) -> Needs:
+        return replace(needs, lora=replace(needs.lora, rank=rank))
+
+    tried = (
+        ("batch_size", work.batch_size, range(work.batch_size - 1, 0, -1), lambda size: with_work(batch_size=size)),
+        ("resolution", work.side, range(work.side // SIDE_STEP * SIDE_STEP - SIDE_STEP, 0, -SIDE_STEP), of_side),
+        ("frame_buckets", work.frames, range(work.frames - work.stride, 0, -work.stride), of_frames),
+        ("rank", needs.lora.rank, (needs.lora.rank >> by for by in range(1, needs.lora.rank.bit_length())), of_rank))
+    for name, present, values, change in tried:
+        if found := largest(iter(values), change):
+            value, changed = found
+            share = 1.0 if name == "batch_size" else changed.work.tokens / work.tokens * (
+                changed.lora.rank / needs.lora.rank)
+            yield share, f"set {name} to {value} (now {present})", changed

@@ -1,0 +1,127 @@
+"""The memory plan of a run: what is needed and what is there, decided before anything is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from ..encoded.cache import CachedDataset, CachedSample
+from ..model.backend import Denoiser
+from ..model.choice import Choice, Needs, choose
+from ..model.footprint import Work
+from ..model.plan import EVERYTHING, Plan, below
+from ..settings.training import TrainConfig
+
+ROW_MULTIPLE = 64
+"""To which the rows of a text are rounded up here: at least the rows that replace its padding are added to it."""
+
+
+MORE = 0.25
+"""Of what steps use for a while; so much more is left free where there is no smaller plan."""
+
+
+class Shown(Protocol):
+    """What of previews counts for memory."""
+
+    tokens: int
+    """Of one video."""
+    decoding: int
+    """Bytes that the VAE takes for it, its weights included."""
+
+
+class MemoryPlan:
+    """What a run keeps of its forward passes, and what is left free for what.
+
+    Args:
+        previews: None where there are none.
+
+    Raises:
+        UserError: it does not fit; the sentence names the smallest change with which it does.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None = None
+    ) -> None:
+        self._denoiser = denoiser
+        self._needs = needs(denoiser, dataset, config, previews)
+        space = denoiser.space()
+        self._has_ram, self._offloads = space.ram > 0, space.offloads
+        self.choice: Choice = choose(self._needs, space)
+        self._passing = self.choice.parts.passing
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was chosen."""
+        return self.choice.plan
+
+    def told(self) -> str:
+        """What it takes and what there is, in a sentence."""
+        return self.choice.told()
+
+    def make_room(self) -> None:
+        """Have free what will be there beside the weights, before any of it is."""
+        self._denoiser.make_room(self.choice.parts.lasting + self._passing)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes to leave free when the adapter is there, but neither the optimizer's memory nor activations are."""
+        return self.choice.parts.optimizer + self._passing
+
+    def keep_free(self) -> None:
+        """From the first step on all that lasts is there; leave free what steps and previews use for a while."""
+        self._denoiser.keep_free(self._passing)
+
+    @property
+    def smaller(self) -> Plan | None:
+        """The plan to go on with after there was too little memory for the present one."""
+        return below(self.plan, self._needs.pins, self._needs.model.blocks, self._has_ram)
+
+    def step_down(self) -> str | None:
+        """Follow the next smaller plan, or leave more weights in RAM; words about that, None where neither can be."""
+        smaller = self.smaller
+        if smaller is None and not self._offloads:
+            return None
+        if smaller is None:
+            self._passing += int(MORE * self._passing)
+            self.keep_free()
+            self._denoiser.change_plan(self.plan)
+            return "more of the weights stay in RAM"
+        self.choice = replace(self.choice, plan=smaller)
+        self._denoiser.change_plan(smaller)
+        return smaller.told(self._needs.model.blocks)
+
+
+def needs(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None = None) -> Needs:
+    """All that the memory of a run depends on."""
+    linears = {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
+    pins = config.memory
+    if not config.gradient_checkpointing:
+        pins = replace(pins, whole_blocks=EVERYTHING)
+    return Needs(model=denoiser.size, linears=linears, lora=config.lora, optimizer=config.optimizer, pins=pins,
+                 work=_work(dataset, config, previews))
+
+
+def _work(dataset: CachedDataset, config: TrainConfig, previews: Shown | None) -> Work:
+    family = dataset.family
+    largest = max((sample.bucket for sample in dataset.samples), key=family.num_tokens)
+    shown = [family.num_tokens(sample.bucket) for sample in dataset.held_out]
+    rows = max(_text_rows(dataset.samples, family.text_width), default=0)
+    return Work(
+        side=round((largest.width * largest.height) ** 0.5), frames=largest.frames, stride=family.stride_FHW[0],
+        tokens=family.num_tokens(largest), batch_size=config.batch_size,
+        text_rows=min(family.text_length, (rows // ROW_MULTIPLE + 1) * ROW_MULTIPLE),
+        shown_tokens=max([*shown, previews.tokens if previews else 0]),
+        decoding=previews.decoding if previews else 0)
+
+
+def _text_rows(samples: Iterable[CachedSample], width: int) -> list[int]:
+    """Rows of each text, by the size of its file, in fp32; one that has gone is missed when it is read."""
+    paths: set[Path] = {caption["text"] for sample in samples for caption in sample.captions if "text" in caption}
+    rows = []
+    for path in paths:
+        with suppress(OSError):
+            rows.append(path.stat().st_size // (4 * width))
+    return rows
