@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..tests.support import tools
-from ..trainer.model.plan import Plan
+from ..trainer.memory.plan import Plan
 from . import plans
 from .cases import RANK, Case, Run, running
 

@@ -14,10 +14,10 @@ from ..nodes.backend.denoiser import ComfyDenoiser
 from ..nodes.page.live import Live
 from ..nodes.train import train
 from ..tests.support import tools
+from ..trainer.adapter.adapters import Adapter
 from ..trainer.data.buckets import Bucket
 from ..trainer.encoded import cache, store
-from ..trainer.model.adapters import Adapter
-from ..trainer.model.plan import Plan
+from ..trainer.memory.plan import Plan
 from ..trainer.model.wan21 import WAN21_T2V
 from ..trainer.runs.events import Event
 from ..trainer.runs.folder import RunFolder, delete_run

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..trainer.base.errors import UserError
-from ..trainer.model.plan import Plan
+from ..trainer.memory.plan import Plan
 from . import calibration, card, flops, full_size, plans, rivals
 from .cases import RANK, Data, running
 from .peers import Given, train_with_core

@@ -37,7 +37,7 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
     from wantune.nodes.backend.denoiser import ComfyDenoiser
     from wantune.nodes.page.live import Live
     from wantune.tests.support import tools
-    from wantune.trainer.model.adapters import Adapter
+    from wantune.trainer.adapter.adapters import Adapter
     from wantune.trainer.runs.folder import RunFolder
     from wantune.trainer.settings.training import TrainConfig, ValidationConfig
     from wantune.trainer.training.loop import Trainer

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..trainer.model.adapter_size import adapter_size
-from ..trainer.model.adapters import Adapter
-from ..trainer.model.footprint import Work, parts
-from ..trainer.model.plan import BRANCH, EVERYTHING, Plan
+from ..trainer.adapter.adapter_size import adapter_size
+from ..trainer.adapter.adapters import Adapter
+from ..trainer.memory.footprint import Work, parts
+from ..trainer.memory.plan import BRANCH, EVERYTHING, Plan
 from ..trainer.settings.training import OptimizerConfig
 from ..trainer.training.memory import ROW_MULTIPLE
 from .flops import Again

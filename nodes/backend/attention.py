@@ -18,8 +18,8 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from ...trainer.base.errors import UserError
-from ...trainer.model.flash import FlashAttention
-from ...trainer.model.kept import NOTHING, Kept
+from ...trainer.blocks.flash import FlashAttention
+from ...trainer.blocks.kept import NOTHING, Kept
 from .carried import origin
 
 SELF_TEST_TOKENS, SELF_TEST_KEYS = 160, 40
@@ -46,7 +46,7 @@ class Attention:
         return attend(q_BLD, k_BKD, v_BKD, heads, self._bias(k_BKD))
 
     def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool, kept: Kept = NOTHING):
-        """As trainer/model/wan_branches.py takes it."""
+        """As trainer/blocks/wan_branches.py takes it."""
         self.calls += 1
         bias_B11K = self._bias(k_BKHd)
         if bias_B11K is None and (flash := FlashAttention.of(q_BLHd, k_BKHd, v_BKHd)):

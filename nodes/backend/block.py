@@ -1,4 +1,4 @@
-"""ComfyUI's WanAttentionBlock, computed by trainer/model/wan_branches.py over the very modules of the block.
+"""ComfyUI's WanAttentionBlock, computed by trainer/blocks/wan_branches.py over the very modules of the block.
 
 Shape legend: B batch, L tokens, K text rows, D width of the model.
 """
@@ -12,12 +12,12 @@ import comfy.model_management
 import torch
 from torch import nn
 
-from ...trainer.model.adapters import Adapter
-from ...trainer.model.lean_block import Around, LeanBlock
-from ...trainer.model.parking import Parking
-from ...trainer.model.pieces import Modulation, Rotations
-from ...trainer.model.plan import Plan
-from ...trainer.model.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
+from ...trainer.adapter.adapters import Adapter
+from ...trainer.blocks.lean_block import Around, LeanBlock
+from ...trainer.blocks.parking import Parking
+from ...trainer.blocks.pieces import Modulation, Rotations
+from ...trainer.blocks.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
+from ...trainer.memory.plan import Plan
 from . import frozen
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")

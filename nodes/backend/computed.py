@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
-from ...trainer.model.adapters import Adapter
-from ...trainer.model.parking import Parking
-from ...trainer.model.pieces import Rotations
-from ...trainer.model.plan import Plan
-from ...trainer.model.recompute import Recomputed
+from ...trainer.adapter.adapters import Adapter
+from ...trainer.blocks.parking import Parking
+from ...trainer.blocks.pieces import Rotations
+from ...trainer.blocks.recompute import Recomputed
+from ...trainer.memory.plan import Plan
 from . import frozen
 from .block import BRANCHES, LAST, WanBlock, is_known
 from .streaming import Streaming

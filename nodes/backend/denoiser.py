@@ -19,12 +19,12 @@ from contextlib import contextmanager
 import comfy.model_management
 import torch
 
+from ...trainer.adapter.adapters import Adapter
 from ...trainer.base.switches import full_sums
+from ...trainer.memory.choice import Space
+from ...trainer.memory.footprint import ModelSize
+from ...trainer.memory.plan import Plan
 from ...trainer.model import text_padding
-from ...trainer.model.adapters import Adapter
-from ...trainer.model.choice import Space
-from ...trainer.model.footprint import ModelSize
-from ...trainer.model.plan import Plan
 from . import attention, block, carried, frozen, self_test, space
 from .described import described
 from .family import family_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 import comfy.model_management
 import torch
 
-from ...trainer.model.choice import Space
-from ...trainer.model.footprint import ModelSize
+from ...trainer.memory.choice import Space
+from ...trainer.memory.footprint import ModelSize
 from . import frozen
 
 ALL = 1e30

@@ -9,10 +9,10 @@ import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import nn
 
-from ...trainer.model.adapters import Adapter
-from ...trainer.model.parking import Parking
-from ...trainer.model.pieces import Rotations
-from ...trainer.model.plan import Plan
+from ...trainer.adapter.adapters import Adapter
+from ...trainer.blocks.parking import Parking
+from ...trainer.blocks.pieces import Rotations
+from ...trainer.memory.plan import Plan
 from . import frozen, self_test
 from .computed import ComputedBlock
 from .streaming import Streaming

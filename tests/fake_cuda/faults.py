@@ -59,7 +59,7 @@ def _loss_argument_on_cpu(position: int) -> Callable[[], Patch]:
 
 
 def _adapter_on_cpu() -> Patch:
-    from wantune.trainer.model.adapters import Adapter
+    from wantune.trainer.adapter.adapters import Adapter
 
     def changed(init):
         def faulty(adapter, config, linears, device, *args, **kwargs):

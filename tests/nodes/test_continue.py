@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from wantune.tests.support import tools
+from wantune.trainer.adapter.adapters import Adapter
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import file as lora_file
 from wantune.trainer.lora import keys as lora_keys
-from wantune.trainer.model.adapters import Adapter
 from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.training import LoraConfig
 

@@ -14,7 +14,7 @@ from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.lora import file as lora_file
-from wantune.trainer.model.plan import Plan
+from wantune.trainer.memory.plan import Plan
 from wantune.trainer.model.text_padding import pad
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import LoraConfig, TrainConfig
@@ -124,7 +124,7 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     """Velocity with Apply LoRA at strength 1 against the live adapter: 1e-5 relative in fp32, alpha != rank."""
     from wantune.nodes.backend.denoiser import ComfyDenoiser
     from wantune.nodes.lora import apply
-    from wantune.trainer.model.adapters import Adapter
+    from wantune.trainer.adapter.adapters import Adapter
 
     lora_config = LoraConfig(rank=8, alpha=20)
     denoiser = ComfyDenoiser(model)

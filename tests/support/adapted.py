@@ -49,7 +49,7 @@ def random_batch(
 
 def plan_of(gradient_checkpointing: bool):
     """Each block computed again in backward, or none."""
-    from wantune.trainer.model.plan import EVERYTHING, Plan
+    from wantune.trainer.memory.plan import EVERYTHING, Plan
 
     return Plan() if gradient_checkpointing else Plan(whole_blocks=EVERYTHING)
 
@@ -65,7 +65,7 @@ class AdaptedModel:
 
     def __init__(self, model) -> None:
         from wantune.nodes.backend.denoiser import ComfyDenoiser
-        from wantune.trainer.model.adapters import Adapter
+        from wantune.trainer.adapter.adapters import Adapter
         from wantune.trainer.settings.training import LoraConfig
 
         with torch.inference_mode():  # ComfyUI calls nodes in it

@@ -14,12 +14,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .adapters import Adapter
-from .choice import Space
+from ..adapter.adapters import Adapter
+from ..adapter.linears import FrozenLinear
+from ..memory.choice import Space
+from ..memory.footprint import ModelSize
+from ..memory.plan import Plan
 from .family import ModelFamily
-from .footprint import ModelSize
-from .linears import FrozenLinear
-from .plan import Plan
 
 
 class LatentCodec(Protocol):

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from ..adapter.adapters import Adapter
 from ..encoded.batches import read_batch
 from ..encoded.cache import CachedSample
-from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs.events import Evaluated
 from . import objective

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ..adapter.adapters import Adapter
 from ..base.switches import check_deterministic, deterministic
 from ..encoded.batches import BucketSampler, LookAhead
 from ..encoded.cache import CachedDataset
-from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs.events import Event, Finished, Saved, Started, StepDone
 from ..runs.folder import Found, RunFolder

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from ..encoded.cache import CachedDataset, CachedSample
+from ..memory.choice import Choice, Needs, choose
+from ..memory.footprint import Work
+from ..memory.plan import EVERYTHING, Plan, below
 from ..model.backend import Denoiser
-from ..model.choice import Choice, Needs, choose
-from ..model.footprint import Work
-from ..model.plan import EVERYTHING, Plan, below
 from ..settings.training import TrainConfig
 
 ROW_MULTIPLE = 64

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..adapter.adapters import Adapter
 from ..base.errors import UserError
 from ..base.out_of_memory import first_line, is_out_of_memory
 from ..encoded.batches import batches_per_epoch, read_batch
@@ -25,7 +26,6 @@ from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
 from ..lora import keys as lora_keys
 from ..lora import made_for
-from ..model.adapters import Adapter
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run

@@ -5,8 +5,8 @@ import torch
 
 from wantune.tests.support import tools
 from wantune.tests.support.adapted import plan_of
+from wantune.trainer.adapter.adapters import Adapter
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.model.adapters import Adapter
 from wantune.trainer.settings.training import LoraConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")

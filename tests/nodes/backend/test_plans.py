@@ -5,7 +5,7 @@ import torch
 
 from wantune.tests.support import tools
 from wantune.tests.support.adapted import AdaptedModel, compute_in_fp32, random_batch
-from wantune.trainer.model.plan import BRANCH, EVERYTHING, Plan
+from wantune.trainer.memory.plan import BRANCH, EVERYTHING, Plan
 
 STEPS = 20
 
@@ -76,7 +76,7 @@ def test_comfyuis_own_forward_gives_the_same_but_for_rounding(plain, dit_file, p
 
 
 def test_a_block_that_computes_otherwise_is_trained_through_its_own_forward(dit_file, comfy, monkeypatch, caplog):
-    from wantune.trainer.model import pieces
+    from wantune.trainer.blocks import pieces
 
     right = trained(dit_file, Plan())[0]
     monkeypatch.setattr(pieces, "gelu", torch.relu)  # as if a new ComfyUI had another block

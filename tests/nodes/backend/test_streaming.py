@@ -11,7 +11,7 @@ from torch import nn
 
 from wantune.tests.support import tools
 from wantune.tests.support.adapted import AdaptedModel, compute_in_fp32, random_batch
-from wantune.trainer.model.plan import BRANCH, EVERYTHING, Plan
+from wantune.trainer.memory.plan import BRANCH, EVERYTHING, Plan
 
 KINDS = {
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},

@@ -7,10 +7,10 @@ import torch
 
 from wantune.tests.support.adapted import FixedLinear
 from wantune.tests.support.runs import begun
+from wantune.trainer.adapter.adapters import Adapter
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedDataset, CachedSample
 from wantune.trainer.encoded.store import Store
-from wantune.trainer.model.adapters import Adapter
 from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.runs.folder import RunFolder
 from wantune.trainer.runs.state import STATE

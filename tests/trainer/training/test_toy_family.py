@@ -20,11 +20,11 @@ from wantune.trainer.data.manifest import join
 from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store, read_tensor
+from wantune.trainer.memory.choice import Space
+from wantune.trainer.memory.footprint import ModelSize
 from wantune.trainer.model import families
-from wantune.trainer.model.choice import Space
 from wantune.trainer.model.conditions import TEXT, WINDOW, ConditionKind, stack
 from wantune.trainer.model.family import ModelFamily
-from wantune.trainer.model.footprint import ModelSize
 from wantune.trainer.runs.events import Finished, Started, StepDone
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig

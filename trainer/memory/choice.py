@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ..adapter.adapter_size import adapter_size
 from ..base.errors import UserError
 from ..settings.memory import MemoryConfig
 from ..settings.training import LoraConfig, OptimizerConfig
-from .adapter_size import adapter_size
 from .footprint import ModelSize, Parts, Work, parts
 from .plan import Plan, ladder
 

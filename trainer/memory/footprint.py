@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..adapter.adapter_size import AdapterSize
 from ..settings.training import OptimizerConfig
-from .adapter_size import AdapterSize
 from .plan import BRANCH, Plan
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from wantune.trainer.adapter.adapter_size import adapter_size
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.model.adapter_size import adapter_size
-from wantune.trainer.model.choice import GIB, Needs, Space, choose
-from wantune.trainer.model.footprint import ModelSize, Work, parts
-from wantune.trainer.model.plan import Plan, below, ladder
+from wantune.trainer.memory.choice import GIB, Needs, Space, choose
+from wantune.trainer.memory.footprint import ModelSize, Work, parts
+from wantune.trainer.memory.plan import Plan, below, ladder
 from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig
 

@@ -7,10 +7,10 @@ import torch
 
 from wantune.tests.support import tools
 from wantune.tests.support.adapted import FixedLinear, gradients_of, plan_of
+from wantune.trainer.adapter.adapter_kinds import chosen, kronecker
+from wantune.trainer.adapter.adapters import Adapter
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import file as lora_file
-from wantune.trainer.model.adapter_kinds import chosen, kronecker
-from wantune.trainer.model.adapters import Adapter
 from wantune.trainer.settings.training import LoraConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
+from wantune.trainer.adapter.adapter_kinds import chosen
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.model.adapter_kinds import chosen
 from wantune.trainer.settings.training import LoraConfig
 
 NAMES = [f"blocks.{i}.{name}" for i in range(3) for name in (

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import torch
 
+from ..memory.plan import BRANCH, Plan
 from .kept import NOTHING, Kept
 from .parking import Parking
-from .plan import BRANCH, Plan
 from .recompute import RandomStates
 from .wan_branches import Inputs
 

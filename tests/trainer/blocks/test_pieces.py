@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from wantune.trainer.model import flash, pieces
-from wantune.trainer.model.pieces import Modulation, Rotation, Rotations
+from wantune.trainer.blocks import flash, pieces
+from wantune.trainer.blocks.pieces import Modulation, Rotation, Rotations
 
 EPS = 1e-6
 

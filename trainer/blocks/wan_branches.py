@@ -16,9 +16,9 @@ from typing import Protocol
 
 import torch
 
+from ..adapter.linears import Linears, Saved
 from . import pieces
 from .kept import NOTHING, Kept
-from .linears import Linears, Saved
 from .pieces import Modulation, Rotation
 
 Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]

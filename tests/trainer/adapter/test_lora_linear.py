@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wantune.tests.support.adapted import FixedLinear
-from wantune.trainer.model.adapters import Adapter
+from wantune.trainer.adapter.adapters import Adapter
 from wantune.trainer.settings.training import LoraConfig
 
 SIZES = {"self_attn.q": (32, 48), "self_attn.k": (32, 48), "self_attn.v": (32, 64), "ffn.0": (32, 80)}

@@ -5,10 +5,10 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from wantune.trainer.model.kept import Kept
-from wantune.trainer.model.lean_block import LeanBlock
-from wantune.trainer.model.parking import Parking
-from wantune.trainer.model.plan import BRANCH, Plan
+from wantune.trainer.blocks.kept import Kept
+from wantune.trainer.blocks.lean_block import LeanBlock
+from wantune.trainer.blocks.parking import Parking
+from wantune.trainer.memory.plan import BRANCH, Plan
 
 PLANS = {
     "whole": None,

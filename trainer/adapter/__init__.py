@@ -1,0 +1,1 @@
+"""What is trained beside the model's Linears, and how such Linears are computed."""

@@ -1,0 +1,1 @@
+"""A block of a video model as training computes it."""
