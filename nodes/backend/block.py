@@ -18,13 +18,16 @@ from ...trainer.blocks.parking import Parking
 from ...trainer.blocks.pieces import Modulation, Rotations
 from ...trainer.blocks.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
 from ...trainer.memory.plan import Plan
-from . import frozen
+from . import frozen_norm
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")
 """Names, within a block, of what is added to the residual stream, in the order in which they are called."""
 
 LAST = "ffn.2"
 """Name, within a block, of its last Linear: nothing but the residual stream reads its output."""
+
+OF_TEXT = ("cross_attn.k", "cross_attn.v")
+"""Names of its Linears that read the text, which carries no gradient."""
 
 OVERRIDE = "optimized_attention_override"
 """ComfyUI's name, among transformer_options, of the attention to use."""
@@ -34,10 +37,10 @@ def is_known(block: nn.Module) -> bool:
     """Whether a block is one that `WanBlock` computes."""
     return (type(block) is wan.WanAttentionBlock and type(block.self_attn) is wan.WanSelfAttention
             and type(block.cross_attn) is wan.WanT2VCrossAttention
-            and all(frozen.is_affine_norm(norm) for norm in (
+            and all(frozen_norm.is_affine_norm(norm) for norm in (
                 block.norm3, block.self_attn.norm_q, block.self_attn.norm_k, block.cross_attn.norm_q,
                 block.cross_attn.norm_k))
-            and not any(frozen.is_affine_norm(norm) for norm in (block.norm1, block.norm2)))
+            and not any(frozen_norm.is_affine_norm(norm) for norm in (block.norm1, block.norm2)))
 
 
 class WanBlock:
@@ -51,7 +54,7 @@ class WanBlock:
     """
 
     def __init__(
-        self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, frozen.FrozenNorm],
+        self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, frozen_norm.FrozenNorm],
         compute_dtype: torch.dtype, rotations: Rotations, plan: Plan | None, first: Around, again: Around,
         parking: Parking | None
     ) -> None:

@@ -12,7 +12,7 @@ from ...trainer.blocks.parking import Parking
 from ...trainer.blocks.pieces import Rotations
 from ...trainer.blocks.recompute import Recomputed
 from ...trainer.memory.plan import Plan
-from . import frozen
+from . import frozen, frozen_norm
 from .block import BRANCHES, LAST, WanBlock, is_known
 from .streaming import Streaming
 
@@ -29,8 +29,9 @@ class ComputedBlock:
 
     def __init__(
         self, stand_in: frozen.FrozenModule, name: str, adapter: Adapter,
-        linears: Mapping[str, frozen.FrozenLinear], norms: Mapping[str, frozen.FrozenNorm], compute_dtype: torch.dtype,
-        rotations: Rotations, streaming: Streaming, parking: Parking | None, plan: Plan | None
+        linears: Mapping[str, frozen.FrozenLinear], norms: Mapping[str, frozen_norm.FrozenNorm],
+        compute_dtype: torch.dtype, rotations: Rotations, streaming: Streaming, parking: Parking | None,
+        plan: Plan | None
     ) -> None:
         self._block, self._name = stand_in.module, name
         self._adapter, self._compute_dtype = adapter, compute_dtype

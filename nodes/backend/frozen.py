@@ -30,11 +30,6 @@ def is_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
 
 
-def is_affine_norm(module: nn.Module) -> bool:
-    """A LayerNorm or RMSNorm with a weight, which autograd would keep for backward."""
-    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None
-
-
 class FrozenModule:
     """Stands in for one module's forward while training: `begin` puts `function` in its place, `end` takes it out.
 
@@ -93,7 +88,7 @@ class FrozenModule:
         """Normal tensors over the memory of a resident weight and bias."""
         weight, bias = self.module.weight, getattr(self.module, "bias", None)
         if self._views is None or self._views[0].data_ptr() != weight.data_ptr():
-            self._views = normal_view(weight), _maybe(normal_view, bias)
+            self._views = normal_view(weight), None if bias is None else normal_view(bias)
             self._columns = self._views[0].t() if weight.dim() == 2 else None
         return self._views
 
@@ -108,8 +103,10 @@ class FrozenLinear(FrozenModule):
         """A forward of another pack around `below`."""
         self.is_skipped = False
         """Whether nothing reads its output now: it ends a checkpointed part, which is computed again in backward."""
+        self.hands_on = True
+        """Whether its input carries a gradient, so that `input_gradient` follows `output`."""
         self.keeps_cast = False
-        """Whether what `output` casts is kept for `input_gradient`; streaming.py sets it."""
+        """Whether what `output` casts is kept for `input_gradient` then; streaming.py sets it."""
         self._kept: casting.Cast | None = None
         self._normal = NormalTensors()
 
@@ -166,14 +163,10 @@ class FrozenLinear(FrozenModule):
     def _layer(self, x: torch.Tensor) -> torch.Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return _FrozenLinearNode.apply(x, self)
-        return self.output(x, keeps=False)
+        return self.output(x)
 
-    def output(self, x: torch.Tensor, *, keeps: bool = True) -> torch.Tensor:
-        """W x + b without autograd, (..., in_features) to (..., out_features); a new tensor, x is left as it is.
-
-        Args:
-            keeps: whether a cast made for it may be kept, since `input_gradient` follows.
-        """
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """W x + b without autograd, (..., in_features) to (..., out_features); a new tensor, x is left as it is."""
         if self.is_skipped:
             # no memory; should it ever be read, the loss is NaN and training stops with an error message
             return x.new_full((), math.nan).expand(*x.shape[:-1], self.out_features)
@@ -185,7 +178,7 @@ class FrozenLinear(FrozenModule):
                 return nn.functional.linear(x, weight, bias)
             if self._displaced is not None:
                 return self.original(self._spared(x))
-            return self._managed_output(x, keeps and self.keeps_cast)
+            return self._managed_output(x, self.keeps_cast and self.hands_on)
 
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """grad_output @ W, (..., out_features) to (..., in_features), without autograd; a new tensor.
@@ -248,36 +241,9 @@ class FrozenLinear(FrozenModule):
         return y
 
     def _spared(self, x: torch.Tensor) -> torch.Tensor:
-        """What ComfyUI's own forward may write into: autograd may have saved x."""
-        # fp8_e4m3fn_fast clamps its input in place
-        return x.clone() if isinstance(self.module, comfy.ops.fp8_ops.Linear) else x
-
-
-class FrozenNorm(FrozenModule):
-    """An affine norm that is not trained; its weight is a few KiB, so a managed weight is copied for each call."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalised x, of the same shape."""
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            with torch.no_grad():
-                return self.original(x)
-        module = self.module
-        weight, bias = self.tensors(x)
-        if isinstance(module, nn.RMSNorm):
-            return nn.functional.rms_norm(x, module.normalized_shape, weight, module.eps)
-        return nn.functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
-
-    def tensors(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias on the device and in the dtype of x, as tensors that stay."""
-        return self.views() if self.is_resident(x) else self._copies(x)
-
-    def _copies(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        with torch.no_grad():
-            cast = casting.cast(self.module, x)
-            try:
-                return cast.weight.clone(), _maybe(torch.clone, cast.bias)
-            finally:
-                cast.give_back()
+        """x for ComfyUI's own forward, which computes differently where its input needs a gradient."""
+        # fp8_e4m3fn_fast clamps it in place, and autograd may have saved it
+        return x.clone() if isinstance(self.module, comfy.ops.fp8_ops.Linear) else x.detach()
 
 
 class _FrozenLinearNode(torch.autograd.Function):
@@ -302,7 +268,3 @@ def foreign_forward(module: nn.Module) -> Callable | None:
     forward = module.__dict__.get("forward")
     is_own = getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
     return None if is_own else forward
-
-
-def _maybe(function: Callable, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else function(tensor)

@@ -13,7 +13,8 @@ from ...trainer.adapter.adapters import Adapter
 from ...trainer.blocks.parking import Parking
 from ...trainer.blocks.pieces import Rotations
 from ...trainer.memory.plan import Plan
-from . import frozen, self_test
+from . import frozen, frozen_norm, self_test
+from .block import OF_TEXT
 from .computed import ComputedBlock
 from .streaming import Streaming
 
@@ -107,12 +108,13 @@ class StandIns:
             if not name.startswith((f"{self._blocks}.", "head.")):
                 continue
             if name in linears:
+                linears[name].hands_on = not name.endswith(OF_TEXT)
                 held.append((linears[name], adapter.forward_of(name, compute_dtype)))
             elif frozen.is_linear(module):
                 linear = frozen.FrozenLinear(module)
                 held.append((linear, linear))
-            elif frozen.is_affine_norm(module):
-                norms[name] = frozen.FrozenNorm(module)
+            elif frozen_norm.is_affine_norm(module):
+                norms[name] = frozen_norm.FrozenNorm(module)
                 held.append((norms[name], norms[name]))
         self._computed = []
         rotations, streaming = Rotations(), Streaming(self.linears, device, is_dynamic)

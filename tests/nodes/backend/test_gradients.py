@@ -284,10 +284,10 @@ def comfy_layer(operations: str, kind: str, *sizes: int, dtype: torch.dtype) -> 
 ], ids=str)
 @pytest.mark.parametrize(("kind", "sizes"), [("Linear", (6, 4)), ("LayerNorm", (6,)), ("RMSNorm", (6,))])
 def test_each_layer_alone_passes_gradcheck_in_float64(comfy, operations, dtype, kind, sizes):
-    from wantune.nodes.backend import frozen
+    from wantune.nodes.backend import frozen, frozen_norm
 
     layer = comfy_layer(operations, kind, *sizes, dtype=dtype)
-    stand_in = (frozen.FrozenLinear if kind == "Linear" else frozen.FrozenNorm)(layer)
+    stand_in = (frozen.FrozenLinear if kind == "Linear" else frozen_norm.FrozenNorm)(layer)
     x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     assert stand_in.is_resident(x) == (operations == "disable_weight_init")
     with torch.no_grad():
