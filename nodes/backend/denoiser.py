@@ -25,7 +25,7 @@ from ...trainer.memory.choice import Space
 from ...trainer.memory.footprint import ModelSize
 from ...trainer.memory.plan import Plan
 from ...trainer.model import text_padding
-from . import attention, block, carried, frozen, self_test, space
+from . import attention, block, carried, embedding, frozen, self_test, space
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
@@ -242,13 +242,14 @@ class ComfyDenoiser:
         attended = attention.Attention(conditions["text_bias"].to(self.device))
         self._keep_in_place()
         self._room.look()
-        velocity_BCFHW = self._network(
-            x_BCFHW.to(self.device, self.compute_dtype),
-            t_B.to(self.device, torch.float32) * self.family.time_scale,
-            context=conditions["text"].to(self.device),
-            # a fresh dict: the model writes into it
-            transformer_options={block.OVERRIDE: attended},
-        )
+        with embedding.on_device(self._module, self.device):
+            velocity_BCFHW = self._network(
+                x_BCFHW.to(self.device, self.compute_dtype),
+                t_B.to(self.device, torch.float32) * self.family.time_scale,
+                context=conditions["text"].to(self.device),
+                # a fresh dict: the model writes into it
+                transformer_options={block.OVERRIDE: attended},
+            )
         attention.check_calls(attended, ATTENTIONS * len(self._blocks), self._module)
         return velocity_BCFHW.float()
 
