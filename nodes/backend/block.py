@@ -15,7 +15,7 @@ from torch import nn
 from ...trainer.adapter.adapters import Adapter
 from ...trainer.blocks.lean_block import Around, LeanBlock
 from ...trainer.blocks.parking import Parking
-from ...trainer.blocks.pieces import Modulation, Rotations
+from ...trainer.blocks.pieces import Modulation, Pieces, Rotations
 from ...trainer.blocks.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
 from ...trainer.memory.plan import Plan
 from . import frozen_norm
@@ -50,13 +50,14 @@ class WanBlock:
         name: of the block in the network, such as `blocks.3`.
         norms: what stands in for its affine norms, by their name in the network.
         rotations: shared by all blocks.
+        pieces: compiled or not.
         plan, first, again, parking: as `LeanBlock` takes them.
     """
 
     def __init__(
         self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, frozen_norm.FrozenNorm],
-        compute_dtype: torch.dtype, rotations: Rotations, plan: Plan | None, first: Around, again: Around,
-        parking: Parking | None
+        compute_dtype: torch.dtype, rotations: Rotations, pieces: Pieces, plan: Plan | None, first: Around,
+        again: Around, parking: Parking | None
     ) -> None:
         self._block = block
         self._rotations = rotations
@@ -72,12 +73,12 @@ class WanBlock:
             SelfAttention(
                 qkv=linears("self_attn.q", "self_attn.k", "self_attn.v"), o=linears("self_attn.o"),
                 norm_q=norm("self_attn.norm_q"), norm_k=norm("self_attn.norm_k"), heads=heads, eps=block.norm1.eps,
-                eps_qk=block.self_attn.norm_q.eps),
+                eps_qk=block.self_attn.norm_q.eps, pieces=pieces),
             CrossAttention(
                 q=linears("cross_attn.q"), kv=linears("cross_attn.k", "cross_attn.v"), o=linears("cross_attn.o"),
                 norm3=norm("norm3"), norm_q=norm("cross_attn.norm_q"), norm_k=norm("cross_attn.norm_k"), heads=heads,
-                eps=block.norm3.eps, eps_qk=block.cross_attn.norm_q.eps),
-            FeedForward(up=linears("ffn.0"), down=linears("ffn.2"), eps=block.norm2.eps),
+                eps=block.norm3.eps, eps_qk=block.cross_attn.norm_q.eps, pieces=pieces),
+            FeedForward(up=linears("ffn.0"), down=linears("ffn.2"), eps=block.norm2.eps, pieces=pieces),
         )
         trains = [adapter.is_within(f"{name}.{branch}") for branch in BRANCHES]
         self._lean = LeanBlock(branches, trains, plan, first, again, bool(adapter.config.dropout), parking)

@@ -21,14 +21,17 @@ import torch
 
 from ...trainer.adapter.adapters import Adapter
 from ...trainer.base.switches import full_sums
+from ...trainer.blocks.compiled_pieces import AUTO, pieces_of
 from ...trainer.memory.choice import Space
 from ...trainer.memory.footprint import ModelSize
 from ...trainer.memory.plan import Plan
 from ...trainer.model import text_padding
-from . import attention, block, carried, embedding, frozen, self_test, space
+from . import attention, block, carried, embedding, frozen, quantised_linear, self_test, space
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
+from .products import EXACT, products_of
+from .quantised_linear import QuantisedLinear
 from .room import Room
 from .stand_ins import StandIns
 
@@ -60,6 +63,10 @@ class ComfyDenoiser:
         """Sentences about what is trained that the user should know."""
         self.device = model.load_device
         self.compute_dtype = _compute_dtype(self._patcher)
+        self.compile = AUTO
+        """One of compiled_pieces.MODES: whether small functions of a block are compiled; read by `attached`."""
+        self.products = EXACT
+        """One of products.PRODUCTS: how weights that are not trained are multiplied; read by `linears`."""
 
     @property
     def id(self) -> str:
@@ -80,12 +87,18 @@ class ComfyDenoiser:
         return getattr(self._network, self.family.blocks)
 
     def linears(self) -> dict[str, frozen.FrozenLinear]:
-        """The Linears that can get an adapter, by name; the adapter's settings choose among them."""
+        """The Linears that can get an adapter, by name; the adapter's settings choose among them.
+
+        Raises:
+            UserError: the device has no such products as are asked for.
+        """
         with carried.bare(self._patcher):
             modules = dict(self._network.named_modules())
         names = [f"{self.family.blocks}.{number}.{name}" for number in range(len(self._blocks))
                  for name in self.family.trained]
-        return {name: frozen.FrozenLinear(modules[name]) for name in names}
+        products = products_of(self.products, self.device, self.compile)
+        return {name: QuantisedLinear(modules[name], products) if products else frozen.FrozenLinear(modules[name])
+                for name in names}
 
     @property
     def size(self) -> ModelSize:
@@ -120,13 +133,16 @@ class ComfyDenoiser:
             self._hold(plan)
             trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         self._patcher.injections = {INJECTION: [self._stand_ins.injection]}
-        self.keep_free(memory)
+        self.keep_free(memory + quantised_linear.copied_bytes(linears.values(), self.compute_dtype))
         try:
             self._require_grad(trainable, False)
             self.make_room(0)
             self.reload()
             with torch.inference_mode(False), self.training():
                 self._test()
+                error = quantised_linear.measure(linears.values(), self.device, self.compute_dtype)
+            if error is not None:
+                logger.warning("%s", error)
             adapter.discard_gradients()  # which the tests have made
             yield
         finally:
@@ -148,8 +164,9 @@ class ComfyDenoiser:
 
     def _hold(self, plan: Plan) -> None:
         adapter, linears = self._trained
-        is_dynamic = _is_dynamic(self._patcher)
-        self._stand_ins.hold(adapter, linears, self.compute_dtype, plan, self.device, is_dynamic)
+        self._stand_ins.hold(
+            adapter, linears, self.compute_dtype, plan, pieces_of(self.compile, self.device), self.device,
+            _is_dynamic(self._patcher))
 
     def keep_free(self, memory: int) -> None:
         """Leave so many bytes free on the device whenever the attached model is loaded from now on."""

@@ -18,7 +18,7 @@ NAME = "sinusoidal_embedding_1d"
 
 @contextmanager
 def on_device(module: ModuleType, device: torch.device) -> Iterator[None]:
-    """Inside the context, for one forward on a card, the module's function makes its tensors there; put back on exit."""
+    """Inside the context, for one forward on a card, the module's function makes its tensors there."""
     theirs = getattr(module, NAME, None)
     if theirs is None or device.type == "cpu":
         yield

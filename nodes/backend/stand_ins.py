@@ -11,7 +11,7 @@ from torch import nn
 
 from ...trainer.adapter.adapters import Adapter
 from ...trainer.blocks.parking import Parking
-from ...trainer.blocks.pieces import Rotations
+from ...trainer.blocks.pieces import Pieces, Rotations
 from ...trainer.memory.plan import Plan
 from . import frozen, frozen_norm, self_test
 from .block import OF_TEXT
@@ -93,13 +93,14 @@ class StandIns:
 
     def hold(
         self, adapter: Adapter, linears: Mapping[str, frozen.FrozenLinear], compute_dtype: torch.dtype, plan: Plan,
-        device: torch.device, is_dynamic: bool
+        pieces: Pieces, device: torch.device, is_dynamic: bool
     ) -> None:
         """Choose what stands in for what, by the adapter and the plan, from now on.
 
         Args:
             linears: those over which the adapter was made, by name.
             compute_dtype: of the activations.
+            pieces: with which blocks are computed.
             is_dynamic: whether ComfyUI keeps the weights in dynamic VRAM.
         """
         self._held = held = []
@@ -124,7 +125,7 @@ class StandIns:
             stand_in = frozen.FrozenModule(block)
             computed = ComputedBlock(
                 stand_in, f"{self._blocks}.{number}", adapter, linears, norms, compute_dtype, rotations,
-                streaming, parking, plan if number < len(blocks) - plan.whole_blocks else None)
+                pieces, streaming, parking, plan if number < len(blocks) - plan.whole_blocks else None)
             self._computed.append(computed)
             held.append((stand_in, computed))
 

@@ -61,15 +61,20 @@ def compute_in_fp32(model) -> None:
 
 
 class AdaptedModel:
-    """A MODEL with an adapter of random A and B; with B = 0, where training starts, A has no gradient."""
+    """A MODEL with an adapter of random A and B; with B = 0, where training starts, A has no gradient.
 
-    def __init__(self, model) -> None:
+    Args:
+        compile, products: as `ComfyDenoiser` has them.
+    """
+
+    def __init__(self, model, *, compile: str = "auto", products: str = "exact") -> None:
         from wantune.nodes.backend.denoiser import ComfyDenoiser
         from wantune.trainer.adapter.adapters import Adapter
         from wantune.trainer.settings.training import LoraConfig
 
         with torch.inference_mode():  # ComfyUI calls nodes in it
             self.denoiser = ComfyDenoiser(model)
+            self.denoiser.compile, self.denoiser.products = compile, products
             with torch.inference_mode(False):
                 self.linears = self.denoiser.linears()
                 config = LoraConfig(rank=RANK, alpha=ALPHA)
@@ -109,6 +114,20 @@ class AdaptedModel:
     def conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The batch's text as the denoiser takes it."""
         return self.denoiser.prepared({"text": batch.text_BLD}, batch.latent_BCFHW.shape[2:])
+
+    def trained(self, plan, batches: Sequence[Batch], steps: int = 20) -> tuple[list[float], torch.Tensor]:
+        """Losses of training on the batches in turn, and the adapter after it, as one vector."""
+        optimizer = torch.optim.AdamW(self.adapter.parameters, lr=1e-3)
+        losses = []
+        with self.attached(plan):
+            for step in range(steps):
+                loss = self.loss_B(batches[step % len(batches)]).mean()
+                loss.backward()
+                self.adapter.collect_gradients()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+        return losses, torch.cat([value.flatten() for value in self.adapter.state_dict().values()])
 
     def gradients(self, loss_B: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradients of the mean loss, by the keys of the adapter's state dict."""

@@ -1,12 +1,15 @@
 """The small functions of a Wan block with as few kernels as they can have, and their gradients.
 
-Scale, shift, gate and the norms' weights are not trained, so there are gradients of x alone.
+Scale, shift, gate and the norms' weights are not trained, so there are gradients of x alone. Those that take several
+kernels are handed to the branches as `Pieces`, since compiled_pieces.py makes one kernel of each.
 
 Shape legend: B batch, L tokens, N rows (B x L), D width, H heads, d width of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,10 +45,11 @@ def layer_norm(
     return y_ND, Norm(x_ND, mean, inverse, weight_D)
 
 
-def layer_norm_gradient(grad_ND: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Of x."""
-    return aten.native_layer_norm_backward(
+def layer_norm_gradient(grad_ND: torch.Tensor, norm: Norm, onto_BLD: torch.Tensor) -> torch.Tensor:
+    """Of x, plus another gradient of it: a new tensor (B, L, D)."""
+    grad_ND = aten.native_layer_norm_backward(
         grad_ND, norm.x_ND, norm.x_ND.shape[-1:], norm.mean, norm.inverse, norm.weight_D, None, [True, False, False])[0]
+    return grad_ND.view_as(onto_BLD).add_(onto_BLD)
 
 
 def modulated_norm(x_BLD: torch.Tensor, by: Modulation, eps: float) -> tuple[torch.Tensor, Norm]:
@@ -57,16 +61,18 @@ def modulated_norm(x_BLD: torch.Tensor, by: Modulation, eps: float) -> tuple[tor
     return torch.addcmul(by.shift, y_ND.view_as(x_BLD), by.scale).flatten(0, 1), norm
 
 
-def modulated_norm_gradient(grad_ND: torch.Tensor, by: Modulation, norm: Norm) -> torch.Tensor:
-    """Of x_ND."""
+def modulated_norm_gradient(
+    grad_ND: torch.Tensor, by: Modulation, norm: Norm, onto_BLD: torch.Tensor
+) -> torch.Tensor:
+    """Of x, plus another gradient of it: a new tensor (B, L, D)."""
     if norm.weight_D is None:
-        grad_ND = (grad_ND.unflatten(0, (len(by.scale), -1)) * by.scale).flatten(0, 1)
-    return layer_norm_gradient(grad_ND, norm)
+        grad_ND = (grad_ND.view_as(onto_BLD) * by.scale).flatten(0, 1)
+    return layer_norm_gradient(grad_ND, norm, onto_BLD)
 
 
 def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> tuple[torch.Tensor, Norm]:
     """x / sqrt(mean of x^2 + eps) weight (arXiv:1910.07467)."""
-    if x_ND.device.type == "cuda" and hasattr(aten, "_fused_rms_norm"):  # PyTorch 2.9 and newer
+    if rms_norm_is_fused(x_ND.device):
         y_ND, inverse = aten._fused_rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
     else:
         x32_ND = x_ND.float()
@@ -78,7 +84,7 @@ def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> tuple[to
 def rms_norm_gradient(grad_ND: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Of x: with n = x / rms and g = grad weight, (g - n mean(g n)) / rms."""
     x_ND, _, inverse, weight_D = norm
-    if x_ND.device.type == "cuda" and hasattr(aten, "_fused_rms_norm"):
+    if rms_norm_is_fused(x_ND.device):
         return aten._fused_rms_norm_backward(grad_ND, x_ND, x_ND.shape[-1:], inverse, weight_D, [True, False])[0]
     n_ND = x_ND.float() * inverse
     g_ND = (grad_ND * weight_D).float()
@@ -86,24 +92,41 @@ def rms_norm_gradient(grad_ND: torch.Tensor, norm: Norm) -> torch.Tensor:
     return torch.addcmul(g_ND, n_ND, share, value=-1).mul_(inverse).to(x_ND.dtype)
 
 
+def rms_norm_is_fused(device: torch.device) -> bool:
+    """Whether PyTorch has one kernel for it: 2.9 and newer, on a GPU."""
+    return device.type == "cuda" and hasattr(aten, "_fused_rms_norm")
+
+
 class Rotation:
     """Rotary position embedding (Su et al., arXiv:2104.09864): pairs of values, as complex numbers, are turned.
 
     Args:
-        matrices: (..., d/2, 2, 2), fp32: [[cos, -sin], [sin, cos]] for each token and pair.
+        matrices: (1, L, 1, d/2, 2, 2), fp32: [[cos, -sin], [sin, cos]] for each token and pair.
     """
 
     def __init__(self, matrices: torch.Tensor) -> None:
         self._turns = torch.complex(matrices[..., 0, 0], matrices[..., 1, 0])
         self._back = self._turns.conj_physical()
+        self._pairs = torch.view_as_real(self._turns)  # (cos, sin), in the same memory
 
-    def turned(self, x_BLHd: torch.Tensor) -> torch.Tensor:
-        """Computed in fp32."""
-        return _turned(x_BLHd, self._turns)
+    def turned(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """x_BLHd, computed in fp32."""
+        _, tokens, _, pairs, _ = self._pairs.shape
+        return self._times(x_ND.view(-1, tokens, x_ND.shape[-1] // (2 * pairs), 2 * pairs), is_back=False)
 
     def turned_back(self, grad_BLHd: torch.Tensor) -> torch.Tensor:
-        """The gradient of what was turned."""
-        return _turned(grad_BLHd, self._back)
+        """grad_ND, of what was turned."""
+        return self._times(grad_BLHd, is_back=True).reshape(-1, grad_BLHd.shape[-2] * grad_BLHd.shape[-1])
+
+    def _times(self, x_BLHd: torch.Tensor, is_back: bool) -> torch.Tensor:
+        x = x_BLHd.float().unflatten(-1, (-1, 2))
+        if torch.compiler.is_compiling():  # PyTorch's compiler makes no code of complex numbers
+            (cos, sin), (real, imaginary) = self._pairs.unbind(-1), x.unbind(-1)
+            sin = -sin if is_back else sin
+            y = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), -1)
+        else:
+            y = torch.view_as_real(torch.view_as_complex(x) * (self._back if is_back else self._turns))
+        return y.flatten(-2).to(x_BLHd.dtype)
 
 
 class Rotations:
@@ -120,6 +143,26 @@ class Rotations:
         return self._rotation
 
 
+def turned_norms(
+    q_ND: torch.Tensor, k_ND: torch.Tensor, weight_q_D: torch.Tensor, weight_k_D: torch.Tensor, rotation: Rotation,
+    eps: float
+) -> tuple[torch.Tensor, torch.Tensor, Norm, Norm]:
+    """q_BLHd and k_BLHd, rotated after their RMS norms."""
+    q_ND, norm_q = rms_norm(q_ND, weight_q_D, eps)
+    q_BLHd = rotation.turned(q_ND)
+    del q_ND
+    k_ND, norm_k = rms_norm(k_ND, weight_k_D, eps)
+    return q_BLHd, rotation.turned(k_ND), norm_q, norm_k
+
+
+def turned_norms_gradient(
+    grad_q_BLHd: torch.Tensor, grad_k_BLHd: torch.Tensor, rotation: Rotation, norm_q: Norm, norm_k: Norm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of q_ND and k_ND."""
+    return (rms_norm_gradient(rotation.turned_back(grad_q_BLHd), norm_q),
+            rms_norm_gradient(rotation.turned_back(grad_k_BLHd), norm_k))
+
+
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """By tanh (arXiv:1606.08415, section 2)."""
     return functional.gelu(x, approximate="tanh")
@@ -130,6 +173,14 @@ def gelu_gradient(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return aten.gelu_backward(grad, x, approximate="tanh", grad_input=grad)
 
 
-def _turned(x_BLHd: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    pairs = torch.view_as_complex(x_BLHd.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x_BLHd.dtype)
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The functions of this file that take several kernels; as they are, or compiled."""
+
+    modulated_norm: Callable = modulated_norm
+    modulated_norm_gradient: Callable = modulated_norm_gradient
+    layer_norm_gradient: Callable = layer_norm_gradient
+    rms_norm: Callable = rms_norm
+    rms_norm_gradient: Callable = rms_norm_gradient
+    turned_norms: Callable = turned_norms
+    turned_norms_gradient: Callable = turned_norms_gradient

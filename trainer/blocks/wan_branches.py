@@ -19,7 +19,7 @@ import torch
 from ..adapter.linears import Linears, Saved
 from . import pieces
 from .kept import NOTHING, Kept
-from .pieces import Modulation, Rotation
+from .pieces import Modulation, Pieces, Rotation
 
 Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Weight and bias of a norm, on the device and in the dtype of a tensor."""
@@ -58,6 +58,7 @@ class SelfAttention:
     heads: int
     eps: float
     eps_qk: float
+    pieces: Pieces
 
     def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See the module.
@@ -67,13 +68,11 @@ class SelfAttention:
             kept: what is kept for a second computation, where there is one.
         """
         by = inputs.modulations[0]
-        n_ND, norm = pieces.modulated_norm(x_BLD, by, self.eps)
+        n_ND, norm = self.pieces.modulated_norm(x_BLD, by, self.eps)
         (q_ND, k_ND, v_ND), qkv = self.qkv.forward(n_ND, saves)
         del n_ND
-        q_ND, norm_q = pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
-        q_BLHd = inputs.rotation.turned(self._by_head(q_ND, x_BLD))
-        k_ND, norm_k = pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
-        k_BLHd = inputs.rotation.turned(self._by_head(k_ND, x_BLD))
+        q_BLHd, k_BLHd, norm_q, norm_k = self.pieces.turned_norms(
+            q_ND, k_ND, self.norm_q(q_ND)[0], self.norm_k(k_ND)[0], inputs.rotation, self.eps_qk)
         del q_ND, k_ND
         a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, x_BLD), saves, kept)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
@@ -88,12 +87,10 @@ class SelfAttention:
         grad_ND = self.o.backward(o, ((grad_BLD * by.gate).flatten(0, 1),), True)
         gq_BLHd, gk_BLHd, gv_BLHd = inputs.attention.backward(attended, self._by_head(grad_ND, grad_BLD))
         del attended
-        gq_ND = pieces.rms_norm_gradient(inputs.rotation.turned_back(gq_BLHd).view(grad_ND.shape), norm_q)
-        gk_ND = pieces.rms_norm_gradient(inputs.rotation.turned_back(gk_BLHd).view(grad_ND.shape), norm_k)
+        gq_ND, gk_ND = self.pieces.turned_norms_gradient(gq_BLHd, gk_BLHd, inputs.rotation, norm_q, norm_k)
+        del gq_BLHd, gk_BLHd
         grad_ND = self.qkv.backward(qkv, (gq_ND, gk_ND, gv_BLHd.reshape(grad_ND.shape)), needs_x)
-        if not needs_x:
-            return None
-        return pieces.modulated_norm_gradient(grad_ND, by, norm).view_as(grad_BLD).add_(grad_BLD)
+        return self.pieces.modulated_norm_gradient(grad_ND, by, norm, grad_BLD) if needs_x else None
 
     def _by_head(self, rows_ND, like_BLD):
         return rows_ND.view(*like_BLD.shape[:2], self.heads, -1)
@@ -112,15 +109,16 @@ class CrossAttention:
     heads: int
     eps: float
     eps_qk: float
+    pieces: Pieces
 
     def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See `SelfAttention.forward`."""
         n_ND, norm = pieces.layer_norm(x_BLD.flatten(0, 1), *self.norm3(x_BLD), self.eps)
         (q_ND,), q = self.q.forward(n_ND, saves)
         del n_ND
-        q_ND, norm_q = pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
+        q_ND, norm_q = self.pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
         (k_ND, v_ND), kv = self.kv.forward(inputs.text_ND, saves)
-        k_ND, norm_k = pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
+        k_ND, norm_k = self.pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
         q_BLHd, k_BKHd, v_BKHd = (rows_ND.view(len(x_BLD), -1, self.heads, x_BLD.shape[-1] // self.heads)
                                   for rows_ND in (q_ND, k_ND, v_ND))
         a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BKHd, v_BKHd, saves, NOTHING)
@@ -136,11 +134,11 @@ class CrossAttention:
         gq_BLHd, gk_BKHd, gv_BKHd = inputs.attention.backward(
             attended, grad_ND.view(*grad_BLD.shape[:2], self.heads, -1))
         del attended
-        gk_ND = pieces.rms_norm_gradient(gk_BKHd.reshape(norm_k.x_ND.shape), norm_k)
+        gk_ND = self.pieces.rms_norm_gradient(gk_BKHd.reshape(norm_k.x_ND.shape), norm_k)
         self.kv.backward(kv, (gk_ND, gv_BKHd.reshape(gk_ND.shape)), False)
-        gq_ND = pieces.rms_norm_gradient(gq_BLHd.reshape(grad_ND.shape), norm_q)
+        gq_ND = self.pieces.rms_norm_gradient(gq_BLHd.reshape(grad_ND.shape), norm_q)
         grad_ND = self.q.backward(q, (gq_ND,), needs_x)
-        return pieces.layer_norm_gradient(grad_ND, norm).view_as(grad_BLD).add_(grad_BLD) if needs_x else None
+        return self.pieces.layer_norm_gradient(grad_ND, norm, grad_BLD) if needs_x else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +148,12 @@ class FeedForward:
     up: Linears
     down: Linears
     eps: float
+    pieces: Pieces
 
     def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See `SelfAttention.forward`."""
         by = inputs.modulations[1]
-        n_ND, norm = pieces.modulated_norm(x_BLD, by, self.eps)
+        n_ND, norm = self.pieces.modulated_norm(x_BLD, by, self.eps)
         (hidden,), up = self.up.forward(n_ND, saves)
         del n_ND
         (y_ND,), down = self.down.forward(pieces.gelu(hidden), saves, reads)
@@ -170,6 +169,4 @@ class FeedForward:
         grad = pieces.gelu_gradient(grad, hidden)
         del hidden
         grad_ND = self.up.backward(up, (grad,), needs_x)
-        if not needs_x:
-            return None
-        return pieces.modulated_norm_gradient(grad_ND, by, norm).view_as(grad_BLD).add_(grad_BLD)
+        return self.pieces.modulated_norm_gradient(grad_ND, by, norm, grad_BLD) if needs_x else None

@@ -30,18 +30,8 @@ def trained(dit_file, plan: Plan) -> tuple[list[float], torch.Tensor]:
     compute_in_fp32(model)
     adapted = AdaptedModel(model)
     device = adapted.denoiser.device
-    batches = [random_batch((3, 4, 6), (0.4,), device), random_batch((1, 6, 4), (0.2, 0.8), device)]
-    optimizer = torch.optim.AdamW(adapted.adapter.parameters, lr=1e-3)
-    losses = []
-    with adapted.attached(plan):
-        for step in range(STEPS):
-            loss = adapted.loss_B(batches[step % 2]).mean()
-            loss.backward()
-            adapted.adapter.collect_gradients()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-    return losses, torch.cat([value.flatten() for value in adapted.adapter.state_dict().values()])
+    return adapted.trained(
+        plan, [random_batch((3, 4, 6), (0.4,), device), random_batch((1, 6, 4), (0.2, 0.8), device)], STEPS)
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -21,13 +21,13 @@ def same(ours: torch.Tensor, truth: torch.Tensor, bound: float = 1e-12) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_modulated_norm(batch):
     by = Modulation(*(random(batch, 1, 12, seed=seed) for seed in (1, 2, 3)))
-    x = random(batch, 5, 12).requires_grad_()
+    x, onto = random(batch, 5, 12).requires_grad_(), random(batch, 5, 12, seed=5)
     truth = functional.layer_norm(x, (12,), eps=EPS) * by.scale + by.shift
     grad = random(batch, 5, 12, seed=4)
     truth.backward(grad)
     ours, norm = pieces.modulated_norm(x.detach(), by, EPS)
     same(ours.view_as(truth), truth.detach())
-    same(pieces.modulated_norm_gradient(grad.flatten(0, 1), by, norm).view_as(x), x.grad)
+    same(pieces.modulated_norm_gradient(grad.flatten(0, 1), by, norm, onto), x.grad + onto)
 
 
 def test_the_affine_norm():
@@ -37,7 +37,8 @@ def test_the_affine_norm():
     truth.backward(grad)
     ours, norm = pieces.layer_norm(x.detach(), weight, bias, EPS)
     same(ours, truth.detach())
-    same(pieces.layer_norm_gradient(grad, norm), x.grad)
+    onto = random(1, 5, 12, seed=5)
+    same(pieces.layer_norm_gradient(grad, norm, onto), x.grad + onto)
 
 
 def test_the_rms_norm():
@@ -58,12 +59,21 @@ def test_gelu():
     same(pieces.gelu_gradient(grad.clone(), x.detach()), x.grad)
 
 
-def test_the_rotation_is_that_by_matrices_and_its_gradient_turns_back():
+def rotation_matrices() -> torch.Tensor:
+    """For 5 tokens, and heads of 6."""
     angles = random(1, 5, 1, 3).float()
-    matrices = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).unflatten(-1, (2, 2))
-    x, grad = random(2, 5, 4, 6).float().requires_grad_(), random(2, 5, 4, 6, seed=1).float()
-    truth = (matrices @ x.unflatten(-1, (3, 2))[..., None])[..., 0].flatten(-2)
+    return torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).unflatten(-1, (2, 2))
+
+
+def rotated(x_BLHd: torch.Tensor) -> torch.Tensor:
+    return (rotation_matrices() @ x_BLHd.unflatten(-1, (3, 2))[..., None])[..., 0].flatten(-2)
+
+
+def test_the_rotation_is_that_by_matrices_and_its_gradient_turns_back():
+    x, grad = random(10, 24).float().requires_grad_(), random(2, 5, 4, 6, seed=1).float()
+    truth = rotated(x.view(2, 5, 4, 6))
     truth.backward(grad)
+    matrices = rotation_matrices()
     rotation = Rotation(matrices)
     same(rotation.turned(x.detach()), truth.detach(), 1e-6)
     same(rotation.turned_back(grad), x.grad, 1e-6)
@@ -71,6 +81,24 @@ def test_the_rotation_is_that_by_matrices_and_its_gradient_turns_back():
     same(rotation.turned_back(rotation.turned(x.detach())), x.detach(), 1e-6)
     rotations = Rotations()
     assert rotations(matrices) is rotations(matrices) is not rotations(matrices.clone())
+
+
+@pytest.mark.parametrize("is_by_head", [False, True])
+def test_the_norms_with_rotation(is_by_head):
+    rows = [random(10, 24, seed=seed).float().requires_grad_() for seed in (0, 1)]
+    weights = random(2, 24, seed=2).float()
+    grads = random(2, 2, 5, 4, 6, seed=3).float()
+    if is_by_head:  # as some kernels of attention give them: one head after the other
+        grads = grads.transpose(2, 3).contiguous().transpose(2, 3)
+    truths = [rotated(functional.rms_norm(x, (24,), weight, EPS).view(2, 5, 4, 6))
+              for x, weight in zip(rows, weights, strict=True)]
+    torch.autograd.backward(truths, list(grads))
+    rotation = Rotation(rotation_matrices())
+    *ours, norm_q, norm_k = pieces.turned_norms(*(x.detach() for x in rows), *weights, rotation, EPS)
+    gradients = pieces.turned_norms_gradient(*grads, rotation, norm_q, norm_k)
+    for each, truth, gradient, x in zip(ours, truths, gradients, rows, strict=True):
+        same(each, truth.detach(), 1e-6)
+        same(gradient, x.grad, 1e-6)
 
 
 @pytest.mark.parametrize("keys", [7, 5])
