@@ -6,7 +6,7 @@ Each leaves the result of training as it is: nothing but the device, the memory,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
@@ -24,8 +24,9 @@ def planted(name: str) -> Iterator[None]:
         return
     if name not in FAULTS:
         raise ValueError(f"There is no fault {name!r}; choose one of {', '.join(FAULTS)}.")
-    place, attribute, changed = FAULTS[name]()
-    with patch.object(place, attribute, changed(getattr(place, attribute))):
+    with ExitStack() as stack:
+        for place, attribute, changed in FAULTS[name]():
+            stack.enter_context(patch.object(place, attribute, changed(getattr(place, attribute))))
         yield
 
 
@@ -33,19 +34,19 @@ Patch = tuple[object, str, Callable[[Callable], Callable]]
 """Where a function is, its name, and what makes the faulty one of it."""
 
 
-def _bias_on_cpu() -> Patch:
+def _bias_on_cpu() -> list[Patch]:
     from wantune.nodes.backend import attention
 
     def changed(attend):
-        def faulty(q_BLD, k_BLD, v_BLD, heads, bias=None):
-            return attend(q_BLD, k_BLD, v_BLD, heads, None if bias is None else bias.cpu())
+        def faulty(q_BLHd, k_BKHd, v_BKHd, bias_B11K):
+            return attend(q_BLHd, k_BKHd, v_BKHd, None if bias_B11K is None else bias_B11K.cpu())
         return faulty
 
-    return attention, "attend", changed
+    return [(attention, "_attend", changed)]
 
 
-def _loss_argument_on_cpu(position: int) -> Callable[[], Patch]:
-    def patched() -> Patch:
+def _loss_argument_on_cpu(position: int) -> Callable[[], list[Patch]]:
+    def patched() -> list[Patch]:
         from wantune.trainer.training import objective
 
         def changed(loss):
@@ -53,12 +54,12 @@ def _loss_argument_on_cpu(position: int) -> Callable[[], Patch]:
                 return loss(*(arg.cpu() if number == position else arg for number, arg in enumerate(args)), **kwargs)
             return faulty
 
-        return objective, "denoising_loss", changed
+        return [(objective, "denoising_loss", changed)]
 
     return patched
 
 
-def _adapter_on_cpu() -> Patch:
+def _adapter_on_cpu() -> list[Patch]:
     from wantune.trainer.adapter.adapters import Adapter
 
     def changed(init):
@@ -66,22 +67,31 @@ def _adapter_on_cpu() -> Patch:
             init(adapter, config, linears, torch.device("cpu"), *args, **kwargs)
         return faulty
 
-    return Adapter, "__init__", changed
+    return [(Adapter, "__init__", changed)]
 
 
-def _kept_twice() -> Patch:
+def _kept_twice() -> list[Patch]:
+    from wantune.nodes.backend.frozen import FrozenLinear
     from wantune.trainer.training.loop import Trainer
 
-    def changed(train_step):
-        def faulty(trainer):
-            with torch.autograd.graph.saved_tensors_hooks(lambda x: (x, x.clone()), lambda kept: kept[0]):
-                return train_step(trainer)
+    kept = []
+
+    def keeping(output):
+        def faulty(linear, x, **options):
+            kept.append(x.clone())
+            return output(linear, x, **options)
         return faulty
 
-    return Trainer, "train_step", changed
+    def forgetting(train_step):
+        def faulty(trainer):
+            kept.clear()
+            return train_step(trainer)
+        return faulty
+
+    return [(FrozenLinear, "output", keeping), (Trainer, "train_step", forgetting)]
 
 
-def _fetched_twice() -> Patch:
+def _fetched_twice() -> list[Patch]:
     import comfy.ops
 
     def changed(cast):
@@ -92,16 +102,16 @@ def _fetched_twice() -> Patch:
             return cast(module, *args, **kwargs)
         return faulty
 
-    return comfy.ops, "cast_bias_weight", changed
+    return [(comfy.ops, "cast_bias_weight", changed)]
 
 
-def _pin_kept() -> Patch:
+def _pin_kept() -> list[Patch]:
     import comfy.ops
 
-    return comfy.ops, "uncast_bias_weight", lambda uncast: lambda *_args: None
+    return [(comfy.ops, "uncast_bias_weight", lambda uncast: lambda *_args: None)]
 
 
-def _loss_read() -> Patch:
+def _loss_read() -> list[Patch]:
     from wantune.trainer.training import objective
 
     def changed(loss):
@@ -111,10 +121,10 @@ def _loss_read() -> Patch:
             return found
         return faulty
 
-    return objective, "denoising_loss", changed
+    return [(objective, "denoising_loss", changed)]
 
 
-FAULTS: dict[str, Callable[[], Patch]] = {
+FAULTS: dict[str, Callable[[], list[Patch]]] = {
     "bias left on the CPU": _bias_on_cpu,
     "t not moved": _loss_argument_on_cpu(3),
     "noise left on the CPU": _loss_argument_on_cpu(4),

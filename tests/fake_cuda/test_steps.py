@@ -30,11 +30,11 @@ FULL = {
 """With all blocks."""
 
 SMALL = {
-    f"{size} {memory} {plan}": Case(size=size, blocks=4, memory=memory, plan=plan)
-    for size in ("tiny", "1.3b", "14b") for memory in ("classic", "partly:0.4", "dynamic:0.4")
+    f"{size} {memory} {plan}": Case(size=size, blocks=3, memory=memory, plan=plan)
+    for size in ("tiny", "14b") for memory in ("classic", "partly:0.4", "dynamic:0.4")
     for plan in ("checkpointed", "whole")
 }
-"""With four blocks: one more adds the same again."""
+"""With three blocks: one more adds the same again."""
 
 MORE = {
     "1.3b without checkpointing": Case(plan="whole"),
@@ -87,7 +87,7 @@ def test_a_step_of_a_full_size_model_stays_within_its_limits(measured, name):
 def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dynamic_vram, name):
     if SMALL[name].memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    assert not broken(measured(SMALL[name]), Limits(estimate=(0.4, 1.3)))  # goal: 1.0 to 1.15
+    assert not broken(measured(SMALL[name]), Limits(estimate=(0.4, 1.55)))  # goal: 1.0 to 1.15
 
 
 @pytest.mark.long
@@ -99,16 +99,16 @@ def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_
 
 
 def test_what_stays_on_the_card_does_not_cross_the_bus(measured):
-    result = measured(Case(size="14b", blocks=4))
+    result = measured(SMALL["14b classic checkpointed"])
     assert result["weights_in"] == result["outside"] == 0
     assert result["to_card"] < 0.01
 
 
 def test_a_block_more_takes_as_much_again(measured):
-    four, five, six = (measured(Case(blocks=blocks)) for blocks in (4, 5, 6))
-    assert six["dispatches"] - five["dispatches"] == five["dispatches"] - four["dispatches"]
+    two, three, four = (measured(Case(blocks=blocks)) for blocks in (2, 3, 4))
+    assert four["dispatches"] - three["dispatches"] == three["dispatches"] - two["dispatches"]
     # but for calls on lists, which start a kernel for so many tensors
-    assert abs(six["kernels"] - 2 * five["kernels"] + four["kernels"]) <= 5
+    assert abs(four["kernels"] - 2 * three["kernels"] + two["kernels"]) <= 5
 
 
 @pytest.mark.parametrize("name", ["bias left on the CPU", "t not moved", "noise left on the CPU", "adapter on the CPU"])

@@ -10,6 +10,8 @@ import torch
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedDataset, CachedSample
 from wantune.trainer.encoded.store import Store
+from wantune.trainer.memory.choice import Space
+from wantune.trainer.memory.footprint import ModelSize
 from wantune.trainer.model.wan21 import WAN21_T2V
 
 from .adapted import FixedLinear
@@ -59,8 +61,21 @@ class SmallModel:
                 return velocity * torch.nan
         return velocity
 
-    def memory_estimate(self, num_tokens, batch_size, adapter, gradient_checkpointing):
-        return num_tokens
+    @property
+    def size(self):
+        return ModelSize(dim=16, ffn_dim=16, heads=1, blocks=1, weights=1024, block_values=256, value=4, are_cast=False)
+
+    def space(self):
+        return Space(free=1 << 30, ram=0, offloads=False)
+
+    def make_room(self, memory):
+        self.made_room = memory
+
+    def keep_free(self, memory):
+        self.kept_free = memory
+
+    def change_plan(self, plan):
+        self.plan = plan
 
 
 def dataset(folder: Path, count: int = 5, held_out: int = 0) -> CachedDataset:

@@ -62,6 +62,8 @@ def weight(model: SmallModel) -> float:
 class Pictures:
     """Previews that note the weights they are made of."""
 
+    tokens, decoding = 4, 0
+
     def __init__(self, run: Run, model: SmallModel, every_steps: int) -> None:
         self.run, self.model, self.every_steps, self.weights = run, model, every_steps, []
 
