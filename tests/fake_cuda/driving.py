@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,9 +13,12 @@ import torch
 from wantune.nodes.backend import denoiser as backend
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded import cache, store
+from wantune.trainer.memory.choice import Choice, Needs, Space
+from wantune.trainer.memory.plan import EVERYTHING
 from wantune.trainer.model.wan21 import WAN21_T2V
+from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
-from wantune.trainer.training import loop
+from wantune.trainer.training import loop, memory
 from wantune.trainer.training.run import Run
 
 from .aimdo import Aimdo
@@ -31,14 +35,14 @@ class Driven:
 
     Args:
         case: a `measure.Case`.
-        share: of the weights that ComfyUI keeps on the card (lowvram); None where all are.
+        share: of the weights that fit on the card beside all else; None where it is as large as the case says.
         aimdo: where it runs with dynamic VRAM.
     """
 
     def __init__(self, case, card: Card, model, share: float | None, aimdo: Aimdo | None) -> None:
         self._case, self._card, self._model, self._share, self._aimdo = case, card, model, share, aimdo
         self._step = Step()
-        self._estimate = 0
+        self._choice: Choice | None = None
         self._weights = self._outside = 0
         self._adapter = None
 
@@ -55,10 +59,11 @@ class Driven:
             stack.enter_context(patch.object(loop.Trainer, "_save", lambda trainer: None))
             train_step = self._watched(loop.Trainer.train_step, number)
             stack.enter_context(patch.object(loop.Trainer, "train_step", train_step))
-            stack.enter_context(patch.object(backend.ComfyDenoiser, "attached",
-                                             self._sized(backend.ComfyDenoiser.attached)))
+            if self._share is not None:
+                stack.enter_context(patch.object(memory, "choose", self._sized(memory.choose)))
             denoiser = backend.ComfyDenoiser(self._model)
             run = Run(denoiser, dataset, "fake", config, folder / "runs")
+            self._choice = run.memory_plan().choice
             with closing(run.events()) as events, suppress(_Measured):
                 deque(events, maxlen=0)
 
@@ -77,37 +82,37 @@ class Driven:
 
         return watched
 
-    def _sized(self, attached):
-        """`attached`, but a card on which the wanted share of the weights fits beside what training asks for."""
-        def sized(denoiser, *args, **kwargs):
+    def _sized(self, choose):
+        """`choose`, but on a card where the wanted share of the weights fits beside what training asks for."""
+        def sized(needs: Needs, space: Space) -> Choice:
             import comfy.model_management as management
 
-            self._estimate = kwargs.get("memory", args[-1] if args else 0)
-            for parameter in self._model.model.parameters():
-                self._card.counting.note(parameter)
-            if self._share is not None:
-                room = max(self._estimate + management.extra_reserved_memory(),
-                           management.minimum_inference_memory())
-                # ComfyUI counts what it has placed already as free
-                self._card.total = int(self._share * self._model.model_size() + room + self._card.counting.now)
-            return attached(denoiser, *args, **kwargs)
+            weights = self._model.model_size()
+            cast = replace(needs, model=replace(needs.model, are_cast=True))
+            parts = choose(cast, replace(space, free=weights + self._card.total)).parts
+            taken = parts.lasting + parts.passing
+            room = max(taken + management.extra_reserved_memory(), management.minimum_inference_memory())
+            resident = int(self._share * weights)
+            self._card.total = int(resident + room + self._card.counting.now)
+            return choose(needs, replace(space, free=resident + taken))
 
         return sized
 
     def result(self) -> dict:
         """What the last step took. GiB, but for counts."""
-        step, aimdo = self._step, self._aimdo
+        step, aimdo, parts = self._step, self._aimdo, self._choice.parts
+        estimate = parts.lasting + parts.passing
         resident = self._weights + (aimdo.inside if aimdo else 0)
         outside = sum(aimdo.outside.values()) if aimdo else self._outside
         needed = step.peak - resident
-        adapter = sum(parameter.nbytes for parameter in self._adapter.parameters)
         by_op = {name: (step.forward[name], step.backward[name], step.kernels[name])
                  for name, _ in (step.forward + step.backward).most_common()}
         found = {
             "kernels": step.kernels.total(), "dispatches": step.dispatches, "waits": step.waits,
             "total": step.peak / GIB, "weights": resident / GIB, "outside": outside / GIB,
-            "adapter_and_moments": 3 * adapter / GIB, "needed": needed / GIB, "estimate": self._estimate / GIB,
-            "estimate_of_truth": round(self._estimate / needed, 3),
+            "needed": needed / GIB, "estimate": estimate / GIB, "estimate_of_truth": round(estimate / needed, 3),
+            "parts": {name: round(value / GIB, 4) for name, value in asdict(parts).items()},
+            "chosen": self._choice.plan.told(self._choice.blocks),
             "weights_in": step.weights_in / GIB, "to_card": step.to_card / GIB, "from_card": step.from_card / GIB,
             "crossings": round(step.weights_in / outside, 3) if outside else 0.0,
             "wrong_device": sorted(
@@ -122,10 +127,23 @@ class Driven:
 
 def _settings(case, steps: int) -> TrainConfig:
     return TrainConfig(
-        epochs=steps, max_steps=steps, batch_size=case.batch, gradient_checkpointing=case.plan != "whole",
+        epochs=steps, max_steps=steps, batch_size=case.batch, memory=_pins(case.plan),
         lora=LoraConfig(rank=case.rank, alpha=float(case.rank), kind=case.kind, dropout=case.dropout),
         optimizer=OptimizerConfig(name=case.optimizer),
         validation=ValidationConfig(every_minutes=0, evaluate_epochs=0))
+
+
+def _pins(plan: str) -> MemoryConfig:
+    if plan == "auto":
+        return MemoryConfig()
+    parts = dict(part.partition("=")[::2] for part in plan.split("+"))
+    known = {"block", "branch", "attention", "ram", "whole"}
+    if not parts.keys() <= known:
+        raise ValueError(f"The plan {plan!r} has parts that are none of {', '.join(sorted(known))}; choose of these.")
+    return MemoryConfig(
+        whole_blocks=int(parts["whole"] or EVERYTHING) if "whole" in parts else 0,
+        segments="branch" if "branch" in parts else "block",
+        keep_attention="on" if "attention" in parts else "off", inputs_in_ram="on" if "ram" in parts else "off")
 
 
 def _dataset(folder: Path, case) -> cache.CachedDataset:

@@ -1,7 +1,8 @@
 """Measure training steps of the project on a card that is not there, and print JSON.
 
-    COMFYUI_PATH=... python -m tests.fake_cuda.measure --size tiny|1.3b|14b --latent 1,64,64 --plan checkpointed|whole
-        --memory classic|partly:0.4|dynamic:0.4 --dtype bf16|fp16|fp8 --rank 32 --batch 1 --kind lora --by-op
+    COMFYUI_PATH=... python -m tests.fake_cuda.measure --size tiny|1.3b|14b --latent 1,64,64
+        --plan auto|block|branch+attention|ram|whole=5|whole --memory classic|partly:0.4|dynamic:0.4
+        --dtype bf16|fp16|fp8 --rank 32 --batch 1 --kind lora --by-op
 
 It opens a run (`Run`) over a cache of one batch and trains two steps; the second is measured. What is put in the
 place of the project's own code: the hash of the weights, which have no values, and the writing of checkpoints.
@@ -37,8 +38,9 @@ class Case:
     """Of card.SIZES."""
     latent: str = "1,64,64"
     """Frames, height and width of the latent; pixels / 8, and (frames - 1) / 4 + 1."""
-    plan: str = "checkpointed"
-    """What is kept of the forward pass, see `_settings`."""
+    plan: str = "block"
+    """What is kept of the forward pass. auto: what the project chooses for the card. Else parts joined by +: block or
+    branch, attention, ram, whole=<blocks> or whole, as in trainer/settings/memory.py."""
     memory: str = "classic"
     """How ComfyUI holds the weights: classic, partly:<share> (lowvram, so much of them on the card), or
     dynamic:<share> (dynamic VRAM, so much of them resident)."""
@@ -105,7 +107,7 @@ def measure(case: Case) -> dict:
     aimdo = Aimdo(float(share)) if how == "dynamic" else None
     with card.in_place(aimdo), tempfile.TemporaryDirectory() as folder, faults.planted(case.fault):
         model = load(counting, case.size, case.dtype, case.blocks)
-        driven = Driven(case, card, model, float(share) if how == "partly" else None, aimdo)
+        driven = Driven(case, card, model, float(share) if share else None, aimdo)
         with counting:
             driven.train(Path(folder), MEASURED)
         return {**asdict(case), **driven.result()}
