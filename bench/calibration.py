@@ -79,7 +79,7 @@ def one_step(
         if compute:
             model.set_model_compute_dtype(compute)
         with running(case, model, plan, 3) as run:
-            estimate = plans.planned(run.denoiser, run.adapter, case.num_tokens, 1, plan)
+            estimate = plans.planned(run.denoiser, run.adapter.config, case.num_tokens, 1, plan)
             return Step(run), estimate
 
 

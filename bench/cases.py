@@ -98,13 +98,15 @@ def running(case: Data, model, plan: Plan, steps: int) -> Iterator[Run]:
     config = case.config(plan != plans.OFF, steps)
     denoiser = ComfyDenoiser(model)
     linears = denoiser.linears()
+    needed = plans.planned(denoiser, config.lora, case.num_tokens, case.batch_size, plan)
+    denoiser.make_room(needed)
     adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
     folder = RunFolder(case.folder / "steps")
     if folder.path.exists():
         delete_run(folder.path)
     folder.path.mkdir()
     trainer = Trainer(config, denoiser, adapter, case.dataset, folder, folder.resume(0))
-    with denoiser.attached(adapter, linears, plan, 0), closing(trainer.run()) as events:
+    with denoiser.attached(adapter, linears, plan, needed), closing(trainer.run()) as events:
         run = Run(model, denoiser, adapter, events, Live(None))
         run.step()  # Started
         yield run

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import torch
 
+from ..nodes.backend.denoiser import ComfyDenoiser
 from ..trainer.base.errors import UserError
+from ..trainer.base.out_of_memory import first_line, is_out_of_memory
+from ..trainer.encoded.batches import read_batch
 from ..trainer.memory.plan import Plan
 from . import calibration, card, flops, full_size, plans, rivals
 from .cases import RANK, Data, running
@@ -22,7 +25,6 @@ from .peers import Given, train_with_core
 
 WARM_UP = 2
 """Steps before the timed ones: the first makes AdamW's moments, and both fill torch's and cuDNN's caches."""
-OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +53,13 @@ class OutOfMemory(Exception):
     """A contender does not fit."""
 
 
-def shape_of(data: Data, model) -> flops.Shape:
+def shape_of(data: Data, denoiser: ComfyDenoiser, model) -> flops.Shape:
     """The sizes that the products of our step depend on."""
     network = model.model.diffusion_model
-    folded = Given(data.dataset.samples[:1], torch.device("cpu"), torch.float32, folded=True)
+    batch = read_batch([data.dataset.samples[0].visit(0)], denoiser.family.conditions)
+    prepared = denoiser.prepared(batch.conditions, batch.latent_BCFHW.shape[2:])
     return flops.Shape(dim=network.dim, ffn_dim=network.ffn_dim, blocks=len(network.blocks), tokens=data.num_tokens,
-                 text_rows=folded.text_BLD.shape[1], rank=RANK, batch_size=data.batch_size)
+                 text_rows=prepared["text"].shape[1], rank=RANK, batch_size=data.batch_size)
 
 
 def shares(shape: flops.Shape, plan: Plan, seconds: float, rate: float) -> dict[str, float]:
@@ -76,7 +79,7 @@ def ours(data: Data, model, plan: Plan, extent: Extent) -> Block:
             start_up = time.perf_counter() - start
             seconds = _seconds(run.step, WARM_UP - 1, extent)
             on_device = model.loaded_size() or model.model_size()
-            needed = plans.planned(run.denoiser, run.adapter, data.num_tokens, data.batch_size, plan)
+            needed = plans.planned(run.denoiser, run.adapter.config, data.num_tokens, data.batch_size, plan)
             numbers = sum(parameter.numel() for parameter in run.adapter.parameters)
             peak = card.peak() or on_device + 3 * 4 * numbers + calibration.peak(run.step)
     return Block(seconds=seconds, peak=peak, start_up=start_up, planned=on_device + needed)
@@ -126,10 +129,14 @@ def alone() -> Iterator[None]:
     card.start_peak()
     try:
         yield
-    except (OUT_OF_MEMORY, full_size.Unfit) as error:
-        raise OutOfMemory(str(error).splitlines()[0]) from None
+    except full_size.Unfit as error:
+        raise OutOfMemory(str(error)) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(first_line(error)) from None
     except UserError as error:
-        if "out of memory" not in str(error).lower():
+        if "memory" not in str(error):  # what training says of it, and the plan
             raise
         raise OutOfMemory(str(error)) from None
 

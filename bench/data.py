@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import filling
 import host
 import memory
 
@@ -202,60 +203,14 @@ def sampling(folder: Path, items: int, epochs: int = 3) -> dict:
             "peak over start, MiB": peak}
 
 
-def encoders(vae_dim: int) -> tuple:
-    """A VAE of random weights, and the small world's CLIP."""
+def fill(folder: Path, vae_dim: int, pictures: int, num_clips: int, frames: int, turns: int) -> dict:
+    """Measures filling an empty cache with real pictures and clips, through a VAE of random weights."""
     from wantune.bench import full_size
     from wantune.tests.support import tools
-    return full_size.load_vae(vae_dim), tools.load_clip()
 
-
-def fill(
-    folder: Path, vae_and_clip: tuple, pictures: int, num_clips: int, frames: int, turns: int, resolution: int = 256
-) -> dict:
-    """Measures filling an empty cache with real pictures and clips, against the time inside VAE and CLIP."""
-    from wantune.nodes.backend.encoders import CaptionEncoder, WanCodec
-    from wantune.tests.support import clips
-
-    vae, clip = vae_and_clip
-    data = make_pictures(folder / "data", pictures, ((resolution, resolution),) if resolution > 256 else WEB)
-    for path in (path for path in clips.real() if path.stem in ("bikes", "bigbuckbunny")[:num_clips]):
-        (data / path.name).symlink_to(path)
-        (data / path.name).with_suffix(".txt").write_text(f"a clip, {path.stem}", encoding="utf-8")
-    manifest = scanned(data, resolution, frames)
-    return _filled(folder, manifest, turns, lambda: (WanCodec(vae), CaptionEncoder(clip)))
-
-
-def _filled(folder: Path, manifest, turns: int, encoders: Callable) -> dict:
-    from wantune.tests.support import tools
-    from wantune.trainer.encoded import fill as filling
-    from wantune.trainer.encoded.store import Store
-
-    spent = []
-    for turn in range(turns + (turns > 1)):  # a first turn of several warms up
-        start = time.perf_counter()
-        both = [Inside(encoder) for encoder in encoders()]
-        named = time.perf_counter() - start
-        tools.drained(filling.fill(manifest, Store(folder / f".cache-{turn}"), both[0], {"text": both[1]}))
-        spent.append((time.perf_counter() - start, *(encoder.seconds for encoder in both), named))
-    spent = spent[turns > 1:]
-    ratios = [round(total / (latents + texts), 3) for total, latents, texts, _ in spent]
-    total, latents, texts, named = (round(statistics.median(column), 3) for column in zip(*spent, strict=True))
-    return {"fill / inside encoders": statistics.median(ratios), "of each turn": ratios, "files": len(manifest.samples),
-            "fill, s": total, "inside the VAE, s": latents, "inside the text encoder, s": texts,
-            "naming both encoders, s": named}
-
-
-class Inside:
-    """Wraps an encoder and sums up the seconds spent in it."""
-
-    def __init__(self, encoder) -> None:
-        self.id, self._encoder, self.seconds = encoder.id, encoder, 0.0
-
-    def encode(self, content):
-        """What the wrapped encoder returns."""
-        result, seconds = timed(lambda: self._encoder.encode(content))
-        self.seconds += seconds
-        return result
+    encoders = full_size.load_vae(vae_dim), tools.load_clip()
+    filling.add_clips(make_pictures(folder / "data", pictures), num_clips)
+    return filling.filled(folder, scanned(folder / "data", 256, frames), turns, filling.named(*encoders))
 
 
 def played(seconds: float | None = None) -> SimpleNamespace:
@@ -285,9 +240,9 @@ def peak_of(work: Callable) -> tuple:
 def opened(folder: Path, items: int):
     """The CachedDataset of a complete cache made by `make_cache`."""
     from wantune.tests.support import tools
-    from wantune.trainer.encoded import fill as filling
+    from wantune.trainer.encoded.fill import fill
     from wantune.trainer.encoded.store import Store
-    return tools.drained(filling.fill(pretended(items), Store(folder), played(), {"text": played()}))[1]
+    return tools.drained(fill(pretended(items), Store(folder), played(), {"text": played()}))[1]
 
 
 def timed(work: Callable) -> tuple:
@@ -298,11 +253,11 @@ def timed(work: Callable) -> tuple:
 
 MEASUREMENTS = {
     "scan": scan, "opening": opening, "sampling": sampling,
-    "fill, GPU played": lambda folder, _items: _filled(
+    "fill, GPU played": lambda folder, _items: filling.filled(
         folder, scanned(folder, 512), 1, lambda: (played(GPU_ENCODES), played(GPU_ENCODES))),
-    "fill, toy": lambda folder, _items: fill(folder, encoders(4), 1, 1, 5, 1),
-    "fill, small encoders": lambda folder, _items: fill(folder, encoders(4), 30, 2, 17, TURNS),
-    "fill, VAE of real size": lambda folder, _items: fill(folder, encoders(96), 5, 1, 5, TURNS),
+    "fill, toy": lambda folder, _items: fill(folder, 4, 1, 1, 5, 1),
+    "fill, small encoders": lambda folder, _items: fill(folder, 4, 30, 2, 17, TURNS),
+    "fill, VAE of real size": lambda folder, _items: fill(folder, 96, 5, 1, 5, TURNS),
 }
 
 if __name__ == "__main__":

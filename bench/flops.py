@@ -54,8 +54,8 @@ class Again:
     blocks: int = 0
     """How many of the blocks."""
     without: frozenset[str] = frozenset()
-    """Of these: "ffn.2", "self_attn.o", "cross_attn.o" (their product with the base weight and with B), "attention"
-    (both attentions themselves)."""
+    """Of these: "ffn.2", "self_attn.o", "cross_attn.o" (their product with the base weight and with B), "self_attn"
+    (self-attention itself)."""
 
 
 def forward(shape: Shape, without: frozenset[str] = frozenset()) -> int:
@@ -65,7 +65,7 @@ def forward(shape: Shape, without: frozenset[str] = frozenset()) -> int:
     rows = {"self_attn.q": n, "self_attn.k": n, "self_attn.v": n, "self_attn.o": n, "cross_attn.q": n,
             "cross_attn.k": k, "cross_attn.v": k, "cross_attn.o": n}
     linears = {name: (count, d, d) for name, count in rows.items()} | {"ffn.0": (n, d, f), "ffn.2": (n, f, d)}
-    total = 0 if "attention" in without else 4 * n * (shape.tokens + shape.text_rows) * d
+    total = 4 * n * ((0 if "self_attn" in without else shape.tokens) + shape.text_rows) * d
     for name, (count, inputs, outputs) in linears.items():
         total += 2 * count * r * inputs
         total += 0 if name in without else 2 * count * outputs * (inputs + r)

@@ -35,15 +35,21 @@ def dit_weights(name: str, dtype: torch.dtype, device: torch.device | str) -> ra
     return random_models.dit_weights(**DITS[name], in_dim=16, text_dim=4096, weights=weights)
 
 
-def load_dit(name: str, weights: str):
-    """A MODEL of `DITS` with weights of a kind of `WEIGHTS`."""
+def load_dit(name: str, weights: str, **how):
+    """A MODEL of `DITS` with weights of a kind of `WEIGHTS`.
+
+    Args:
+        how: further arguments of ComfyUI's loader, which it gives itself where it wants a copy of the model.
+    """
     dtype = WEIGHTS[weights]
     state = dit_weights(name, dtype, comfy.model_management.get_torch_device()).tensors
     options = {"dtype": dtype}
     if weights == "fp8_scaled":
         state, options = tools.scaled_to_fp8(state), {}
     with torch.inference_mode():
-        return comfy.sd.load_diffusion_model_state_dict(state, model_options=options)
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options=options, **how)
+    model.cached_patcher_init = (load_dit, (name, weights))  # as newer versions' loaders of files have it
+    return model
 
 
 def load_vae(dim: int = VAE_DIM):
@@ -60,11 +66,6 @@ def load_clip():
     weights = random_models.umt5_weights(**UMT5_XXL, weights=random_models.Weights(0, torch.bfloat16, device))
     with torch.inference_mode():
         return comfy.sd.load_text_encoder_state_dicts([weights.tensors], clip_type=comfy.sd.CLIPType.WAN)
-
-
-def encoders(is_toy: bool) -> tuple:
-    """VAE and CLIP; the toy ones are the small world's."""
-    return (tools.load_vae(), tools.load_clip()) if is_toy else (load_vae(), load_clip())
 
 
 def shared(model) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import data as data_bench
+import filling
 import host
 import table
 
@@ -23,7 +24,7 @@ SIZES = {
     "512x512x81": (21, 64, 64),
 }
 """Latent frames, rows and columns by pixels and frames."""
-TOY = {"models": ["toy"], "weights": ["fp8_scaled"], "sizes": ["64x64x1"], "cards": []}
+TOY = {"models": ["toy", "encoders"], "weights": ["fp8_scaled"], "sizes": ["64x64x1"], "cards": []}
 TOY_SIZES = {"64x64x1": (1, 8, 8)}
 STEPS, TOY_STEPS = 20, 2
 SECONDS = 15.0
@@ -32,6 +33,7 @@ TURNS = 3
 """Of ours and its rivals."""
 ENCODERS = "encoders"
 """In the place of a model's name: filling the cache."""
+CHOSEN = "what the node chooses"
 PICTURES, CLIPS, CLIP_FRAMES, RESOLUTION = 16, 2, 33, 512
 GIB = 2**30
 
@@ -43,9 +45,11 @@ def main() -> None:
         one(options, *options.one)
         return
     card = [0.0, *options.cards]
-    jobs = [(model, weights, str(gib)) for model in options.models for weights in options.weights for gib in card]
+    jobs = [(model, weights, str(gib)) for model in options.models if model != ENCODERS
+            for weights in options.weights for gib in card]
+    jobs += [(ENCODERS, "", "0.0")] if ENCODERS in options.models else []
     failed = []
-    for job in [*jobs, (ENCODERS, "", "0.0")]:
+    for job in jobs:
         print(*filter(None, job), flush=True)
         if subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", *job]).returncode:
             failed.append(" ".join(job))
@@ -57,13 +61,14 @@ def read_options():
     """The command line."""
     parser = host.parser("gpu", __doc__.splitlines()[0])
     parser.add_argument("--musubi", type=Path, metavar="PATH", help="a checkout of musubi-tuner to compare with")
-    parser.add_argument("--models", nargs="+", default=["1.3B", "14B"], metavar="NAME")
+    parser.add_argument("--models", nargs="+", default=["1.3B", "14B", ENCODERS], metavar="NAME",
+                        help="1.3B, 14B, and encoders for filling the cache (default: all)")
     parser.add_argument("--weights", nargs="+", default=["bf16", "fp8_scaled"], metavar="DTYPE",
                         help="bf16, fp8 (fp8_e4m3fn), fp8_scaled, fp32 (default: bf16 fp8_scaled)")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="WxHxF", choices=[*SIZES, *TOY_SIZES])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], metavar="N")
     parser.add_argument("--cards", nargs="*", type=float, default=[8, 12, 16, 24], metavar="GIB",
-                        help="smaller cards to imitate; of each the fastest plan that fits, batch 1")
+                        help="smaller cards to imitate; of each the plan that the node chooses, batch 1")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"timed of each contender at most (default: {STEPS})")
     parser.add_argument("--turns", type=int, default=TURNS, help=f"with the rivals; 0: none (default: {TURNS})")
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "DTYPE", "GIB"), help="this one, in this process")
@@ -83,7 +88,7 @@ def one(options, model_name: str, weights: str, gib: str) -> None:
     results = table.Results(options, machine)
     if model_name == ENCODERS:
         with tempfile.TemporaryDirectory() as folder:
-            results.add("cache", "random VAE and text encoder", filling(Path(folder), options))
+            results.add("cache", "random VAE and text encoder", fill_cache(Path(folder), options))
         return
     model = full_size.load_dit(model_name, weights)
     spare = Spare(model_name, weights)
@@ -123,20 +128,30 @@ class Spare:
 
 
 class Measured:
-    """One case: ours under each plan, or (not `is_whole`) under the first that fits; `figures` holds what was found."""
+    """One case: ours under each plan, or (not `is_whole`) under the one that the node chooses; `figures` holds what was
+    found."""
 
     def __init__(self, options, weights: str, data, model, is_whole: bool) -> None:
         from wantune.bench import card, contenders, flops, plans
         from wantune.nodes.backend.denoiser import ComfyDenoiser
+        from wantune.trainer.base.errors import UserError
 
+        self._blocks = {}
         self._options, self._weights, self._data, self._model = options, weights, data, model
-        self._dtype = ComfyDenoiser(model).compute_dtype
+        denoiser = ComfyDenoiser(model)
+        self._dtype = denoiser.compute_dtype
         self._extent = contenders.Extent(steps=options.steps, seconds=SECONDS)
-        shape = contenders.shape_of(data, model)
+        shape = contenders.shape_of(data, denoiser, model)
         rate = card.multiplication_rate(model.load_device, self._dtype)
         self.figures = {"tokens": data.num_tokens, "the card's rate, TFLOP/s": float(f"{rate / 1e12:.4g}"),
                         "needed, TFLOP a step": float(f"{flops.needed(shape) / 1e12:.4g}"), "plans": {}}
-        self._blocks, self._plans = {}, plans.plans(shape.blocks)
+        try:
+            chosen = plans.automatic(denoiser, data.dataset, data.config(True, 1))
+        except UserError as error:
+            self.figures["plans"][CHOSEN] = {"out of memory": str(error)}
+            return
+        self.figures["the node chooses"] = chosen.told(shape.blocks)
+        self._plans = plans.plans(shape.blocks) if is_whole else {CHOSEN: chosen}
         for name, plan in self._plans.items():
             try:
                 block = self._blocks[name] = contenders.ours(data, model, plan, self._extent)
@@ -146,8 +161,6 @@ class Measured:
             self.figures["plans"][name] = _told(block) | contenders.shares(shape, plan, block.seconds, rate) | {
                 "plan, GiB": round(block.planned / GIB, 3), "plan / peak": round(block.planned / block.peak, 3),
                 "start-up, s": round(block.start_up, 2)}
-            if not is_whole:
-                break
 
     def take_turns(self, spare: Spare) -> None:
         """Our fastest plan and each rival in turns; the median of the turns' ratios counts."""
@@ -188,15 +201,18 @@ def _told(block) -> dict[str, float]:
         {"peak, GiB": round(block.peak / GIB, 3)} if block.peak else {})
 
 
-def filling(folder: Path, options) -> dict:
+def fill_cache(folder: Path, options) -> dict:
     """Time of filling an empty cache through encoders of real size, and what it takes on the device."""
     from wantune.bench import card, full_size
 
-    encoders = full_size.encoders(options.toy)
-    card.start_peak()
     if options.toy:
-        return data_bench.fill(folder, encoders, 1, 1, 5, 1)
-    figures = data_bench.fill(folder, encoders, PICTURES, CLIPS, CLIP_FRAMES, 1, RESOLUTION)
+        return data_bench.fill(folder, 4, 1, 1, 5, 1)
+    encoders = full_size.load_vae(), full_size.load_clip()
+    pictures = data_bench.make_pictures(folder / "data", PICTURES, ((RESOLUTION, RESOLUTION),))
+    filling.add_clips(pictures, CLIPS)
+    manifest = data_bench.scanned(pictures, RESOLUTION, CLIP_FRAMES)
+    card.start_peak()
+    figures = filling.filled(folder, manifest, 1, filling.named(*encoders))
     return figures | ({"peak, GiB": round(peak / GIB, 3)} if (peak := card.peak()) else {})
 
 

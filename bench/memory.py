@@ -122,7 +122,7 @@ def _breakdown(case, model, plan, extra: int) -> dict[str, int]:
 
     with running(case, model, plan, STEPS) as run:
         step = Step(run)
-        estimate = plans.planned(run.denoiser, run.adapter, case.num_tokens, 1, plan)
+        estimate = plans.planned(run.denoiser, run.adapter.config, case.num_tokens, 1, plan)
     return {
         "of it adapter and AdamW": step.adapter,
         "of it kept by autograd after forward": step.kept,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..trainer.adapter.adapter_size import adapter_size
-from ..trainer.adapter.adapters import Adapter
+from ..trainer.encoded.cache import CachedDataset
 from ..trainer.memory.footprint import Work, parts
 from ..trainer.memory.plan import BRANCH, EVERYTHING, Plan
-from ..trainer.settings.training import OptimizerConfig
-from ..trainer.training.memory import ROW_MULTIPLE
+from ..trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig
+from ..trainer.training.memory import ROW_MULTIPLE, MemoryPlan
 from .flops import Again
 
 OFF, ON, BRANCHES = Plan(whole_blocks=EVERYTHING), Plan(), Plan(segments=BRANCH)
@@ -22,22 +22,32 @@ def plans(blocks: int) -> dict[str, Plan]:
     """
     return {
         "nothing again": OFF,
-        "half of the branches again": Plan(whole_blocks=blocks // 2, segments=BRANCH),
+        "half of the branches again": Plan(whole_blocks=blocks // 2, segments=BRANCH, keeps_attention=True),
+        "each branch again, attention kept": Plan(segments=BRANCH, keeps_attention=True),
+        "each block again, attention kept": Plan(keeps_attention=True),
         "each branch again": BRANCHES,
         "each block again": ON,
+        "each block again, inputs in RAM": Plan(inputs_in_ram=True),
     }
 
 
 def again(plan: Plan, blocks: int) -> Again:
     """What backward computes a second time under a plan."""
-    last = {"self_attn.o", "cross_attn.o", "ffn.2"} if plan.segments == BRANCH else {"ffn.2"}
-    return Again(blocks=max(0, blocks - plan.whole_blocks), without=frozenset(last))
+    without = {"self_attn.o", "cross_attn.o", "ffn.2"} if plan.segments == BRANCH else {"ffn.2"}
+    if plan.keeps_attention:
+        without |= {"self_attn"}
+    return Again(blocks=max(0, blocks - plan.whole_blocks), without=frozenset(without))
 
 
-def planned(denoiser, adapter: Adapter, num_tokens: int, batch_size: int, plan: Plan) -> int:
+def automatic(denoiser, dataset: CachedDataset, config: TrainConfig) -> Plan:
+    """What the node chooses by what is free now; UserError where nothing fits."""
+    return MemoryPlan(denoiser, dataset, config).plan
+
+
+def planned(denoiser, lora: LoraConfig, num_tokens: int, batch_size: int, plan: Plan) -> int:
     """Bytes that our estimate says a plan needs beside the weights."""
     linears = {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
     # of a caption of usual length
     work = Work(side=0, frames=1, stride=4, tokens=num_tokens, batch_size=batch_size, text_rows=ROW_MULTIPLE)
-    found = parts(denoiser.size, adapter_size(adapter.config, linears), OptimizerConfig(), work, plan)
+    found = parts(denoiser.size, adapter_size(lora, linears), OptimizerConfig(), work, plan)
     return found.lasting + found.passing

@@ -1,6 +1,6 @@
 """What a training step costs, against a bare forward and backward and against other trainers.
 
-    python bench/step.py [--comfyui PATH] [--out FILE] [--musubi PATH] [--turns N]
+    python bench/step.py [--comfyui PATH] [--out FILE] [--musubi PATH] [--turns FACTOR] [--only TEXT]
 
 Others are ComfyUI's own TrainLoraNode, diffusers with PEFT, and musubi-tuner where a checkout of it is named.
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser = host.parser("step", __doc__.splitlines()[0])
     parser.add_argument("--musubi", type=Path, metavar="PATH", help="a checkout of musubi-tuner to compare with")
     parser.add_argument("--turns", type=float, default=1.0, metavar="FACTOR", help="so many times the usual turns")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the cases that have this in their name")
     options = parser.parse_args()
     machine = host.start(options)
     from wantune.bench import plans
@@ -46,6 +47,8 @@ def main() -> None:
             turns = max(2, round(turns * options.turns))
             for kind, plan in {"off": plans.OFF, "on": plans.ON, "by branches": plans.BRANCHES}.items():
                 title = f"{name}, gradient checkpointing {kind}"
+                if options.only not in title:
+                    continue
                 figures[title] = against_bare(case, plan, turns)
                 figures[title] |= against_rivals(case, plan, turns, options.musubi)
                 if kind != "by branches":  # which is no setting of the node

@@ -57,10 +57,11 @@ def test_the_formula_counts_what_a_bare_step_multiplies(case, checkpointing, fol
 
 def test_the_formula_counts_what_our_step_multiplies(case):
     from wantune.bench import cases, contenders, flops, plans
+    from wantune.nodes.backend.denoiser import ComfyDenoiser
     from wantune.tests.support import tools
 
     model = tools.load_dit(case.path)
-    assert contenders.shape_of(case, model) == shape(case, 48)
+    assert contenders.shape_of(case, ComfyDenoiser(model), model) == shape(case, 48)
     for plan in plans.plans(DIT["layers"]).values():
         with cases.running(case, model, plan, 1) as run:
             counted = flops.counted(run.step)
@@ -180,6 +181,7 @@ def test_a_case_is_measured(scripts, options, tmp_path, weights):
 def test_what_does_not_fit_is_written_down_and_the_rest_goes_on(scripts, options, tmp_path, monkeypatch):
     from wantune.bench import contenders, full_size, plans
     from wantune.bench.cases import Data
+    from wantune.trainer.base.out_of_memory import OUT_OF_MEMORY
 
     gpu, table = scripts
     first, *rest = plans.plans(full_size.DITS["toy"]["layers"])
@@ -187,7 +189,7 @@ def test_what_does_not_fit_is_written_down_and_the_rest_goes_on(scripts, options
 
     def too_large(data, model, plan, steps):
         if plan == plans.OFF:
-            raise contenders.OUT_OF_MEMORY("Tried to allocate 20 GiB.\nDetails")
+            raise OUT_OF_MEMORY("Tried to allocate 20 GiB.\nDetails")
         return running(data, model, plan, steps)
 
     monkeypatch.setattr(contenders, "running", too_large)
@@ -219,3 +221,26 @@ def test_the_command_measures_a_toy(comfy, tmp_path):
     subprocess.run(command, check=True, capture_output=True, text=True)
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert len(figures["cases"]) == 1 and len(figures["cache"]) == 1
+
+
+@pytest.mark.parametrize("weights", ["fp32", "fp8"])
+def test_a_models_size_is_what_the_denoiser_counts(scripts, weights):
+    import choices
+
+    from wantune.bench import full_size
+    from wantune.nodes.backend.denoiser import ComfyDenoiser
+
+    denoiser = ComfyDenoiser(full_size.load_dit("toy", weights))
+    size, linears = choices.sizes("toy", weights)
+    for name in ("dim", "ffn_dim", "heads", "blocks", "weights", "block_values", "are_cast"):
+        assert getattr(size, name) == getattr(denoiser.size, name), name
+    assert linears == {name: (each.out_features, each.in_features) for name, each in denoiser.linears().items()}
+
+
+def test_what_the_node_would_choose_depends_on_the_card(scripts):
+    import choices
+
+    gib = choices.GIB
+    assert "nothing again" in choices.chosen("1.3B", "bf16", "512x512x1", 20 * gib)
+    assert "weights in RAM" in choices.chosen("14B", "fp8", "512x512x1", 10 * gib)
+    assert choices.chosen("14B", "fp8", "512x512x81", 4 * gib).startswith("does not fit: ")

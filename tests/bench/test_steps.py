@@ -71,6 +71,7 @@ def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     noise_BCFHW = torch.randn(latent_BCFHW.shape, generator=torch.Generator().manual_seed(1))
     with running(case, tools.load_dit(case.path), plans.OFF, 1) as run, run.denoiser.training():
         t_B = torch.tensor([BARE_T])
+        conditions = run.denoiser.prepared(conditions, latent_BCFHW.shape[2:])
         ours = objective.denoising_loss(run.denoiser, latent_BCFHW, conditions, t_B, noise_BCFHW)
     assert losses == pytest.approx([ours.item()] * 2, rel=1e-5)
 
