@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from ..settings.training import LoraConfig
 from .adapter_kinds import chosen
 
-LOHA_WORK = 4 * 4
-"""Bytes for each number of the largest matrix that LoHa builds: its two factors, their product and the gradient."""
+LOHA_WORK = 18
+"""Bytes for each number of the largest matrix that LoHa builds: its two factors, their product and the gradient in
+fp32, and more for a while."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,8 @@ class AdapterSize:
     """Rows and columns of all its matrices."""
     values_per_token: float
     """At most so many values are kept for backward per token in one block, in the dtype of the activations."""
+    is_recorded: bool = False
+    """Whether autograd records what it does, and keeps more for that; LoRA's gradients are written out."""
     built_per_block: int = 0
     """Numbers of the matrices that LoHa builds for one block."""
     largest_built: int = 0
@@ -58,6 +61,7 @@ def adapter_size(config: LoraConfig, sizes: Mapping[str, tuple[int, int]]) -> Ad
         numbers=sum(map(math.prod, shapes)),
         sides=sum(map(sum, shapes)),
         values_per_token=8 * config.rank + of_dropout if is_lora else 0,
+        is_recorded=not is_lora or config.dropout > 0,
         built_per_block=max(built.values()) if is_loha else 0,
         largest_built=max(math.prod(sizes[name]) for name in names) if is_loha else 0)
 

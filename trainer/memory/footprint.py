@@ -13,28 +13,50 @@ from ..settings.training import OptimizerConfig
 from .plan import BRANCH, Plan
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")
+"""Of a block, in their order."""
 
-KEPT = {"self_attn": (9.0, 0.0), "cross_attn": (7.0, 0.0), "ffn": (3.0, 2.2)}
-"""By branch of a block: what its backward needs, (x dim, x ffn_dim), beside the block's input and the adapter's. Norm
-and modulation, q, k and v before and after norm and RoPE, attention's result, GELU's input and result."""
+KEPT = {"self_attn": (7.0, 0.0), "cross_attn": (4.0, 0.0), "ffn": (1.0, 2.0)}
+"""What the backward of a branch needs beside its input and what an adapter adds, (x dim, x ffn_dim): the norm's result
+and, in attention, q and k before their norm, q, k and v, and the result; hidden values before and after GELU."""
 
-BACKWARD = (2.0, 2.0)
-"""What is used for a while in a block's backward: the gradient of the stream, and that of the feed-forward."""
+BACKWARD = {"self_attn": (10.1, 0.0), "cross_attn": (6.0, 0.0), "ffn": (2.1, 2.0)}
+"""What is used for a while in the backward of a branch; rotation is computed in fp32."""
 
-FORWARD = (3.5, 3.0)
-"""What is used for a while in a block's forward where nothing is kept: evaluations and previews."""
+FORWARD = {"self_attn": (12.9, 0.0), "cross_attn": (8.0, 0.0), "ffn": (3.4, 2.0)}
+"""What is used for a while in its forward where nothing is kept: evaluations and previews."""
 
-TEXT = 4.0
-"""x dim, for each row of the text, in each block: keys and values before and after norm."""
+TEXT = 3.0
+"""x dim, for each row of the text, in each block: keys before and after their norm, and values."""
 
-OUTSIDE = 2048
-"""Bytes per token of what is not in blocks: latent, noise, target and prediction in fp32, embedding and head."""
+NORMS = 40
+"""Bytes per token of the means and deviations that the norms of a block keep."""
+
+STATISTICS = 8
+"""Bytes per token and head that both attentions of a block keep beside their result: logarithms of sums."""
+
+TEXT_OUTSIDE = 34_000
+"""Bytes for each row of the text that are not in blocks: the text itself in fp32 and as it is embedded."""
+
+FIXED = 3 << 19
+"""Bytes that do not depend on sizes."""
+
+SHARE_OF_BRANCH = 0.6
+"""Of what an adapter keeps in a block, at most, in one of its branches."""
+
+OUTSIDE = 2800
+"""Bytes per token of what is not in blocks: rotations, latent, noise and prediction in fp32, embedding and head."""
+
+RECORDED = 4.3
+"""x dim, kept in each block, where autograd records what the adapter does: LoKr, LoHa, and dropout."""
+
+RECORDED_BACKWARD = 5.2
+"""x dim, used for a while there."""
+
+MARGIN = 1.03
+"""For what is rounded up in memory."""
 
 RAM_BUFFERS = 2
 """Inputs of blocks that are on the device while the others wait in RAM: the one in use, and the one on its way."""
-
-STATISTICS = 4
-"""Bytes per token and head that attention keeps beside its result: the logarithm of the sum of exponentials."""
 
 OPTIMIZER_STATE = {"adamw": (8.0, 0.0), "adamw8bit": (2.1, 0.0), "prodigy": (16.0, 0.0), "adafactor": (0.0, 4.0),
                    "lion": (4.0, 0.0), "came": (4.0, 8.0), "schedule_free": (8.0, 0.0)}
@@ -140,41 +162,55 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     Backward frees a block's activations and makes its gradients, so the most is there at the end of forward, when
     the first block is computed again, when the last one is, or when the optimizer has all gradients.
     """
-    tokens = work.tokens * work.batch_size
     gradients, collected = model.value * adapter.numbers, 4 * adapter.numbers
     before = collected if optimizer.accumulation > 1 else 0  # those of the batches before
     num_whole = min(plan.whole_blocks, model.blocks)
     num_again = model.blocks - num_whole
-    whole, again, kept = _of_a_block(model, adapter, work, plan)
+    block = _Block(model, adapter, work, plan)
     on_device = min(num_again, RAM_BUFFERS) if plan.inputs_in_ram else num_again
-    held = on_device * kept[0] + num_again * kept[1]
-    at_end = num_whole * whole + held + (0 if num_whole else again)
-    later = held + again + gradients * num_whole / model.blocks if num_again else 0
-    last = (again if num_again else whole) + gradients
-    dims, ffns = BACKWARD
-    working = tokens * ((dims * model.dim + ffns * model.ffn_dim) * model.value + OUTSIDE) + adapter.working_bytes
-    streamed = model.streamed if model.are_cast else 0
+    held = on_device * block.inputs + num_again * block.results
+    at_end = num_whole * block.whole + held + (block.working if num_whole else block.again)
+    later = held + block.again + gradients * num_whole / model.blocks if num_again else 0
+    last = (block.again if num_again else block.whole + block.working) + gradients
+    per_token = OUTSIDE + (RECORDED_BACKWARD * model.dim * model.value if adapter.is_recorded else 0)
+    outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
+        adapter.working_bytes + (model.streamed if model.are_cast else 0))
     update = collected + OPTIMIZER_WORK[optimizer.name] * adapter.numbers
-    return int(max(max(at_end, later, last) + working + streamed + before, update))
+    return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
 
 
-def _of_a_block(
-    model: ModelSize, adapter: AdapterSize, work: Work, plan: Plan
-) -> tuple[float, float, tuple[float, float]]:
-    """Bytes of all that a block keeps; of what is there when it, or a branch of it, was computed again; and of what
-    waits for that: its inputs, and results of attention."""
-    tokens = work.tokens * work.batch_size
-    an_input = tokens * model.dim * model.value
-    branches = {name: tokens * (dims * model.dim + ffns * model.ffn_dim) * model.value
-                for name, (dims, ffns) in KEPT.items()}
-    branches["cross_attn"] += work.batch_size * work.text_rows * TEXT * model.dim * model.value
-    copies = adapter.numbers / model.blocks * (model.value if model.value < 4 else 0)
-    adapted = tokens * adapter.values_per_token * model.value + adapter.built_per_block * model.value + copies
-    inner = sum(branches.values()) + adapted + 2 * tokens * STATISTICS * model.heads
-    is_by_branch = plan.segments == BRANCH
-    again = max(branches.values()) + adapted if is_by_branch else inner
-    results = tokens * (model.dim * model.value + STATISTICS * model.heads) if plan.keeps_attention else 0
-    return an_input + inner, again, ((len(BRANCHES) if is_by_branch else 1) * an_input, results)
+class _Block:
+    """Bytes of a block in a step.
+
+    inputs, results: what waits for its second computation: its inputs, and results of its attention.
+    whole: all that it keeps. working: what is used for a while in its backward.
+    again: what is there at most when it, or a branch of it, was computed again and has its backward.
+    """
+
+    def __init__(self, model: ModelSize, adapter: AdapterSize, work: Work, plan: Plan) -> None:
+        tokens = work.tokens * work.batch_size
+        an_input = tokens * model.dim * model.value
+        kept, working = (_by_branch(model, tokens, shares) for shares in (KEPT, BACKWARD))
+        kept["cross_attn"] += work.batch_size * work.text_rows * TEXT * model.dim * model.value
+        copies = adapter.numbers / model.blocks * (model.value if model.value < 4 else 0)
+        recorded = RECORDED * model.dim if adapter.is_recorded else 0
+        adapted = (tokens * (adapter.values_per_token + recorded) + adapter.built_per_block) * model.value + copies
+        small = tokens * (NORMS + STATISTICS * model.heads)
+        inner = sum(kept.values()) + adapted + small
+        self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"]
+        if plan.segments == BRANCH:
+            self.inputs = len(BRANCHES) * an_input
+            self.again = max(kept[branch] + working[branch] for branch in BRANCHES) + (
+                SHARE_OF_BRANCH * adapted + small)
+        else:
+            self.inputs = an_input
+            self.again = self.whole - an_input + self.working
+        self.results = tokens * (model.dim * model.value + STATISTICS * model.heads / 2) if plan.keeps_attention else 0
+
+
+def _by_branch(model: ModelSize, tokens: int, shares: dict[str, tuple[float, float]]) -> dict[str, float]:
+    return {branch: tokens * (dims * model.dim + ffns * model.ffn_dim) * model.value
+            for branch, (dims, ffns) in shares.items()}
 
 
 def _waiting(model: ModelSize, work: Work, plan: Plan) -> int:
@@ -186,8 +222,7 @@ def _shown(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, w
     """Of an evaluation or a preview, for which the averages of the trained numbers may stand in their place."""
     if not work.shown_tokens:
         return 0
-    dims, ffns = FORWARD
-    values = dims * model.dim + ffns * model.ffn_dim
     has_average = optimizer.use_average and (optimizer.ema_decay or optimizer.name == "schedule_free")
-    forward = work.shown_tokens * (values * model.value + OUTSIDE) + (model.streamed if model.are_cast else 0)
-    return int(forward) + (4 * adapter.numbers if has_average else 0)
+    forward = max(_by_branch(model, work.shown_tokens, FORWARD).values()) + work.shown_tokens * OUTSIDE
+    average = 4 * adapter.numbers if has_average else 0
+    return int(MARGIN * forward) + (model.streamed if model.are_cast else 0) + average
