@@ -14,8 +14,8 @@ class Limits:
 
     estimate: tuple[float, float] = (1.0, 1.3)
     """What is planned for, beside the weights, over what is taken: from, to. Goal: 1.0 to 1.15."""
-    waits: int = 2
-    """Times that the host waits for the card. Goal: 1; the other one is in ComfyUI's sinusoidal_embedding_1d."""
+    waits: int = 1
+    """Times that the host waits for the card."""
     crossings: float = 2.05
     """Bytes of weights that are moved to the card, over those that do not stay on it."""
     kernels: int | None = None

@@ -21,28 +21,35 @@ PICTURE, LONG_CLIP, WIDE_CLIP = "1,64,64", "21,64,64", "9,60,104"
 """512 x 512; 81 frames of it; 33 frames of 832 x 480."""
 
 FULL = {
-    "1.3b picture": (Case(), Limits(kernels=4_860, dispatches=14_600, total=3.35)),  # goals: 3,500, 9,000, 3.3
-    "1.3b 480x832x33": (Case(latent=WIDE_CLIP), Limits(total=5.97)),  # goal: 5
-    "14b fp8 picture in 12 GiB": (Case(size="14b", dtype="fp8", vram=12), Limits(total=12 - COMFYUI_RESERVES)),
+    "1.3b picture": (Case(), Limits(kernels=4_860, dispatches=10_350, total=3.32)),  # goals: 3,500, 9,000, 3.3
+    "1.3b 480x832x33": (Case(latent=WIDE_CLIP, plan="ram"), Limits(total=5, estimate=(1.0, 1.4))),
+    "14b fp8 picture in 12 GiB": (
+        Case(size="14b", dtype="fp8", plan="auto", vram=12), Limits(total=12 - COMFYUI_RESERVES)),
     "14b fp8 512x512x33 in 16 GiB": (
-        Case(size="14b", dtype="fp8", latent="9,64,64", vram=16), Limits(total=16 - COMFYUI_RESERVES)),
+        Case(size="14b", dtype="fp8", latent="9,64,64", plan="auto", vram=16), Limits(total=16 - COMFYUI_RESERVES)),
 }
 """With all blocks."""
 
 SMALL = {
     f"{size} {memory} {plan}": Case(size=size, blocks=3, memory=memory, plan=plan)
-    for size in ("tiny", "14b") for memory in ("classic", "partly:0.4", "dynamic:0.4")
-    for plan in ("checkpointed", "whole")
+    for size in ("tiny", "14b") for memory, plans in (
+        ("classic", ("block", "branch", "attention", "branch+attention", "branch+attention+whole=1", "ram", "whole")),
+        ("partly:0.4", ("block", "whole")),
+        ("dynamic:0.4", ("block", "whole")))
+    for plan in plans
 }
 """With three blocks: one more adds the same again."""
 
 MORE = {
     "1.3b without checkpointing": Case(plan="whole"),
+    "1.3b 480x832x33, inputs on the card": Case(latent=WIDE_CLIP),
+    "1.3b 480x832x33 in 8 GiB": Case(latent=WIDE_CLIP, plan="auto", vram=8),
     "1.3b 512x512x81": Case(latent=LONG_CLIP),
     "14b": Case(size="14b"),
     "14b without checkpointing": Case(size="14b", plan="whole"),
     "14b 480x832x33": Case(size="14b", latent=WIDE_CLIP),
     "14b 512x512x81": Case(size="14b", latent=LONG_CLIP),
+    "14b 512x512x81, inputs in RAM": Case(size="14b", latent=LONG_CLIP, plan="ram"),
     "14b rank 128": Case(size="14b", rank=128),
     "14b partly": Case(size="14b", memory="partly:0.4"),
     "14b dynamic": Case(size="14b", memory="dynamic:0.4"),
@@ -87,7 +94,9 @@ def test_a_step_of_a_full_size_model_stays_within_its_limits(measured, name):
 def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dynamic_vram, name):
     if SMALL[name].memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    assert not broken(measured(SMALL[name]), Limits(estimate=(0.4, 1.55)))  # goal: 1.0 to 1.15
+    # the buffers of dynamic VRAM's streams are not planned for: pages of weights give way to them
+    low = 0.75 if SMALL[name].memory.startswith("dynamic") else 1.0
+    assert not broken(measured(SMALL[name]), Limits(estimate=(low, 1.3)))
 
 
 @pytest.mark.long
@@ -95,11 +104,11 @@ def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dyn
 def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_vram, name):
     if MORE[name].memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    assert not broken(measured(MORE[name]), Limits(estimate=(0.4, 1.4)))  # goal: 1.0 to 1.15
+    assert not broken(measured(MORE[name]), Limits(estimate=(0.75, 1.45)))  # goal: 1.0 to 1.15
 
 
 def test_what_stays_on_the_card_does_not_cross_the_bus(measured):
-    result = measured(SMALL["14b classic checkpointed"])
+    result = measured(SMALL["14b classic block"])
     assert result["weights_in"] == result["outside"] == 0
     assert result["to_card"] < 0.01
 
@@ -126,7 +135,7 @@ def test_a_tensor_on_the_wrong_device_is_an_error(measured, name):
 def test_what_takes_too_much_is_found(measured, has_dynamic_vram, name, case, told):
     if case.memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    limits = Limits(estimate=(0.85, 1.3))
+    limits = Limits(estimate=(0.75, 1.3))
     assert not broken(measured(case), limits)
     (found,) = broken(measured(replace(case, fault=name)), limits)
     assert told in found
