@@ -14,7 +14,7 @@ from .load_run import LoadRunLoRA
 from .lora import ApplyLoRA, SaveLoRA
 from .page import routes
 from .previews import PreviewSettings
-from .settings import AdapterSettings, ObjectiveSettings, OptimizerSettings, ValidationSettings
+from .settings import AdapterSettings, MemorySettings, ObjectiveSettings, OptimizerSettings, ValidationSettings
 from .train import TrainWanLoRA
 
 
@@ -25,5 +25,5 @@ class WanTuneExtension(ComfyExtension):
         """The nodes in the order in which a workflow uses them. Also registers the HTTP routes of nodes/page/."""
         routes.register()
         return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, AdapterSettings,
-                OptimizerSettings, ObjectiveSettings, ValidationSettings, PreviewSettings, LoadRunLoRA, SaveLoRA,
-                ApplyLoRA, CompareVideos, CompareCheckpoints]
+                OptimizerSettings, ObjectiveSettings, ValidationSettings, PreviewSettings, MemorySettings, LoadRunLoRA,
+                SaveLoRA, ApplyLoRA, CompareVideos, CompareCheckpoints]

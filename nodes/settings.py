@@ -1,10 +1,11 @@
-"""Adapter Settings, Optimizer Settings, Timestep and Loss Settings, Validation and Checkpoint Settings."""
+"""Adapter, Optimizer, Timestep and Loss, Validation and Checkpoint, and Memory Settings."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..trainer.base.errors import UserError
+from ..trainer.settings.memory import SEGMENTS, SWITCH, MemoryConfig
 from ..trainer.settings.training import (
     ADAPTERS,
     LOSSES,
@@ -193,4 +194,33 @@ class ValidationSettings(_Settings):
                              "best."),
             ],
             outputs=[sockets.Validation.Output(display_name="validation", tooltip="For Train Wan LoRA.")],
+        )
+
+
+class MemorySettings(_Settings):
+    """What is kept of the forward pass, where it is not to be chosen by itself."""
+
+    RECORD = MemoryConfig
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanTune_MemorySettings",
+            display_name="Memory Settings",
+            category="WanTune",
+            description="Pins parts of the memory plan, for Train Wan LoRA. Without it, and with auto, the fastest "
+                        "plan that fits is chosen. None of it changes what is learned.",
+            inputs=[
+                io.Int.Input("whole_blocks", default=-1, min=-1, max=1000, tooltip="So many of the last blocks keep "
+                             "all that they compute: fastest, and most memory. -1 = as many as fit."),
+                io.Combo.Input("segments", options=list(SEGMENTS), default="auto", tooltip="How the other blocks are "
+                               "computed again: branch by branch, or each block at once, which keeps less."),
+                io.Combo.Input("keep_attention", options=list(SWITCH), default="auto", tooltip="Keep the results of "
+                               "attention, which take long to compute again; most with clips."),
+                io.Combo.Input("inputs_in_ram", options=list(SWITCH), default="auto", tooltip="Inputs of blocks wait "
+                               "in the computer's memory until they are needed again."),
+                io.Float.Input("keep_free", default=0.0, min=0.0, max=1000.0, step=0.5, tooltip="GiB of the card that "
+                               "are left to other programs."),
+            ],
+            outputs=[sockets.Memory.Output(display_name="memory", tooltip="For Train Wan LoRA.")],
         )

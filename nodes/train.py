@@ -13,6 +13,7 @@ from ..trainer.base.switches import own_switches
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
+from ..trainer.settings.memory import MemoryConfig
 from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
 from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from ..trainer.training.run import Run
@@ -53,8 +54,8 @@ class TrainWanLoRA(io.ComfyNode):
                                "LoRA's strength is alpha / rank while it is trained; leave it equal to rank."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True,
                              control_after_generate=False, tooltip="Same seed, same LoRA."),
-                io.Boolean.Input("gradient_checkpointing", default=True, optional=True, tooltip="Needs far less "
-                                 "memory for about a third more time. Switch off if the model fits without."),
+                io.Boolean.Input("gradient_checkpointing", default=True, optional=True, tooltip="On: as much is "
+                                 "kept of the forward pass as fits, and the rest is computed again. Off: all of it."),
                 _preset_input(),
                 io.Boolean.Input("restart", default=False, optional=True, tooltip="Begin anew in a second attempt "
                                  "beside the first, which stays; queueing again goes on with it. Off: the newest "
@@ -73,6 +74,7 @@ class TrainWanLoRA(io.ComfyNode):
                 sockets.Validation.Input("validation", optional=True,
                                          tooltip="From Validation and Checkpoint Settings."),
                 sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
+                sockets.Memory.Input("memory", optional=True, tooltip="From Memory Settings."),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Save LoRA."),
@@ -126,13 +128,14 @@ def _preset_input() -> io.Combo.Input:
 
 def _config(
     preset: str = CUSTOM, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
-    objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None, **inputs
+    objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None,
+    memory: MemoryConfig | None = None, **inputs
 ) -> TrainConfig:
     values = fill(preset, inputs)
     lora = LoraConfig(rank=values.pop("rank", 32), alpha=values.pop("alpha", 32.0), **(adapter or {}))
     return TrainConfig(
         lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective or ObjectiveConfig(),
-        validation=validation or ValidationConfig(), **values)
+        validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)
 
 
 def train(

@@ -56,13 +56,13 @@ class Choice:
 
     def told(self) -> str:
         """A sentence for the log and the page."""
-        weights, adapter, optimizer, activations, previews, total, free, offloaded = (
+        weights, adapter, optimizer, activations, previews, used, free, offloaded = (
             f"{number / GIB:.2f}" for number in (
                 self.parts.weights, self.parts.adapter, self.parts.optimizer, self.parts.activations,
                 self.parts.previews, self.parts.total, self.free, self.parts.offloaded))
         rest = f" {offloaded} GiB of the weights stay in RAM." if self.parts.offloaded else ""
         plan = self.plan.told(self.blocks)
-        return (f"Memory: {total} of {free} GiB (weights {weights}, adapter {adapter}, optimizer {optimizer}, "
+        return (f"Memory: {used} of {free} GiB (weights {weights}, adapter {adapter}, optimizer {optimizer}, "
                 f"activations {activations}, previews {previews}); {plan}.{rest}")
 
 
@@ -118,9 +118,8 @@ def _refusal(needs: Needs, space: Space) -> str:
              for plan in ladder(needs.pins, model.blocks, space.ram > 0)]
     smallest = min((each.total for each in found if each.ram <= space.ram), default=found[-1].total)
     least = smallest - (model.weights - model.streamed if space.offloads else 0)
-    kept = f" and {needs.pins.keep_free:g} GiB are kept free" if needs.pins.keep_free else ""
-    return (f"Training needs at least {least / GIB:.1f} GiB of memory here, {space.free / GIB:.1f} GiB are there"
-            f"{kept}; {advice}.")
+    needed, there = f"{least / GIB:.1f}", f"{space.free / GIB - needs.pins.keep_free:.1f}"
+    return f"Training needs at least {needed} GiB of memory here, {there} GiB are there; {advice}."
 
 
 def _smaller(needs: Needs, space: Space) -> Iterator[tuple[float, str, Needs]]:

@@ -41,7 +41,7 @@ FIXED = 3 << 19
 """Bytes that do not depend on sizes."""
 
 SHARE_OF_BRANCH = 0.6
-"""Of what an adapter keeps in a block, at most, in one of its branches."""
+"""Of the weights of a block, and of what an adapter keeps in it, at most so much is in one of its branches."""
 
 OUTSIDE = 2800
 """Bytes per token of what is not in blocks: rotations, latent, noise and prediction in fp32, embedding and head."""
@@ -174,9 +174,18 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     last = (block.again if num_again else block.whole + block.working) + gradients
     per_token = OUTSIDE + (RECORDED_BACKWARD * model.dim * model.value if adapter.is_recorded else 0)
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
-        adapter.working_bytes + (model.streamed if model.are_cast else 0))
-    update = collected + OPTIMIZER_WORK[optimizer.name] * adapter.numbers
+        adapter.working_bytes + _streamed(model, plan))
+    # gradients are put into fp32 block by block
+    update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
     return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
+
+
+def _streamed(model: ModelSize, plan: Plan) -> float:
+    """Bytes of the weights that are held for what is computed again and its backward."""
+    if not model.are_cast:
+        return 0
+    is_by_branch = plan.segments == BRANCH and plan.whole_blocks < model.blocks
+    return model.streamed * (SHARE_OF_BRANCH if is_by_branch else 1)
 
 
 class _Block:

@@ -37,11 +37,15 @@ class Plan:
         if self.whole_blocks >= blocks:
             return "nothing is computed twice"
         again = blocks - self.whole_blocks
-        kept = "the results of their attention" if self.keeps_attention else ""
-        if self.segments == BRANCH:
-            kept = f"the inputs of their branches{' and ' if kept else ''}{kept}"
-        return (f"{again} of {blocks} blocks are computed again in backward{', but for ' if kept else ''}{kept}"
-                f"{', their inputs wait in RAM' if self.inputs_in_ram else ''}")
+        if self.segments == BRANCH and self.keeps_attention:
+            told = f"{again} of {blocks} blocks are computed again, but for branches' inputs and attention's results"
+        elif self.segments == BRANCH:
+            told = f"{again} of {blocks} blocks are computed again, but for branches' inputs"
+        elif self.keeps_attention:
+            told = f"{again} of {blocks} blocks are computed again, but for attention's results"
+        else:
+            told = f"{again} of {blocks} blocks are computed again"
+        return f"{told}, and inputs wait in RAM" if self.inputs_in_ram else told
 
 
 def ladder(pins: MemoryConfig, blocks: int, has_ram: bool) -> Iterator[Plan]:

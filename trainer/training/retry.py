@@ -65,3 +65,9 @@ def enough_memory(trainer: Trainer) -> Iterator[None]:
         raise UserError(f"Out of memory at step {trainer.step + 1} of {trainer.total_steps}; lower batch_size, "
                         "resolution, frame_buckets or rank, or switch gradient_checkpointing on. What was learned is "
                         f"saved. ({first_line(error)})") from None
+
+
+def left_out(step: int, error: BaseException) -> Noted:
+    """Says of a preview that there was too little memory for it."""
+    return Noted(step, f"The preview after step {step} was left out, as there was too little memory for it; lower "
+                 f"width, height or frames in Preview Settings. ({first_line(error)})")

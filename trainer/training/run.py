@@ -29,13 +29,14 @@ from ..lora import made_for
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
-from ..runs.events import Event, Noted, Previewed, Started, StepDone
+from ..runs.events import Event, Previewed, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
 from . import identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown
+from .retry import left_out
 
 
 class Previews(Shown, Protocol):
@@ -231,8 +232,7 @@ def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[E
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        made = Noted(event.step, f"The preview after step {event.step} was left out, as there was too little memory "
-                     f"for it; lower width, height or frames in Preview Settings. ({first_line(error)})")
+        made = left_out(event.step, error)
     trainer.folder.log(made)
     for number, file in enumerate(made.files if isinstance(made, Previewed) else ()):
         with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
