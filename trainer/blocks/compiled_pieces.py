@@ -91,14 +91,14 @@ class _Compiling:
 
     def compiled(self, function: Callable) -> Callable:
         """The function, compiled when it is first called; it must leave its arguments as they are."""
-        compiled = torch.compile(function)
+        compiled = functools.cache(lambda: torch.compile(function))  # which raises where it knows no such Python
 
         @functools.wraps(function)
         def call(*args):
             if self._has_failed:
                 return function(*args)
             try:
-                return compiled(*args)
+                return compiled()(*args)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # the compilers raise errors of many kinds; a real one is raised again below

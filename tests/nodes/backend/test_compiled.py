@@ -35,7 +35,7 @@ def test_twenty_steps_end_as_they_do_without(comfy, tmp_path, caplog):
             thread.start()
             thread.join()
         assert (counters["stats"]["unique_graphs"] > 0) == (compile == "on")
-    assert caplog.messages == []
+    assert "not compiled" not in caplog.text
     (losses, adapter), (others, other) = ends["off"], ends["on"]
     loss = max(abs(a / b - 1) for a, b in zip(others, losses, strict=True))
     difference = float((other - adapter).norm() / adapter.norm())
