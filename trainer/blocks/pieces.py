@@ -121,9 +121,9 @@ class Rotation:
     def _times(self, x_BLHd: torch.Tensor, is_back: bool) -> torch.Tensor:
         x = x_BLHd.float().unflatten(-1, (-1, 2))
         if torch.compiler.is_compiling():  # PyTorch's compiler makes no code of complex numbers
-            (cos, sin), (real, imaginary) = self._pairs.unbind(-1), x.unbind(-1)
-            sin = -sin if is_back else sin
-            y = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), -1)
+            cos, sin = self._pairs.split(1, -1)
+            signs = 1 - 2 * torch.arange(2, device=x.device) if is_back else 2 * torch.arange(2, device=x.device) - 1
+            y = x * cos + x.flip(-1) * (sin * signs)  # (real cos - imaginary sin, imaginary cos + real sin)
         else:
             y = torch.view_as_real(torch.view_as_complex(x) * (self._back if is_back else self._turns))
         return y.flatten(-2).to(x_BLHd.dtype)
