@@ -30,13 +30,17 @@ FULL = {
 }
 """With all blocks."""
 
+PLANS = {
+    "classic": ("block", "branch", "attention", "branch+attention", "branch+attention+whole=1", "ram", "whole"),
+    "partly:0.4": ("block", "whole"), "dynamic:0.4": ("block", "whole"),
+}
+"""What is kept of the forward pass, by how ComfyUI holds the weights."""
+
 SMALL = {
-    f"{size} {memory} {plan}": Case(size=size, blocks=3, memory=memory, plan=plan)
-    for size in ("tiny", "14b") for memory, plans in (
-        ("classic", ("block", "branch", "attention", "branch+attention", "branch+attention+whole=1", "ram", "whole")),
-        ("partly:0.4", ("block", "whole")),
-        ("dynamic:0.4", ("block", "whole")))
-    for plan in plans
+    f"{size} {memory} {plan}": pytest.param(
+        Case(size=size, blocks=3, memory=memory, plan=plan),
+        marks=[] if size == "tiny" or plan == "block" else [pytest.mark.long])
+    for size in ("tiny", "14b") for memory, plans in PLANS.items() for plan in plans
 }
 """With three blocks: one more adds the same again."""
 
@@ -90,13 +94,14 @@ def test_a_step_of_a_full_size_model_stays_within_its_limits(measured, name):
     assert not broken(measured(case), limits)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dynamic_vram, name):
-    if SMALL[name].memory.startswith("dynamic") and not has_dynamic_vram:
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dynamic_vram, case):
+    if case.memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
     # the buffers of dynamic VRAM's streams are not planned for: pages of weights give way to them
-    low = 0.75 if SMALL[name].memory.startswith("dynamic") else 1.0
-    assert not broken(measured(SMALL[name]), Limits(estimate=(low, 1.3)))
+    low = 0.75 if case.memory.startswith("dynamic") else 0.99
+    high = 1.3 if case.memory == "classic" else 1.6
+    assert not broken(measured(case), Limits(estimate=(low, high)))  # goal: 1.0 to 1.15
 
 
 @pytest.mark.long
@@ -108,7 +113,7 @@ def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_
 
 
 def test_what_stays_on_the_card_does_not_cross_the_bus(measured):
-    result = measured(SMALL["14b classic block"])
+    result = measured(Case(size="14b", blocks=3))
     assert result["weights_in"] == result["outside"] == 0
     assert result["to_card"] < 0.01
 
@@ -135,7 +140,7 @@ def test_a_tensor_on_the_wrong_device_is_an_error(measured, name):
 def test_what_takes_too_much_is_found(measured, has_dynamic_vram, name, case, told):
     if case.memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    limits = Limits(estimate=(0.75, 1.3))
+    limits = Limits(estimate=(0.75 if case.memory.startswith("dynamic") else 1.0, 1.3))
     assert not broken(measured(case), limits)
     (found,) = broken(measured(replace(case, fault=name)), limits)
     assert told in found
