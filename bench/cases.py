@@ -11,10 +11,12 @@ import folder_paths
 import torch
 
 from ..nodes.backend.denoiser import ComfyDenoiser
+from ..nodes.backend.products import EXACT
 from ..nodes.page.live import Live
 from ..nodes.train import train
 from ..tests.support import tools
 from ..trainer.adapter.adapters import Adapter
+from ..trainer.blocks.compiled_pieces import AUTO
 from ..trainer.data.buckets import Bucket
 from ..trainer.encoded import cache, store
 from ..trainer.memory.plan import Plan
@@ -93,10 +95,17 @@ class Run:
 
 
 @contextmanager
-def running(case: Data, model, plan: Plan, steps: int) -> Iterator[Run]:
-    """Our training, one step at a time, as trainer/training/run.py and nodes/train.py do it."""
+def running(
+    case: Data, model, plan: Plan, steps: int, compiled: str = AUTO, products: str = EXACT
+) -> Iterator[Run]:
+    """Our training, one step at a time, as trainer/training/run.py and nodes/train.py do it.
+
+    Args:
+        compiled, products: as of ComfyDenoiser's `compile` and `products`.
+    """
     config = case.config(plan != plans.OFF, steps)
     denoiser = ComfyDenoiser(model)
+    denoiser.compile, denoiser.products = compiled, products
     linears = denoiser.linears()
     needed = plans.planned(denoiser, config.lora, case.num_tokens, case.batch_size, plan)
     denoiser.make_room(needed)

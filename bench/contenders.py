@@ -69,11 +69,18 @@ def shares(shape: flops.Shape, plan: Plan, seconds: float, rate: float) -> dict[
                 flops.done(shape, plans.again(plan, shape.blocks)) / seconds / rate, 3)}
 
 
-def ours(data: Data, model, plan: Plan, extent: Extent) -> Block:
-    """Whole steps of our node under a plan."""
+def ours(data: Data, model, plan: Plan, extent: Extent, **variant: str) -> Block:
+    """Whole steps of our node under a plan.
+
+    Args:
+        variant: `compiled` or `products` of `running`.
+
+    Raises:
+        OutOfMemory, UserError: it does not fit, or it cannot be had here.
+    """
     with alone():
         start = time.perf_counter()
-        with running(data, model, plan, WARM_UP + 1 + extent.steps) as run:
+        with running(data, model, plan, WARM_UP + 1 + extent.steps, **variant) as run:
             run.step()
             card.synchronize()
             start_up = time.perf_counter() - start

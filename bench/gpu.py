@@ -34,6 +34,9 @@ TURNS = 3
 ENCODERS = "encoders"
 """In the place of a model's name: filling the cache."""
 CHOSEN = "what the node chooses"
+VARIANTS = {"not compiled": {"compiled": "off"}, "fp8 products": {"products": "fp8"},
+            "int8 products": {"products": "int8"}}
+"""Of the fastest plan, which is compiled where Triton works and multiplies exactly."""
 PICTURES, CLIPS, CLIP_FRAMES, RESOLUTION = 16, 2, 33, 512
 GIB = 2**30
 
@@ -152,15 +155,35 @@ class Measured:
             return
         self.figures["the node chooses"] = chosen.told(shape.blocks)
         self._plans = plans.plans(shape.blocks) if is_whole else {CHOSEN: chosen}
+        self._shape, self._rate = shape, rate
         for name, plan in self._plans.items():
-            try:
-                block = self._blocks[name] = contenders.ours(data, model, plan, self._extent)
-            except contenders.OutOfMemory as error:
-                self.figures["plans"][name] = {"out of memory": str(error)}
-                continue
-            self.figures["plans"][name] = _told(block) | contenders.shares(shape, plan, block.seconds, rate) | {
-                "plan, GiB": round(block.planned / GIB, 3), "plan / peak": round(block.planned / block.peak, 3),
-                "start-up, s": round(block.start_up, 2)}
+            self._measure(name, plan)
+        if is_whole and self._blocks:
+            best = self._best
+            for name, variant in VARIANTS.items():
+                self._measure(f"{best}, {name}", self._plans[best], **variant)
+
+    @property
+    def _best(self) -> str:
+        """The fastest plan, by its name."""
+        return min((name for name in self._blocks if name in self._plans), key=lambda name: self._blocks[name].seconds)
+
+    def _measure(self, name: str, plan, **variant: str) -> None:
+        from wantune.bench import contenders
+        from wantune.trainer.base.errors import UserError
+
+        try:
+            block = self._blocks[name] = contenders.ours(self._data, self._model, plan, self._extent, **variant)
+        except contenders.OutOfMemory as error:
+            self.figures["plans"][name] = {"out of memory": str(error)}
+            return
+        except UserError as error:
+            self.figures["plans"][name] = {"refused": str(error)}
+            return
+        shares = contenders.shares(self._shape, plan, block.seconds, self._rate)
+        self.figures["plans"][name] = _told(block) | shares | {
+            "plan, GiB": round(block.planned / GIB, 3), "plan / peak": round(block.planned / block.peak, 3),
+            "start-up, s": round(block.start_up, 2)}
 
     def take_turns(self, spare: Spare) -> None:
         """Our fastest plan and each rival in turns; the median of the turns' ratios counts."""
@@ -168,7 +191,7 @@ class Measured:
 
         if not self._blocks:
             return
-        best = min(self._blocks, key=lambda name: self._blocks[name].seconds)
+        best = self._best
         figures = self.figures["rivals"] = {}
         ratios = {name: [] for name in self._rivals(spare)}
         for _ in range(self._options.turns):

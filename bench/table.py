@@ -42,7 +42,7 @@ def tables(machine: dict, figures: dict) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in machine.items()), ""]
     lines += _table(["case", "plan", *COLUMNS.values()], [
         [title, plan, *(found.get(key, MISSING) for key in COLUMNS)] if "ms a step" in found else
-        [title, plan, "out of memory", *[MISSING] * (len(COLUMNS) - 1)]
+        [title, plan, next(iter(found)), *[MISSING] * (len(COLUMNS) - 1)]
         for title, case in figures["cases"].items() for plan, found in case["plans"].items()])
     lines += _table(["case", "rival", "ms a step", "peak, GiB", "ours is faster by"], [
         [title, rival, found.get("ms a step", "out of memory"), found.get("peak, GiB", MISSING),

@@ -169,11 +169,12 @@ def test_a_case_is_measured(scripts, options, tmp_path, weights):
     case.take_turns(gpu.Spare("toy", weights))
     plans, rivals = case.figures["plans"], case.figures["rivals"]
     operations = case.figures["needed, TFLOP a step"] / case.figures["the card's rate, TFLOP/s"]
-    for found in plans.values():
+    measured = {name: found for name, found in plans.items() if "refused" not in found}
+    assert len(measured) >= 8 and all(name.endswith("products") for name in plans.keys() - measured.keys())
+    for found in measured.values():
         assert found["share"] == pytest.approx(operations / (found["ms a step"] / 1000), rel=1e-2, abs=1e-3)
         assert found["share"] <= found["share, with what is computed again"]
         assert 0.8 < found["plan / peak"] < 2.0
-    assert len(plans) > 1
     expected = 0 if weights in full_size.FP8 else 6 if MUSUBI else 4
     assert len(rivals) == expected and all(found["ours is faster by"] > 0 for found in rivals.values())
 
@@ -187,10 +188,10 @@ def test_what_does_not_fit_is_written_down_and_the_rest_goes_on(scripts, options
     first, *rest = plans.plans(full_size.DITS["toy"]["layers"])
     running = contenders.running
 
-    def too_large(data, model, plan, steps):
+    def too_large(data, model, plan, steps, **variant):
         if plan == plans.OFF:
             raise OUT_OF_MEMORY("Tried to allocate 20 GiB.\nDetails")
-        return running(data, model, plan, steps)
+        return running(data, model, plan, steps, **variant)
 
     monkeypatch.setattr(contenders, "running", too_large)
     case = gpu.Measured(options, "fp32", Data(tmp_path / "data", SIZE_FHW), full_size.load_dit("toy", "fp32"), True)
