@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trainer.base.errors import UserError
-from ..trainer.settings.memory import SEGMENTS, SWITCH, MemoryConfig
+from ..trainer.settings.memory import PRODUCTS, SEGMENTS, SWITCH, MemoryConfig
 from ..trainer.settings.training import (
     ADAPTERS,
     LOSSES,
@@ -209,7 +209,7 @@ class MemorySettings(_Settings):
             display_name="Memory Settings",
             category="WanTune",
             description="Pins parts of the memory plan, for Train Wan LoRA. Without it, and with auto, the fastest "
-                        "plan that fits is chosen. None of it changes what is learned.",
+                        "plan that fits is chosen. Only products changes what is learned.",
             inputs=[
                 io.Int.Input("whole_blocks", default=-1, min=-1, max=1000, tooltip="So many of the last blocks keep "
                              "all that they compute: fastest, and most memory. -1 = as many as fit."),
@@ -221,6 +221,11 @@ class MemorySettings(_Settings):
                                "in the computer's memory until they are needed again."),
                 io.Float.Input("keep_free", default=0.0, min=0.0, max=1000.0, step=0.5, tooltip="GiB of the card that "
                                "are left to other programs."),
+                io.Combo.Input("compile", options=list(SWITCH), default="auto", tooltip="Make one kernel of several "
+                               "small ones. auto: where Triton works; the log says why not."),
+                io.Combo.Input("products", options=list(PRODUCTS), default="exact", tooltip="Multiply frozen weights "
+                               "in 8 bits, on cards that have such products: faster, and less exact. The log says by "
+                               "how much. A run with others is another run."),
             ],
             outputs=[sockets.Memory.Output(display_name="memory", tooltip="For Train Wan LoRA.")],
         )

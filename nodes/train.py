@@ -159,6 +159,7 @@ def train(
         UserError: the model cannot be trained, or the dataset or `continued` was made for another model.
     """
     denoiser = ComfyDenoiser(model)
+    denoiser.compile, denoiser.products = config.memory.compile, config.memory.products
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
     with torch.inference_mode(False), own_switches(), Run(
             denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt, model_file) as run:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from wantune.tests.support import tools
+from wantune.tests.support.adapted import plan_of
 from wantune.trainer.adapter.adapters import Adapter
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import file as lora_file
@@ -71,7 +72,7 @@ class World:
         return adapter
 
     def live(self, adapter: Adapter) -> torch.Tensor:
-        with torch.no_grad(), self.denoiser.attached(adapter, self.linears, True, 0):
+        with torch.no_grad(), self.denoiser.attached(adapter, self.linears, plan_of(True), 0):
             return self.denoiser.velocity(
                 self.x, torch.tensor([0.4]), self.denoiser.prepared({"text": self.text}, self.x.shape[2:]))
 

@@ -1,4 +1,4 @@
-"""What of the memory plan a user pins; model/plan.py chooses the rest."""
+"""What of the memory plan a user pins (memory/plan.py chooses the rest), and how a step is computed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ SEGMENTS = (AUTO, "branch", "block")
 
 SWITCH = (AUTO, "on", "off")
 
+EXACT = "exact"
+PRODUCTS = (EXACT, "fp8", "int8")
+"""exact: in the dtype of the model. The others are faster on cards that have them, and round more."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryConfig:
-    """What is kept of the forward pass for backward. None of it changes what a step does.
+    """What is kept of the forward pass for backward, and how a step is computed. Only `products` changes what it does.
 
     Each part is chosen by what is free, unless it is pinned here.
     """
@@ -32,7 +36,12 @@ class MemoryConfig:
     """One of SWITCH: inputs of blocks wait for backward in pinned RAM; not on a CPU."""
     keep_free: float = 0.0
     """GiB of the device that other programs get, beside what ComfyUI leaves free."""
+    compile: str = AUTO
+    """One of SWITCH: whether small functions of a block are compiled; auto: on a GPU where Triton works."""
+    products: str = EXACT
+    """One of PRODUCTS: how weights that are not trained are multiplied; a run with others is another run."""
 
     def __post_init__(self) -> None:
-        check_choice(self, segments=SEGMENTS, keep_attention=SWITCH, inputs_in_ram=SWITCH)
+        check_choice(self, segments=SEGMENTS, keep_attention=SWITCH, inputs_in_ram=SWITCH, compile=SWITCH,
+                     products=PRODUCTS)
         check_least(self, whole_blocks=-1, keep_free=0)

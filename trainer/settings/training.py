@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 
 from ..base.errors import UserError
 from .checks import check_choice, check_least
-from .memory import MemoryConfig
+from .memory import EXACT, MemoryConfig
 
 MAX_RANK = 1024
 
@@ -237,12 +237,13 @@ class TrainConfig:
 
     def identity(self) -> dict:
         """The settings that change the trajectory of training, part of a run's key; its length, gradient checkpointing,
-        and the memory and validation settings do not.
+        the memory settings but for `products`, and the validation settings do not.
 
         A setting that later versions add is part of it only where it differs from its default, which must leave
         training as it was: so an update finds the runs of before.
         """
-        return {name: value for name, value in _told(self).items() if name not in _PASSING}
+        told = {name: value for name, value in _told(self).items() if name not in _PASSING}
+        return told if self.memory.products == EXACT else {**told, "products": self.memory.products}
 
 
 def _told(record: object, prefix: str = "") -> dict:

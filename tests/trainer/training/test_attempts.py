@@ -15,6 +15,7 @@ from wantune.trainer.encoded.fill import fill
 from wantune.trainer.runs.folder import delete_run
 from wantune.trainer.runs.lock import RunLock, holder
 from wantune.trainer.settings.data import DatasetConfig
+from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -156,6 +157,15 @@ def test_the_defaults_that_are_part_of_no_key_are_still_neutral():
     added = {name: value for name, value in names(TrainConfig()) if name not in _FIRST
              and name.split(".")[0] not in _PASSING}
     assert added == {}
+
+
+def test_of_the_memory_settings_only_products_make_another_run():
+    plain = TrainConfig().identity()
+    kept = MemoryConfig(whole_blocks=3, segments="block", keep_attention="on", inputs_in_ram="on", keep_free=2.0,
+                        compile="on")
+    assert TrainConfig(memory=kept).identity() == plain
+    others = [TrainConfig(memory=MemoryConfig(products=products)).identity() for products in ("fp8", "int8")]
+    assert plain not in others and others[0] != others[1]
 
 
 def test_renamed_pictures_are_the_same_run_and_give_the_same_bits(train, tmp_path, comfy):  # noqa: F811
