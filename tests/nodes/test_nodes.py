@@ -38,6 +38,9 @@ CONTRACT = {
         {"evaluate_epochs": 1}, ["WANTUNE_VALIDATION"], "Validation and Checkpoint Settings"),
     "WanTune_PreviewSettings": (
         {"positive": None, "negative": None, "vae": None, "width": 448}, ["WANTUNE_PREVIEWS"], "Preview Settings"),
+    "WanTune_MemorySettings": (
+        {"whole_blocks": -1, "segments": "auto", "keep_attention": "auto", "inputs_in_ram": "auto", "keep_free": 0.0},
+        ["WANTUNE_MEMORY"], "Memory Settings"),
     "WanTune_LoadRunLoRA": ({"run": "", "checkpoint": "best"}, ["LORA_MODEL", "STRING"], "Load Run LoRA"),
     "WanTune_SaveLoRA": ({"lora": None, "filename": "wantune/my_lora"}, ["STRING"], "Save LoRA"),
     "WanTune_ApplyLoRA": ({"model": None, "lora": None, "strength": 1.0}, ["MODEL"], "Apply LoRA"),
