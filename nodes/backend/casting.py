@@ -101,7 +101,8 @@ def layout_of(module: nn.Module) -> str:
 
 def plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The values of a weight of any layout as a tensor of torch's own."""
-    weight = weight.to(dtype)  # first, so that the values are made in it, as ComfyUI does
+    if weight.dtype != dtype:
+        weight = weight.to(dtype)  # first, so that the values are made in it, as ComfyUI does
     return weight if type(weight).dequantize is torch.Tensor.dequantize else weight.dequantize()
 
 

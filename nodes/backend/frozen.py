@@ -36,6 +36,9 @@ class FrozenModule:
     Only the instance attribute `forward` is touched; keys and modules stay as they are.
     """
 
+    uses_own_forward = True
+    """Whether the module's own forward computes; where it always casts, there may be more to it than a cast."""
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._before: Callable | None = None
@@ -78,7 +81,7 @@ class FrozenModule:
             and weight.dtype == x.dtype
             and weight.device == x.device
             and self._displaced is None
-            and not getattr(module, "comfy_cast_weights", False)
+            and not (self.uses_own_forward and getattr(module, "comfy_cast_weights", False))
             and not getattr(module, "weight_function", ())
             and not getattr(module, "bias_function", ())
             and not hasattr(module, "_v")  # dynamic VRAM: may be evicted at any time
@@ -189,27 +192,25 @@ class FrozenLinear(FrozenModule):
             onto: a gradient of the same input, to which this one is added in place.
         """
         with torch.no_grad():
-            if not self.is_resident(grad_output):
-                grad_input = self._managed_gradient(grad_output)
-                return grad_input if onto is None else onto.add_(grad_input)
-            weight, _ = self.views()
-            if onto is None:
-                return grad_output @ weight
-            onto.flatten(0, -2).addmm_(grad_output.flatten(0, -2), weight)
-            return onto
+            if self.is_resident(grad_output):
+                return _times(grad_output, self.views()[0], onto)
+            return self._managed_gradient(grad_output, onto)
 
-    def _managed_gradient(self, grad_output: torch.Tensor) -> torch.Tensor:
+    def _managed_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
         module = self.module
         scale = getattr(module, "scale_weight", None)
         if scale is not None:  # fp8_scaled in older versions: the weight is stored divided by this scale
             grad_output = grad_output * scale.to(grad_output)
+        of_input = getattr(module, "pre_quant_scale", None)
         cast, self._kept = self._kept or casting.cast(module, grad_output), None
         try:
-            grad_input = grad_output @ casting.plain(cast.weight, grad_output.dtype)
+            weight = casting.plain(cast.weight, grad_output.dtype)
+            if of_input is None:
+                return _times(grad_output, weight, onto)
+            grad_input = grad_output @ weight * of_input.to(grad_output)
         finally:
             cast.give_back()
-        scale = getattr(module, "pre_quant_scale", None)
-        return grad_input if scale is None else grad_input * scale.to(grad_input)
+        return grad_input if onto is None else onto.add_(grad_input)
 
     def let_go(self) -> None:
         """Give back a cast that was kept and that no gradient asked for."""
@@ -258,6 +259,13 @@ class _FrozenLinearNode(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output: torch.Tensor):
         return ctx.linear.input_gradient(grad_output), None
+
+
+def _times(grad_output: torch.Tensor, weight: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+    if onto is None:
+        return grad_output @ weight
+    onto.flatten(0, -2).addmm_(grad_output.flatten(0, -2), weight)
+    return onto
 
 
 def foreign_forward(module: nn.Module) -> Callable | None:

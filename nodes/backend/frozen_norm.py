@@ -17,6 +17,8 @@ def is_affine_norm(module: nn.Module) -> bool:
 class FrozenNorm(FrozenModule):
     """An affine norm that is not trained; its weight is a few KiB, so a managed weight is copied for each call."""
 
+    uses_own_forward = False
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The normalised x, of the same shape."""
         if not (x.requires_grad and torch.is_grad_enabled()):

@@ -98,6 +98,8 @@ def test_the_gradient_of_each_layout_is_that_of_its_dequantised_weight(
     assert isinstance(linear._kept, casting.Cast)
     assert torch.equal(kept, y) and torch.equal(torch.autograd.grad(kept, x, grad_y)[0], grad_x)
     assert linear._kept is None
+    onto = linear.input_gradient(grad_y, torch.ones_like(grad_x))
+    assert torch.allclose(onto, grad_x + 1, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_a_factor_of_the_input_is_in_the_gradient(layout, products_on_a_cpu):
@@ -113,6 +115,7 @@ def test_a_factor_of_the_input_is_in_the_gradient(layout, products_on_a_cpu):
         (grad_x,) = torch.autograd.grad(linear(x), x, grad_y)
         expected = grad_y @ linear.module.weight.dequantize() * linear.module.pre_quant_scale
         assert torch.equal(grad_x, expected)
+        assert torch.allclose(linear.input_gradient(grad_y, torch.ones_like(grad_x)), expected + 1)
 
 
 def test_a_layer_that_cannot_be_trained_is_refused_by_its_layout(layout, monkeypatch):
