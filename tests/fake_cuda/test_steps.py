@@ -71,7 +71,7 @@ TINY = Case(size="tiny", latent="4,32,32")
 WRONG_DEVICE = ("bias left on the CPU", "t not moved", "noise left on the CPU", "adapter on the CPU")
 
 TOO_MUCH = {
-    "activations kept twice": (replace(TINY, size="14b", blocks=3, plan="whole"), "planned for"),
+    "activations kept twice": (replace(TINY, plan="whole"), "planned for"),
     "a weight fetched twice": (replace(TINY, memory="partly:0.4", blocks=4), "crossings"),
     "a pin not given back": (replace(TINY, memory="dynamic:0.4"), "pins were not given back"),
     "the loss read at once": (TINY, "waits"),
