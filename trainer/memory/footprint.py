@@ -19,10 +19,10 @@ KEPT = {"self_attn": (7.0, 0.0), "cross_attn": (4.0, 0.0), "ffn": (1.0, 2.0)}
 """What the backward of a branch needs beside its input and what an adapter adds, (x dim, x ffn_dim): the norm's result
 and, in attention, q and k before their norm, q, k and v, and the result; hidden values before and after GELU."""
 
-BACKWARD = {"self_attn": (10.1, 0.0), "cross_attn": (6.0, 0.0), "ffn": (2.1, 2.0)}
-"""What is used for a while in the backward of a branch; rotation is computed in fp32."""
+BACKWARD = {"self_attn": (6.1, 0.0), "cross_attn": (4.0, 0.0), "ffn": (2.1, 0.0)}
+"""What is used for a while in the backward of a branch: rotation is computed in fp32, hidden values are overwritten."""
 
-FORWARD = {"self_attn": (12.9, 0.0), "cross_attn": (8.0, 0.0), "ffn": (3.4, 2.0)}
+FORWARD = {"self_attn": (11.8, 0.0), "cross_attn": (8.0, 0.0), "ffn": (3.2, 2.0)}
 """What is used for a while in its forward where nothing is kept: evaluations and previews."""
 
 TEXT = 3.0
@@ -37,20 +37,20 @@ STATISTICS = 8
 TEXT_OUTSIDE = 34_000
 """Bytes for each row of the text that are not in blocks: the text itself in fp32 and as it is embedded."""
 
-FIXED = 3 << 19
+FIXED = 3 << 20
 """Bytes that do not depend on sizes."""
 
 SHARE_OF_BRANCH = 0.6
 """Of the weights of a block, and of what an adapter keeps in it, at most so much is in one of its branches."""
 
-OUTSIDE = 2800
+OUTSIDE = 3100
 """Bytes per token of what is not in blocks: rotations, latent, noise and prediction in fp32, embedding and head."""
 
 RECORDED = 4.3
 """x dim, kept in each block, where autograd records what the adapter does: LoKr, LoHa, and dropout."""
 
-RECORDED_BACKWARD = 5.2
-"""x dim, used for a while there."""
+RECORDED_BACKWARD = (5.2, 1.5)
+"""(x dim, x ffn_dim), used for a while there; nothing is written over."""
 
 MARGIN = 1.03
 """For what is rounded up in memory."""
@@ -172,7 +172,8 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     at_end = num_whole * block.whole + held + (block.working if num_whole else block.again)
     later = held + block.again + gradients * num_whole / model.blocks if num_again else 0
     last = (block.again if num_again else block.whole + block.working) + gradients
-    per_token = OUTSIDE + (RECORDED_BACKWARD * model.dim * model.value if adapter.is_recorded else 0)
+    recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
+    per_token = OUTSIDE + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
         adapter.working_bytes + _streamed(model, plan))
     # gradients are put into fp32 block by block
@@ -206,14 +207,14 @@ class _Block:
         adapted = (tokens * (adapter.values_per_token + recorded) + adapter.built_per_block) * model.value + copies
         small = tokens * (NORMS + STATISTICS * model.heads)
         inner = sum(kept.values()) + adapted + small
-        self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"]
+        self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"] + an_input
         if plan.segments == BRANCH:
             self.inputs = len(BRANCHES) * an_input
             self.again = max(kept[branch] + working[branch] for branch in BRANCHES) + (
                 SHARE_OF_BRANCH * adapted + small)
         else:
             self.inputs = an_input
-            self.again = self.whole - an_input + self.working
+            self.again = self.whole - an_input + working["ffn"]
         self.results = tokens * (model.dim * model.value + STATISTICS * model.heads / 2) if plan.keeps_attention else 0
 
 
