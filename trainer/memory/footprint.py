@@ -41,7 +41,7 @@ FIXED = 3 << 20
 """Bytes that do not depend on sizes."""
 
 SHARE_OF_BRANCH = 0.6
-"""Of the weights of a block, and of what an adapter keeps in it, at most so much is in one of its branches."""
+"""Of what an adapter keeps in a block, at most so much is in one of its branches."""
 
 OUTSIDE = 3100
 """Bytes per token of what is not in blocks: rotations, latent, noise and prediction in fp32, embedding and head."""
@@ -175,18 +175,10 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
     per_token = OUTSIDE + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
-        adapter.working_bytes + _streamed(model, plan))
+        adapter.working_bytes + (model.streamed if model.are_cast and num_again and not block.is_by_branch else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
     return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
-
-
-def _streamed(model: ModelSize, plan: Plan) -> float:
-    """Bytes of the weights that are held for what is computed again and its backward."""
-    if not model.are_cast:
-        return 0
-    is_by_branch = plan.segments == BRANCH and plan.whole_blocks < model.blocks
-    return model.streamed * (SHARE_OF_BRANCH if is_by_branch else 1)
 
 
 class _Block:
@@ -208,9 +200,16 @@ class _Block:
         small = tokens * (NORMS + STATISTICS * model.heads)
         inner = sum(kept.values()) + adapted + small
         self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"] + an_input
-        if plan.segments == BRANCH:
+        if model.are_cast:  # of one Linear at a time
+            self.working += model.dim * model.ffn_dim * model.value
+        self.is_by_branch = plan.segments == BRANCH and plan.whole_blocks < model.blocks
+        if self.is_by_branch:
             self.inputs = len(BRANCHES) * an_input
-            self.again = max(kept[branch] + working[branch] for branch in BRANCHES) + (
+            casts = dict.fromkeys(BRANCHES, 0.0)
+            if model.are_cast:  # a branch's weights are held for its backward
+                square = 4 * model.dim**2
+                casts = {"self_attn": square, "cross_attn": square, "ffn": 2 * model.dim * model.ffn_dim}
+            self.again = max(kept[branch] + working[branch] + casts[branch] * model.value for branch in BRANCHES) + (
                 SHARE_OF_BRANCH * adapted + small)
         else:
             self.inputs = an_input
