@@ -55,8 +55,9 @@ RECORDED_BACKWARD = (5.2, 1.5)
 MARGIN = 1.03
 """For what is rounded up in memory."""
 
-RAM_BUFFERS = 2
-"""Inputs of blocks that are on the device while the others wait in RAM: the one in use, and the one on its way."""
+RAM_BUFFERS = 3
+"""Inputs of blocks that are on the device while the others wait in RAM: the one in use, the one on its way, and one
+that is given back only when its copy is done."""
 
 OPTIMIZER_STATE = {"adamw": (8.0, 0.0), "adamw8bit": (2.1, 0.0), "prodigy": (16.0, 0.0), "adafactor": (0.0, 4.0),
                    "lion": (4.0, 0.0), "came": (4.0, 8.0), "schedule_free": (8.0, 0.0)}
