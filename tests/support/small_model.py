@@ -19,7 +19,23 @@ from .adapted import FixedLinear
 NAME = "blocks.0.self_attn.q"
 
 
-class SmallModel:
+class Roomy:
+    """What a denoiser in a GiB of memory answers to the memory plan; it writes down what it is told."""
+
+    def space(self):
+        return Space(free=1 << 30, ram=0, offloads=False)
+
+    def make_room(self, memory):
+        self.made_room = memory
+
+    def keep_free(self, memory):
+        self.kept_free = memory
+
+    def change_plan(self, plan):
+        self.plan = plan
+
+
+class SmallModel(Roomy):
     """All that trainer/model/backend.py asks of a model.
 
     Args:
@@ -64,18 +80,6 @@ class SmallModel:
     @property
     def size(self):
         return ModelSize(dim=16, ffn_dim=16, heads=1, blocks=1, weights=1024, block_values=256, value=4, are_cast=False)
-
-    def space(self):
-        return Space(free=1 << 30, ram=0, offloads=False)
-
-    def make_room(self, memory):
-        self.made_room = memory
-
-    def keep_free(self, memory):
-        self.kept_free = memory
-
-    def change_plan(self, plan):
-        self.plan = plan
 
 
 def dataset(folder: Path, count: int = 5, held_out: int = 0) -> CachedDataset:

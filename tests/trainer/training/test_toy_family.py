@@ -14,13 +14,13 @@ import torch
 
 from wantune.tests.support import clips, tools
 from wantune.tests.support.adapted import FixedLinear
+from wantune.tests.support.small_model import Roomy
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import scan
 from wantune.trainer.data.manifest import join
 from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store, read_tensor
-from wantune.trainer.memory.choice import Space
 from wantune.trainer.memory.footprint import ModelSize
 from wantune.trainer.model import families
 from wantune.trainer.model.conditions import TEXT, WINDOW, ConditionKind, stack
@@ -87,7 +87,7 @@ class Network(torch.nn.Module):
         return x.movedim(-1, 1)
 
 
-class ToyDenoiser:
+class ToyDenoiser(Roomy):
     """All that trainer/model/backend.py asks of a model."""
 
     id, family = "toy weights", TOY
@@ -124,15 +124,6 @@ class ToyDenoiser:
     @property
     def size(self):
         return ModelSize(dim=3, ffn_dim=3, heads=1, blocks=2, weights=96, block_values=9, value=4, are_cast=False)
-
-    def space(self):
-        return Space(free=1 << 30, ram=0, offloads=False)
-
-    def make_room(self, memory):
-        self.made_room = memory
-
-    def keep_free(self, memory):
-        self.kept_free = memory
 
 
 @pytest.fixture
