@@ -39,6 +39,7 @@ class StandIns:
         self._others = [injection for injections in others.values() for injection in injections]
         self._held: list[tuple[frozen.FrozenModule, Callable]] = []
         self._computed: list[ComputedBlock] = []
+        self._is_ours = True  # also for what is held after a change of plan
         self.injection = PatcherInjection(self._inject, self._eject)
 
     @property
@@ -88,6 +89,7 @@ class StandIns:
         return not first.is_ours
 
     def _set_ours(self, is_ours: bool) -> None:
+        self._is_ours = is_ours
         for block in self._computed:
             block.is_ours = is_ours
 
@@ -128,6 +130,7 @@ class StandIns:
                 pieces, streaming, parking, plan if number < len(blocks) - plan.whole_blocks else None)
             self._computed.append(computed)
             held.append((stand_in, computed))
+        self._set_ours(self._is_ours)
 
     def _inject(self, patcher) -> None:
         linears = set(self.linears if self._others else ())

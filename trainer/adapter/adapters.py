@@ -10,7 +10,6 @@ What is added to the weight W (out, in) of a Linear, with s = alpha / rank, B (o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -77,28 +76,6 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, in the order of `state_dict`."""
         return list(self._parameters.values())
-
-    @property
-    def values_per_token(self) -> float:
-        """Upper bound of what autograd saves per token for the adapter in one block, in values of the compute dtype."""
-        if self.config.kind not in LORA:
-            return 0.0  # LoKr and LoHa save next to nothing per token, see adapter_kinds.py
-        # with dropout each A saves an input of its own, and a mask of one byte (half a 16-bit value) per value
-        inputs = self._most_in_a_block(lambda linear: linear.in_features) if self.config.dropout else 0
-        return 8 * self.config.rank + 1.5 * inputs
-
-    @property
-    def values_per_block(self) -> int:
-        """Upper bound of what autograd saves for the adapter in one block whatever the number of tokens: LoHa's dW."""
-        if self.config.kind != "loha":
-            return 0
-        return self._most_in_a_block(lambda linear: linear.in_features * linear.out_features)
-
-    def _most_in_a_block(self, size: Callable[[FrozenLinear], int]) -> int:
-        sums = Counter()
-        for name in self._layers:
-            sums[block_of(name)] += size(self._linears[name])
-        return max(sums.values())
 
     def forward_of(self, name: str, compute_dtype: torch.dtype) -> Function:
         """The function that replaces the named Linear's forward while the adapter is attached.

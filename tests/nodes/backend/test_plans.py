@@ -73,3 +73,15 @@ def test_a_block_that_computes_otherwise_is_trained_through_its_own_forward(dit_
     losses, _ = trained(dit_file, Plan())
     assert "computed otherwise than WanTune does it" in caplog.text
     assert losses == pytest.approx(right, rel=1e-5)
+
+
+def test_a_change_of_plan_keeps_to_comfyuis_own_forward_where_ours_differs(dit_file, comfy, monkeypatch):
+    from wantune.trainer.blocks import pieces
+
+    monkeypatch.setattr(pieces, "gelu", torch.relu)
+    adapted = AdaptedModel(tools.load_dit(dit_file))
+    with adapted.attached(Plan(whole_blocks=EVERYTHING)):
+        stand_ins = adapted.denoiser._stand_ins
+        assert not any(block.is_ours for block in stand_ins._computed)
+        adapted.denoiser.change_plan(Plan())
+        assert stand_ins._computed and not any(block.is_ours for block in stand_ins._computed)
