@@ -21,7 +21,7 @@ from . import sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
-from .media.previewer import PreviewConfig, Previewer
+from .media.previewer import PreviewConfig, Previewer, PreviewSize
 from .page.live import Live, num_stopped
 
 
@@ -44,8 +44,10 @@ class TrainWanLoRA(io.ComfyNode):
                              tooltip="Passes over all samples x repeats."),
                 io.Int.Input("max_steps", default=0, min=0, max=10_000_000, optional=True,
                              tooltip="Stop after so many steps; 0 = after all epochs."),
-                io.Int.Input("batch_size", default=1, min=1, max=256, optional=True, tooltip="Pictures a step. More "
-                             "needs more memory; 1 is what most recipes use."),
+                io.Int.Input("batch_size", default=1, min=0, max=256, optional=True, tooltip="Pictures a step; 1 is "
+                             "what most recipes use. 0: as many as keep the card busy and fit without a slower memory "
+                             "plan. A step then learns from the mean of more pictures at the same rate, and an epoch "
+                             "has fewer steps."),
                 io.Float.Input("learning_rate", default=1e-4, min=0.0, max=1.0, step=1e-5, round=False, optional=True,
                                tooltip="How far a step goes; 1e-4 with alpha = rank suits most."),
                 io.Int.Input("rank", default=32, min=1, max=1024, optional=True, tooltip="Size of the LoRA: 16-32 for "
@@ -160,9 +162,11 @@ def train(
     """
     denoiser = ComfyDenoiser(model)
     denoiser.compile, denoiser.products = config.memory.compile, config.memory.products
+    shown = PreviewSize(previews, denoiser) if previews else None
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
     with torch.inference_mode(False), own_switches(), Run(
-            denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt, model_file) as run:
+            denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt, model_file,
+            shown) as run:
         live.describe(run.folder, run.base_model, (*denoiser.notes, *run.notes), run.is_finished)
         for note in run.notes:
             live.say(note)

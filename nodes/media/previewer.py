@@ -38,13 +38,12 @@ class PreviewConfig:
     """0 = not by steps."""
 
 
-class Previewer:
-    """The `Previews` of trainer/training/run.py: samples with the model in training, its adapter switched on or off."""
+class PreviewSize:
+    """The `Shown` of trainer/training/memory.py: what of previews counts for memory, before a run has a folder."""
 
-    def __init__(self, config: PreviewConfig, denoiser: ComfyDenoiser, folder: Path) -> None:
+    def __init__(self, config: PreviewConfig, denoiser: ComfyDenoiser) -> None:
         self.config = config
         self._denoiser = denoiser
-        self._folder = folder / "samples"
 
     @property
     def tokens(self) -> int:
@@ -60,6 +59,14 @@ class Previewer:
             return 0
         shape = latent_shape(self._denoiser.family, self.config.sampling)
         return int(estimate(shape, vae.vae_dtype)) + vae.patcher.model_size()
+
+
+class Previewer(PreviewSize):
+    """The `Previews` of trainer/training/run.py: samples with the model in training, its adapter switched on or off."""
+
+    def __init__(self, config: PreviewConfig, denoiser: ComfyDenoiser, folder: Path) -> None:
+        super().__init__(config, denoiser)
+        self._folder = folder / "samples"
 
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether a preview is made after this step; also at the end."""

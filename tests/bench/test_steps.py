@@ -97,3 +97,17 @@ def test_the_loop_is_measured(scripts, tmp_path, comfy):
 
     figures = loop.overhead(tmp_path, loop.TOY_STEPS)
     assert figures["steps"] == 4 and figures["whole / training itself"] > 1
+
+
+def test_batches_are_counted(monkeypatch, comfy):
+    monkeypatch.syspath_prepend(BENCH)
+    import packing
+
+    rows = packing.batches(packing.TOY_COUNTS, packing.TOY_DRAWS)
+    assert len(rows) == 2 * len(packing.REPEATS) * 3
+    few, many = ({row["batch_size"]: row for row in rows
+                  if (row["num_repeats"], row["shapes"]) == (repeats, "of any kind")} for repeats in packing.REPEATS)
+    for size, row in many.items():
+        assert few[size]["full batches"] < row["full batches"] < 1, "repeats fill batches"
+        assert few[size]["samples a step"] < row["samples a step"] < size
+        assert few[size]["steps saved by packing"] > row["steps saved by packing"] > 0

@@ -184,7 +184,8 @@ def test_a_changed_file_is_noticed_and_an_unchanged_folder_is_not(nodes, input_f
 
 @pytest.mark.parametrize(("settings", "sentence"), [
     ({"lora": {"rank": 0}}, "rank is 0; choose 1 to 1024"), ({"lora": {"alpha": 0}}, "alpha is 0"),
-    ({"epochs": 0}, "epochs is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"max_steps": -1}, "max_steps is -1"),
+    ({"epochs": 0}, "epochs is 0"), ({"batch_size": -1}, "batch_size is -1; choose 0 or more"),
+    ({"max_steps": -1}, "max_steps is -1"),
     ({"learning_rate": 0}, "learning_rate is 0"), ({"learning_rate": float("nan")}, "learning_rate is nan"),
 ])
 def test_settings_out_of_range_are_named(settings, sentence):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..base.threads import DaemonPool
+from ..data.buckets import Bucket
 from ..model.conditions import ConditionKind
 from .cache import CachedSample, Visit
 from .store import read_tensor
@@ -87,10 +88,15 @@ def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch
 
 def batches_per_epoch(samples: Sequence[CachedSample], batch_size: int) -> int:
     """Number of batches in an epoch; the last of each bucket may be shorter."""
-    visits: Counter = Counter()
+    return sum(math.ceil(count / batch_size) for count in visits_by_bucket(samples).values())
+
+
+def visits_by_bucket(samples: Sequence[CachedSample]) -> Counter[Bucket]:
+    """How often an epoch visits samples of each bucket."""
+    visits: Counter[Bucket] = Counter()
     for sample in samples:
         visits[sample.bucket] += sample.repeats
-    return sum(math.ceil(count / batch_size) for count in visits.values())
+    return visits
 
 
 class BucketSampler:

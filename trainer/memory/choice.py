@@ -75,13 +75,14 @@ def choose(needs: Needs, space: Space) -> Choice:
     Raises:
         UserError: not even that fits; the sentence names the smallest change that does.
     """
-    choice = _choose(needs, space)
+    choice = fitting(needs, space)
     if choice is None:
         raise UserError(_refusal(needs, space))
     return choice
 
 
-def _choose(needs: Needs, space: Space) -> Choice | None:
+def fitting(needs: Needs, space: Space) -> Choice | None:
+    """What `choose` gives, or None where nothing fits."""
     model, adapter = needs.model, adapter_size(needs.lora, needs.linears)
     free = space.free - int(needs.pins.keep_free * GIB)
     smallest = None
@@ -109,9 +110,9 @@ def _choose(needs: Needs, space: Space) -> Choice | None:
 def _refusal(needs: Needs, space: Space) -> str:
     pins = replace(needs.pins, whole_blocks=-1, segments="auto", keep_attention="auto", inputs_in_ram="auto")
     offered = [(2.0, "switch gradient_checkpointing on and set Memory Settings to auto", replace(needs, pins=pins))]
-    fitting = [(share, advice) for share, advice, changed in [*offered, *_smaller(needs, space)]
-               if _choose(changed, space) is not None]
-    advice = max(fitting)[1] if fitting else (
+    helpful = [(share, advice) for share, advice, changed in [*offered, *_smaller(needs, space)]
+               if fitting(changed, space) is not None]
+    advice = max(helpful)[1] if helpful else (
         "no single change is enough, so take a smaller model or weights in fp8, and a lower resolution")
     model, adapter = needs.model, adapter_size(needs.lora, needs.linears)
     found = [parts(model, adapter, needs.optimizer, needs.work, plan)
@@ -128,7 +129,7 @@ def _smaller(needs: Needs, space: Space) -> Iterator[tuple[float, str, Needs]]:
     work = needs.work
 
     def fits(changed: Needs) -> bool:
-        return _choose(changed, space) is not None
+        return fitting(changed, space) is not None
 
     def largest(values: Iterator[int], change: Callable[[int], Needs]) -> tuple[int, Needs] | None:
         return next(((value, changed) for value in values if fits(changed := change(value))), None)

@@ -212,7 +212,9 @@ class TrainConfig:
     max_steps: int = 0
     """Stop after so many steps; 0 = all epochs."""
     batch_size: int = 1
-    """Samples of one bucket per batch; the last batch of a bucket may be shorter."""
+    """Samples of one bucket per batch; the last batch of a bucket may be shorter. 0 = as many as keep the device busy
+    and fit under the fastest memory plan, chosen when the run is first begun (memory/batch_size.py); the learning rate
+    is not adapted to it."""
     learning_rate: float = 1e-4
     gradient_checkpointing: bool = True
     """Keep of the forward pass what the memory allows, and compute the rest again in backward; False: keep all."""
@@ -227,7 +229,7 @@ class TrainConfig:
     memory: MemoryConfig = MemoryConfig()
 
     def __post_init__(self) -> None:
-        check_least(self, epochs=1, max_steps=0, batch_size=1, seed=0)
+        check_least(self, epochs=1, max_steps=0, batch_size=0, seed=0)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate is {self.learning_rate}; choose a positive number, for example 1e-4.")
 

@@ -33,7 +33,7 @@ from ..runs.events import Event, Previewed, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
-from . import identity, length
+from . import batch_size, identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown
 from .retry import left_out
@@ -65,6 +65,7 @@ class Run:
         attempt: the number of the attempt, which is made if there is none; 0 for the newest.
         restart: where `attempt` is 0: the newest attempt but not the first, so that the same again goes on with it.
         model_file: the name of the model's file, the only thing that tells an expert of Wan2.2 from Wan2.1.
+        previews: what of them counts for memory, where the batch size is left to the run; None where there are none.
 
     A caller whose framework enables inference mode must hold `torch.inference_mode(False)` from here to the end of
     `events`: what is read from a checkpoint is trained on.
@@ -77,7 +78,7 @@ class Run:
     def __init__(
         self, denoiser: Denoiser, dataset: CachedDataset, name: str, config: TrainConfig, runs_folder: Path,
         continued: Mapping[str, torch.Tensor] | None = None, restart: bool = False, attempt: int = 0,
-        model_file: str = "",
+        model_file: str = "", previews: Shown | None = None,
     ) -> None:
         _check_data(denoiser, dataset)
         self._start: dict[str, torch.Tensor] = {}
@@ -85,6 +86,12 @@ class Run:
             lora, self._start = lora_file.continued(
                 lora_keys.normalize(continued), config.lora, denoiser.linear_sizes())
             config = replace(config, lora=lora)
+        keys = identity.keys(config, dataset, denoiser.id)
+        self._batch_size = batch_size.of_run(config, denoiser, dataset, runs_folder, keys, previews)
+        kept = config.to_dict()
+        if self._batch_size is not None:
+            kept[batch_size.CHOSEN] = self._batch_size.number
+            config = replace(config, batch_size=self._batch_size.number)
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
@@ -96,8 +103,7 @@ class Run:
         self._memory: MemoryPlan | None = None
         self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0)
         total = length.total_steps(config, batches_per_epoch(dataset.samples, config.batch_size))
-        keys = identity.keys(config, dataset, denoiser.id, total)
-        wanted = Wanted(name=name, keys=keys, config=config.to_dict(), attempt=attempt, restart=restart,
+        wanted = Wanted(name=name, keys=keys, config=kept, attempt=attempt, restart=restart,
                         total_steps=total, is_length_fixed=config.optimizer.depends_on_length)
         opened = open_run(runs_folder, wanted, partial(_is_over, config, total))
         self.folder = opened.folder
@@ -127,7 +133,8 @@ class Run:
     def notes(self) -> tuple[str, ...]:
         """Sentences about how it is trained that the user should know."""
         fault = self._lock.fault if self._lock is not None else ""
-        return tuple(filter(None, (fault, self._memory and self._memory.told())))
+        chosen = self._batch_size and self._batch_size.told()
+        return tuple(filter(None, (fault, chosen, self._memory and self._memory.told())))
 
     def memory_plan(self, previews: Previews | None = None) -> MemoryPlan:
         """What is kept of forward passes; chosen when this is first called, by what is free then.
