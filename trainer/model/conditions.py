@@ -41,12 +41,3 @@ def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 TEXT = ConditionKind(name="text", folder="texts", source=CAPTION, collate=pad_rows)
 """text_BLD: embeddings of the caption, L tokens of width D, without the padding that the model adds."""
-
-IMAGE = ConditionKind(name="image", folder="images", source=WINDOW, collate=stack)
-"""image_BCFHW: 16 channels of latents as the VAE gives them, and 4 of a mask, 0 where they are of a given frame."""
-
-CLIP_VISION = ConditionKind(name="clip_vision", folder="clip_visions", source=WINDOW, collate=stack)
-"""clip_vision_BLD: hidden states of the first frame (257, 1280), or of the first and the last (514, 1280)."""
-
-KNOWN = ConditionKind(name="known", folder="known", source=WINDOW, collate=stack)
-"""known_BF: 1 where a latent frame is given without noise, else 0."""

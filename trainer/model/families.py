@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..base.errors import UserError
 from .family import ModelFamily
-from .wan21 import WAN21_FLF2V, WAN21_I2V, WAN21_T2V, WAN22_5B, WAN22_I2V
+from .wan21 import WAN21_T2V
 
 DEFAULT = WAN21_T2V
 
-_KNOWN = {family.name: family for family in (WAN21_T2V, WAN21_I2V, WAN21_FLF2V, WAN22_I2V, WAN22_5B)}
+_KNOWN = {family.name: family for family in (WAN21_T2V,)}
 
 
 def register(family: ModelFamily) -> None:
