@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
-import comfy.model_management
 import torch
 
 from ...trainer.base.errors import UserError

@@ -233,7 +233,7 @@ class ComfyDenoiser:
     def prepared(
         self, conditions: Mapping[str, torch.Tensor], size_FHW: Sequence[int]
     ) -> dict[str, torch.Tensor]:
-        """The text folded, as "text": text_BKD and "text_bias": bias_BK, and the rest as `conditions.replayed` gives it.
+        """The text folded, as "text": text_BKD and "text_bias": bias_BK, and the rest as `replayed` gives it.
 
         All are in the compute dtype, as ComfyUI casts them in sampling, and on the CPU. Zero rows at the end of the
         text are padding.

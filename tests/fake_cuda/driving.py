@@ -11,11 +11,11 @@ from unittest.mock import patch
 import torch
 
 from wantune.nodes.backend import denoiser as backend
+from wantune.tests.support import wan_models
 from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded import cache, store
 from wantune.trainer.memory.choice import Choice, Needs, Space
 from wantune.trainer.memory.plan import EVERYTHING
-from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training import loop, memory
@@ -150,15 +150,21 @@ def _dataset(folder: Path, case) -> cache.CachedDataset:
     """A cache with a sample for each place in a batch."""
     size_FHW = tuple(map(int, case.latent.split(",")))
     frames, height, width = size_FHW
+    family = wan_models.family(case.family)
     samples = []
     for number in range(case.batch):
-        latent, text = (folder / f"{kind}_{number}.safetensors" for kind in ("latent", "text"))
         generator = torch.Generator().manual_seed(number)
-        store.write_tensor(latent, torch.randn(WAN21_T2V.latent_channels, *size_FHW, generator=generator))
-        store.write_tensor(text, torch.randn(case.text, WAN21_T2V.text_width, generator=generator))
+        given = wan_models.conditions(case.family, size_FHW)
+        given |= {"latent": torch.randn(1, family.latent_channels, *size_FHW, generator=generator),
+                  "text": torch.randn(1, case.text, family.text_width, generator=generator)}
+        paths = {kind: folder / f"{kind}_{number}.safetensors" for kind in given}
+        for kind, path in paths.items():
+            store.write_tensor(path, given[kind][0].contiguous())
+        latent, text = paths.pop("latent"), paths.pop("text")
         samples.append(cache.CachedSample(
             name=f"{number}.png", repeats=1, latent_paths=(latent,), captions=({"text": text},), mask_path=None,
-            bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * height, width=8 * width),
-            empty_caption={"text": text}, caption_dropout=0.0))
-    return cache.CachedDataset(family=WAN21_T2V, samples=tuple(samples), held_out=(), digest="fake", trigger_word="",
-                               captions=("a caption",) * case.batch)
+            bucket=Bucket(frames=4 * (frames - 1) + 1, height=family.stride_FHW[1] * height,
+                          width=family.stride_FHW[2] * width),
+            windows=(paths,), empty_caption={"text": text}, caption_dropout=0.0))
+    return cache.CachedDataset(family=family, samples=tuple(samples), held_out=(), digest="fake", trigger_word="",
+                               captions=("a caption",) * case.batch, condition=family.frames_given[-1])

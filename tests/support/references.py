@@ -1,6 +1,6 @@
-"""Networks of Wan that others wrote, with the weights and the adapter of ours: diffusers, the authors' own, musubi-tuner.
+"""Networks of Wan that others wrote, with our weights and adapter: diffusers, the authors' own, musubi-tuner.
 
-Each is a function (state, name) -> Network. The last two are used from folders that the user names, and skipped without.
+Each is a function (state, name) -> Network. The last two lie in folders that the user names; a test skips without.
 
 Shape legend: B batch, F latent frames, L tokens.
 """
@@ -147,8 +147,8 @@ def musubi(state: Mapping[str, torch.Tensor], name: str) -> Network:
     def call(x_BCFHW, timestep, text_BLD, prepared):
         frames, rows, columns = x_BCFHW.shape[2:]
         return torch.stack(module(
-            list(x_BCFHW), timestep, list(_padded(text_BLD)), frames * rows * columns // 4, clip_fea=prepared.get("clip_fea"),
-            y=list(prepared["c_concat"]) if "c_concat" in prepared else None))
+            list(x_BCFHW), timestep, list(_padded(text_BLD)), frames * rows * columns // 4,
+            clip_fea=prepared.get("clip_fea"), y=list(prepared["c_concat"]) if "c_concat" in prepared else None))
 
     return Network(module, call)
 

@@ -23,6 +23,11 @@ class Wan:
     kind: str = "WAN21_T2V"
     """ComfyUI's class, in comfy/supported_models.py."""
 
+    @property
+    def latent_channels(self) -> int:
+        """Of its latents, which it predicts."""
+        return 48 if self.in_dim == 48 else 16
+
 
 WANS = {
     "Wan2.1 T2V": Wan(),
@@ -101,3 +106,25 @@ def conditions(name: str, size_FHW: tuple[int, int, int], samples: int = 1, seed
     if "known" in kinds:
         found["known"] = (torch.arange(frames) == 0).float().expand(samples, -1) * (frames > 1)
     return found
+
+
+FULL = {
+    "1.3B": {"dim": 1536, "ffn_dim": 8960, "layers": 30},
+    "5B": {"dim": 3072, "ffn_dim": 14336, "layers": 30},
+    "14B": {"dim": 5120, "ffn_dim": 13824, "layers": 40},
+}
+"""The sizes that there are, as `state_dict` takes them."""
+
+
+def on_meta(name: str, size: str):
+    """A MODEL of full size without memory: ComfyUI's own detection, model and patcher over meta tensors of 16 bits."""
+    import comfy.model_detection
+    import comfy.model_patcher
+
+    state = state_dict(name, dtype=torch.bfloat16, device="meta", **FULL[size])
+    config = comfy.model_detection.model_config_from_unet(dict(state), "")
+    config.set_inference_dtype(torch.bfloat16, None)
+    with torch.inference_mode():
+        model = config.get_model(state, "", device="meta")
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)

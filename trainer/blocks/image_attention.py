@@ -1,4 +1,4 @@
-"""Attention to the tokens of an image beside those of the text, for Wan2.1 image-to-video (arXiv:2503.20314, section 5).
+"""Attention to the tokens of an image beside those of the text (Wan2.1 image-to-video, arXiv:2503.20314, section 5).
 
 Queries are those of the text's attention; keys and values of the image have Linears of their own, which are not
 trained, and carry no gradient.

@@ -89,9 +89,7 @@ class Run:
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
-        told = made_for.told_by_name(model_file)
-        self.base_model = made_for.describe_model(denoiser.linear_sizes()) + (
-            f"; by its file's name {told}" if told else "")
+        self.base_model = made_for.base_model(denoiser.family.name, denoiser.linear_sizes(), model_file)
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
         self._denoiser = denoiser
         self._memory: MemoryPlan | None = None

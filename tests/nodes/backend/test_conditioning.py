@@ -1,4 +1,4 @@
-"""What reaches the network in training is what reaches it in ComfyUI's own sampling of the same picture, bit for bit."""
+"""What reaches the network in training is, bit for bit, what reaches it in ComfyUI's own sampling of that picture."""
 
 from contextlib import contextmanager
 
@@ -87,7 +87,8 @@ def known_frame():
 
 def text_alone(channels: int):
     stride = 8 if channels == 16 else 16
-    return text(), text(), {"samples": torch.zeros(1, channels, (LENGTH - 1) // 4 + 1, HEIGHT // stride, WIDTH // stride)}
+    size_FHW = (LENGTH - 1) // 4 + 1, HEIGHT // stride, WIDTH // stride
+    return text(), text(), {"samples": torch.zeros(1, channels, *size_FHW)}
 
 
 CASES = {

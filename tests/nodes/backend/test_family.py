@@ -62,8 +62,8 @@ def test_another_wan_is_refused_by_its_name(name):
 
     with torch.inference_mode():
         model = comfy.sd.load_diffusion_model_state_dict(dict(OTHERS[name]))
-    sentence = (f"^The model is {name}; this version trains text-to-video and image-to-video of Wan2.1 and Wan2.2 only.$")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=f"^The model is {name}; this version trains text-to-video and image-to-video "
+                                        "of Wan2.1 and Wan2.2 only.$"):
         family_of(model)
 
 

@@ -1,4 +1,4 @@
-"""Each family through the denoiser: trained as its network is in memory, by ours and by ComfyUI's blocks, and untouched.
+"""Each family through the denoiser: trained by ours and by ComfyUI's blocks, and afterwards as it was.
 
 Shape legend: B batch, F latent frames.
 """
@@ -100,9 +100,9 @@ def test_the_picture_changes_what_is_predicted(name):
     plain = {kind: torch.zeros_like(value) for kind, value in batch.further.items()}
     with adapted.attached(), torch.no_grad():
         found = [adapted.denoiser.velocity(
-            batch.latent_BCFHW, batch.t_B, adapted.denoiser.prepared(given | {"text": batch.text_BLD}, CLIP))
-            for given in (batch.further, {**batch.further, "image": plain["image"]},
-                          *([{**batch.further, "clip_vision": plain["clip_vision"]}] if "clip_vision" in plain else []))]
+            batch.latent_BCFHW, batch.t_B,
+            adapted.denoiser.prepared({"text": batch.text_BLD, **batch.further, **changed}, CLIP))
+            for changed in ({}, *({kind: value} for kind, value in plain.items()))]
     for other in found[1:]:
         assert (other - found[0]).norm() / found[0].norm() > 1e-2
 
