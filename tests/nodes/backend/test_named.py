@@ -1,6 +1,7 @@
 """Which Wan a model or a LoRA is: what its form and its file's name tell, and no more."""
 
 import pytest
+import torch
 
 from wantune.tests.support import tools
 from wantune.trainer.lora import made_for
