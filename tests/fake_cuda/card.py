@@ -107,7 +107,10 @@ def load(counting: Counting, family: str, size: str, dtype: str, num_blocks: int
         network = WanModel(**sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
         state = {key: torch.empty(value.shape, dtype=DTYPES[dtype]) for key, value in network.state_dict().items()}
         del network
-        return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[dtype]})
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[dtype]})
+    # its means are used on the host, by a thread: tensors there are real
+    model.model.latent_format = type(model.model.latent_format)()
+    return model
 
 
 @wraps(torch.nn.Module._apply)  # by its module the project tells what other packs have replaced

@@ -37,6 +37,9 @@ STATISTICS = 8
 TEXT_OUTSIDE = 34_000
 """Bytes for each row of the text that are not in blocks: the text itself in fp32 and as it is embedded."""
 
+IMAGE_OUTSIDE = 3_000
+"""Bytes for each token of an image that are not in blocks, besides 2 x dim: CLIP vision's hidden states."""
+
 FIXED = 3 << 20
 """Bytes that do not depend on sizes."""
 
@@ -187,8 +190,8 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     last = (block.again if num_again else block.whole + block.working) + gradients
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
     per_token = _outside(model) + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
-    rows = work.text_rows + model.image_rows
-    outside = FIXED + work.batch_size * (work.tokens * per_token + rows * TEXT_OUTSIDE) + (
+    image = model.image_rows * (IMAGE_OUTSIDE + 2 * model.dim * model.value)
+    outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE + image) + (
         adapter.working_bytes + (model.streamed if model.are_cast and num_again and not block.is_by_branch else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
