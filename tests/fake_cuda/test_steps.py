@@ -53,7 +53,7 @@ IMAGE = {
         ("Wan2.2 I2V", "14b", WIDE_CLIP), ("Wan2.2 5B", "tiny", "4,32,32"), ("Wan2.2 5B", "5b", "9,44,80"))
     for plan in ("block", "branch", "whole")
 }
-"""Of the models that are given frames; 9,44,80 are 33 frames of 1280 x 704 of 5B, whose first has a level of its own."""
+"""Of models that are given frames; 9,44,80 are 33 frames of 1280 x 704 of 5B, whose first has a level of its own."""
 
 MORE = {
     "1.3b without checkpointing": Case(plan="whole"),

@@ -52,8 +52,9 @@ OUTSIDE = 2070
 LATENT = 16
 """Bytes for each value of a token's latent: it, noise, mixture and prediction in fp32."""
 
-IMAGE = {"kept": 1.0, "backward": 1.0, "forward": 1.0}
-"""x dim, in cross-attention, where it attends to an image besides: a result and a gradient of the queries more."""
+IMAGE_KEPT, IMAGE_BACKWARD = 2.0, 1.0
+"""x dim, in cross-attention, where it attends to an image besides: the result of that and the sum of both, which lies
+in the memory of neither; and a further gradient of the queries."""
 
 RECORDED = 4.3
 """x dim, kept in each block, where autograd records what the adapter does: LoKr, LoHa, and dropout."""
@@ -214,8 +215,8 @@ class _Block:
         kept["cross_attn"] += work.batch_size * rows * TEXT * model.dim * model.value
         small = tokens * (NORMS + STATISTICS * model.heads)
         if model.image_rows:
-            kept["cross_attn"] += IMAGE["kept"] * an_input
-            working["cross_attn"] += IMAGE["backward"] * an_input
+            kept["cross_attn"] += IMAGE_KEPT * an_input
+            working["cross_attn"] += IMAGE_BACKWARD * an_input
             small += tokens * STATISTICS / 2 * model.heads
         copies = adapter.numbers / model.blocks * (model.value if model.value < 4 else 0)
         recorded = RECORDED * model.dim if adapter.is_recorded else 0
@@ -259,9 +260,7 @@ def _shown(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, w
     if not work.shown_tokens:
         return 0
     has_average = optimizer.use_average and (optimizer.ema_decay or optimizer.name == "schedule_free")
-    working = _by_branch(model, work.shown_tokens, FORWARD)
-    if model.image_rows:
-        working["cross_attn"] += IMAGE["forward"] * work.shown_tokens * model.dim * model.value
-    forward = max(working.values()) + work.shown_tokens * _outside(model)
+    working = max(_by_branch(model, work.shown_tokens, FORWARD).values())
+    forward = working + work.shown_tokens * _outside(model)
     average = 4 * adapter.numbers if has_average else 0
     return int(MARGIN * forward) + (model.streamed if model.are_cast else 0) + average
