@@ -70,8 +70,10 @@ def base_model(family: str, sizes: Mapping[str, tuple[int, int]], file: str = ""
     words = described.split(" (")[0]
     size = {1536: "1.3B", 5120: "A14B" if family == "Wan2.2 I2V" else "14B"}.get(width)
     if size is None:
-        return words.replace("a Wan model", f"a {family} model", 1) + said
-    return f"{family} {size} {words[words.index('of width'):]}{said}"
+        words = words.replace("a Wan model", f"a {family} model", 1)
+    else:
+        words = f"{family} {size} {words[words.index('of width'):]}"
+    return words if told in words else words + said
 
 
 def differences(lora: str, model: str) -> tuple[str, ...]:
