@@ -13,10 +13,12 @@ from wantune.tests.support.adapted import AdaptedModel, batch_of, compute_in_fp3
 pytestmark = pytest.mark.usefixtures("comfy")
 
 TOLERANCE = 1e-5
-"""Relative, of velocity and loss, in fp32."""
+"""Relative, of velocity and loss, in fp32; measured up to 8e-7 and 2e-7."""
 
 GRADIENT_TOLERANCE = 5e-5
-"""For each matrix, against references in fp32: their own rounding is in it too (see test_parity_diffusers.py)."""
+"""For each matrix, against references in fp32: their own rounding is in it too (see test_parity_diffusers.py).
+
+Measured up to 1.3e-5."""
 
 CASES = {
     **{f"diffusers, {name}": (references.diffusers, name) for name in wan_models.NAMES},
@@ -53,7 +55,6 @@ def test_velocity_loss_and_gradients_are_theirs(case, record_property):
         worst["loss"] = max(worst["loss"], error(found[1], expected[1]))
         assert len(found[2]) == 2 * 10 * 2 and found[2].keys() == expected[2].keys()
         worst["gradient"] = max(worst["gradient"], *(error(found[2][key], expected[2][key]) for key in found[2]))
-    print(case, worst)
     for what, value in worst.items():
         record_property(what, value)
     assert worst["velocity"] <= TOLERANCE and worst["loss"] <= TOLERANCE
