@@ -204,7 +204,7 @@ def _check_still(name: str, condition: str, family: ModelFamily, notes: Notes) -
     if condition == BOTH_ENDS:
         raise UserError(f'{name} is a picture, which has no last frame; use a clip, or the condition "first frame".')
     if KNOWN in family.frame_conditions:
-        notes.add(name, "a picture, which is trained on as in text-to-video: without a frame that is given.")
+        notes.add(name, "a picture, which is given no frame: it is trained on as in text-to-video.")
     else:
         notes.add(name, "a picture, which is its own first frame; it teaches no motion.")
 
