@@ -5,6 +5,7 @@ Names are those of trainer/model/families.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,35 @@ def conditions(name: str, size_FHW: tuple[int, int, int], samples: int = 1, seed
     if "known" in kinds:
         found["known"] = (torch.arange(frames) == 0).float().expand(samples, -1) * (frames > 1)
     return found
+
+
+def dataset(name: str, folder: Path, sizes_FHW: Sequence[tuple[int, int, int]], tokens: int = 40):
+    """A cache of one sample of random values for each size, with all conditions of the family.
+
+    Args:
+        sizes_FHW: of the latents.
+        tokens: of each caption.
+    """
+    from wantune.trainer.data.buckets import Bucket
+    from wantune.trainer.encoded import cache, store
+
+    samples, its = [], family(name)
+    for number, size_FHW in enumerate(sizes_FHW):
+        generator = torch.Generator().manual_seed(number)
+        given = conditions(name, size_FHW, seed=number) | {
+            "latent": torch.randn(1, its.latent_channels, *size_FHW, generator=generator),
+            "text": torch.randn(1, tokens, its.text_width, generator=generator)}
+        paths = {kind: folder / f"{kind}_{number}.safetensors" for kind in given}
+        for kind, path in paths.items():
+            store.write_tensor(path, given[kind][0].contiguous())
+        latent, text = paths.pop("latent"), paths.pop("text")
+        frames, rows, columns = size_FHW
+        bucket = Bucket(4 * (frames - 1) + 1, its.stride_FHW[1] * rows, its.stride_FHW[2] * columns)
+        samples.append(cache.CachedSample(
+            name=f"{number}.png", bucket=bucket, repeats=1, latent_paths=(latent,), captions=({"text": text},),
+            windows=(paths,), empty_caption={"text": text}, content=str(number)))
+    return cache.CachedDataset(family=its, samples=tuple(samples), held_out=(), digest=f"random {name}",
+                               trigger_word="", captions=("a caption",) * len(samples), condition=its.frames_given[-1])
 
 
 FULL = {
