@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
 from ..trainer.base.switches import own_switches
+from ..trainer.data.manifest import Manifest
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.encoded.fill import fill
 from ..trainer.encoded.store import Store
+from ..trainer.model.backend import ConditionEncoder
+from ..trainer.model.conditions import CLIP_VISION, KNOWN, TEXT, FirstFrameKnown
+from ..trainer.model.wan21 import IMAGE
 from . import sockets
 from .backend import paths
 from .backend.encoders import CaptionEncoder, WanCodec
+from .backend.frame_encoders import ClipVisionEncoder, ImageEncoder
 from .page.live import show_text
 from .page.progress_line import ProgressLine
 
@@ -32,11 +38,14 @@ class CacheLatents(io.ComfyNode):
                         "encoded again.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Join Datasets."),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE you sample with (wan_2.1_vae.safetensors)."),
+                io.Vae.Input("vae", tooltip="The VAE you sample with: wan_2.1_vae.safetensors, or "
+                             "wan2.2_vae.safetensors for Wan2.2 5B."),
                 io.Clip.Input("clip", tooltip="The UMT5 text encoder you sample with (umt5_xxl, type wan)."),
                 io.Boolean.Input("prompt_syntax", default=False, optional=True, tooltip="Off: captions are plain text, "
                                  "as written. On: they are read as prompts, so that (word:1.2) weighs a word and "
                                  "embedding:name loads a file."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="For image-to-video of Wan2.1, which needs "
+                                    "it: the CLIP vision you sample with (clip_vision_h.safetensors)."),
             ],
             outputs=[sockets.Cache.Output(display_name="cache", tooltip="The encoded dataset.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -49,12 +58,15 @@ class CacheLatents(io.ComfyNode):
         return Store(paths.cache_folder()).id
 
     @classmethod
-    def execute(cls, dataset, vae, clip, prompt_syntax=False) -> io.NodeOutput:
-        store = Store(paths.cache_folder())
-        encoders = {"text": CaptionEncoder(clip, prompt_syntax)}
-        progress = fill(dataset, store, WanCodec(vae, dataset.family), encoders)
+    def execute(cls, dataset, vae, clip, prompt_syntax=False, clip_vision=None) -> io.NodeOutput:
+        store, codec = Store(paths.cache_folder()), WanCodec(vae, dataset.family)
+        encoders = {TEXT.name: CaptionEncoder(clip, prompt_syntax), **_of_frames(dataset, vae, codec, clip_vision)}
+        progress = fill(dataset, store, codec, encoders)
         with own_switches():
             cached = ProgressLine(cls.hidden, "encoding").follow(progress)
+        if clip_vision is not None and CLIP_VISION.name not in encoders:
+            cached = replace(cached, notes=(*cached.notes, "clip_vision is not used: the dataset gives no frames to a "
+                                                           "model that takes them that way."))
         for line in (*(rejection.reason for rejection in cached.left_out), *cached.notes):
             logger.warning("%s", line)
         text = _summary(cached, store)
@@ -96,6 +108,19 @@ class PruneCache(io.ComfyNode):
         text = f"deleted {deleted}; the cache holds {left} in {paths.cache_folder()}"
         show_text(cls.hidden, text)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def _of_frames(dataset: Manifest, vae, codec: WanCodec, clip_vision) -> dict[str, ConditionEncoder]:
+    """The encoders of the frames that the dataset gives to the model, by kind of condition."""
+    kinds = dataset.family.kinds(dataset.condition)
+    found: dict[str, ConditionEncoder] = {}
+    if IMAGE in kinds:
+        found[IMAGE.name] = ImageEncoder(vae, codec, dataset.condition)
+    if CLIP_VISION in kinds and clip_vision is not None:
+        found[CLIP_VISION.name] = ClipVisionEncoder(clip_vision, dataset.condition)
+    if KNOWN in kinds:
+        found[KNOWN.name] = FirstFrameKnown()
+    return found
 
 
 def _summary(cached: CachedDataset, store: Store) -> str:

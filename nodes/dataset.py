@@ -13,8 +13,10 @@ from ..trainer.data.notes import Notes
 from ..trainer.model import families
 from ..trainer.settings.data import (
     CAPTION_FALLBACKS,
+    CONDITIONS,
     EXTRACTION_MODES,
     MASK_SOURCES,
+    NO_FRAME,
     DatasetConfig,
     parse_resolutions,
 )
@@ -49,7 +51,8 @@ class LoadDataset(io.ComfyNode):
                 io.Int.Input("resolution", default=512, min=16, max=4096, step=16, tooltip="Pictures and clips are "
                              "trained at about resolution x resolution pixels in their own aspect ratio."),
                 io.String.Input("frame_buckets", default="1, 33", tooltip="Frame counts (4n+1) that clips are cut "
-                                "to, at 16 frames a second; each clip takes the longest that fits. 1 is a picture."),
+                                "to, at 16 frames a second (Wan2.2 5B: 24); each clip takes the longest that fits. 1 "
+                                "is a picture."),
                 io.Int.Input("num_repeats", default=10, min=1, max=10000, tooltip="How often each picture, and "
                              "each part of a clip, is seen in one epoch. A subfolder called 5_name has its own 5, up "
                              "to 200."),
@@ -61,8 +64,8 @@ class LoadDataset(io.ComfyNode):
                                tooltip="What is taken of a clip that is longer than its frame bucket: its start, its "
                                "middle, all of it in evenly spaced parts that may overlap (uniform) or in parts one "
                                "after the other (chunks), or up to 8 random parts taken in turn (random)."),
-                sockets.DatasetSettings.Input("settings", optional=True, tooltip="From Dataset Settings: captions, "
-                                              "masks, several resolutions."),
+                sockets.DatasetSettings.Input("settings", optional=True, tooltip="From Dataset Settings: the model, "
+                                              "first frames, captions, masks, several resolutions."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="What will be trained on."),
@@ -95,7 +98,7 @@ class LoadDataset(io.ComfyNode):
 
 
 class DatasetSettings(io.ComfyNode):
-    """Options of Load Dataset that few datasets need: captions, masks and further resolutions in detail."""
+    """Options of Load Dataset that few datasets need: the model, captions, masks and further resolutions in detail."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -103,7 +106,8 @@ class DatasetSettings(io.ComfyNode):
             node_id="WanTune_DatasetSettings",
             display_name="Dataset Settings",
             category="WanTune",
-            description="Captions, masks and resolutions in detail, for one Load Dataset or several.",
+            description="Which model it is for, and captions, masks and resolutions in detail, for one Load Dataset or "
+                        "several.",
             inputs=[
                 io.String.Input("more_resolutions", default="", tooltip="Train on each file at these resolutions as "
                                 "well, for example 256, 768."),
@@ -122,6 +126,15 @@ class DatasetSettings(io.ComfyNode):
                                "transparency (alpha)."),
                 io.String.Input("alpha_color", default="white", tooltip="Laid under transparent pictures: a name such "
                                 "as white or grey, or #rrggbb."),
+                io.Combo.Input("model", options=list(families.DATASETS), default=next(iter(families.DATASETS)),
+                               optional=True, tooltip="What will be trained. Wan2.2 5B has a VAE of its own, 24 frames "
+                               "a second and sides that are multiples of 32; all other Wans share their data."),
+                io.Combo.Input("condition", options=list(CONDITIONS), default=NO_FRAME, optional=True,
+                               tooltip="Frames of each clip that the model is given: none for text-to-video, first "
+                               "frame for image-to-video, first and last frame for FLF2V."),
+                io.Float.Input("condition_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
+                               tooltip="Share of the visits in which the model is given no frame; 0.1 keeps the LoRA "
+                               "from leaning on the picture alone."),
             ],
             outputs=[sockets.DatasetSettings.Output(display_name="settings", tooltip="For Load Dataset.")],
         )
@@ -176,19 +189,21 @@ def _reported(found: manifest.Manifest) -> io.NodeOutput:
 
 
 def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inputs) -> DatasetConfig:
-    frames = buckets.read_frames(frame_buckets, families.DEFAULT)
-    return DatasetConfig(folder=str(paths.dataset_folder(folder)), family=families.DEFAULT.name, frame_buckets=frames,
-                         **inputs, **(settings or {}))
+    settings = settings or {}
+    family = families.named(settings.get("family", families.DEFAULT.name))
+    frames = buckets.read_frames(frame_buckets, family)
+    return DatasetConfig(folder=str(paths.dataset_folder(folder)), frame_buckets=frames, **inputs, **settings)
 
 
-def _settings(more_resolutions: str = "", **inputs) -> dict:
+def _settings(more_resolutions: str = "", model: str = next(iter(families.DATASETS)), **inputs) -> dict:
     """The widgets of Dataset Settings as keyword arguments of DatasetConfig.
 
     Raises:
-        UserError: DatasetConfig does not take a value.
+        UserError: DatasetConfig, or the model, does not take a value.
     """
-    settings = {"more_resolutions": parse_resolutions(more_resolutions), **inputs}
-    DatasetConfig(folder="", **settings)
+    family = families.of_dataset(model)
+    settings = {"more_resolutions": parse_resolutions(more_resolutions), "family": family.name, **inputs}
+    family.check_condition(DatasetConfig(folder="", **settings).condition)
     return settings
 
 

@@ -24,7 +24,8 @@ ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "pe
            "diffusers": {"trainer/training/optim.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
            "scipy": {"trainer/training/objective.py"}}
-COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "server"}
+COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",
+           "folder_paths", "server"}
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...trainer.adapter.adapters import Adapter
+from ...trainer.blocks.image_attention import WithImage
 from ...trainer.blocks.lean_block import Around, LeanBlock
 from ...trainer.blocks.parking import Parking
 from ...trainer.blocks.pieces import Modulation, Pieces, Rotations
@@ -26,8 +27,8 @@ BRANCHES = ("self_attn", "cross_attn", "ffn")
 LAST = "ffn.2"
 """Name, within a block, of its last Linear: nothing but the residual stream reads its output."""
 
-OF_TEXT = ("cross_attn.k", "cross_attn.v")
-"""Names of its Linears that read the text, which carries no gradient."""
+OF_TEXT = ("cross_attn.k", "cross_attn.v", "cross_attn.k_img", "cross_attn.v_img")
+"""Names of its Linears that read the text or an image, which carry no gradient."""
 
 OVERRIDE = "optimized_attention_override"
 """ComfyUI's name, among transformer_options, of the attention to use."""
@@ -36,11 +37,21 @@ OVERRIDE = "optimized_attention_override"
 def is_known(block: nn.Module) -> bool:
     """Whether a block is one that `WanBlock` computes."""
     return (type(block) is wan.WanAttentionBlock and type(block.self_attn) is wan.WanSelfAttention
-            and type(block.cross_attn) is wan.WanT2VCrossAttention
+            and type(block.cross_attn) in (wan.WanT2VCrossAttention, wan.WanI2VCrossAttention)
             and all(frozen_norm.is_affine_norm(norm) for norm in (
                 block.norm3, block.self_attn.norm_q, block.self_attn.norm_k, block.cross_attn.norm_q,
-                block.cross_attn.norm_k))
+                block.cross_attn.norm_k, *([block.cross_attn.norm_k_img] if sees_image(block) else [])))
             and not any(frozen_norm.is_affine_norm(norm) for norm in (block.norm1, block.norm2)))
+
+
+def sees_image(block: nn.Module) -> bool:
+    """Whether a block attends to an image's tokens beside the text's: Wan2.1 image-to-video."""
+    return hasattr(block.cross_attn, "k_img")
+
+
+def num_attentions(block: nn.Module) -> int:
+    """How often attention is called in a block."""
+    return 3 if sees_image(block) else 2
 
 
 class WanBlock:
@@ -84,9 +95,9 @@ class WanBlock:
         self._lean = LeanBlock(branches, trains, plan, first, again, bool(adapter.config.dropout), parking)
 
     @staticmethod
-    def takes(e: torch.Tensor) -> bool:
-        """Whether a modulation is (B, 1, 6, D), one for each sample; there are models with one for each frame."""
-        return e.shape[1:-1] == (1, 6)
+    def takes(x_BLD: torch.Tensor, e: torch.Tensor) -> bool:
+        """Whether a modulation is (B, F, 6, D): one for each sample, or one for each of F equal parts of its tokens."""
+        return e.dim() == 4 and e.shape[2] == 6 and x_BLD.shape[1] % e.shape[1] == 0
 
     def __call__(
         self, x_BLD: torch.Tensor, e: torch.Tensor, freqs: torch.Tensor, context: torch.Tensor,
@@ -95,17 +106,32 @@ class WanBlock:
         """As WanAttentionBlock.forward.
 
         Args:
-            e: (B, 1, 6, D), the modulation by the noise level.
+            e: (B, F, 6, D), the modulation by the noise level, with F as `takes` says.
             freqs: rotation matrices of the positions, see `Rotation`.
-            context: text_BKD.
-            context_img_len: of no effect in text-to-video.
+            context: text_BKD, with the tokens of an image before it where the block sees one.
+            context_img_len: so many.
             transformer_options: holds the attention to use.
         """
+        attention = text_attention = transformer_options[OVERRIDE]
+        if sees_image(self._block):
+            image_BKD, context = context[:, :context_img_len], context[:, context_img_len:]
+            text_attention = WithImage(attention, lambda: self._image_keys(image_BKD))
         own = comfy.model_management.cast_to(self._block.modulation, dtype=x_BLD.dtype, device=x_BLD.device)
-        e_B6D = own + e.squeeze(1)
+        e_B6D = own + e.flatten(0, 1)  # a frame with a noise level of its own is as a sample to norms and gates
         scales_B2D = e_B6D[:, 1::3] + 1  # the second and the fifth
         shift_1, _, gate_1, shift_2, _, gate_2 = e_B6D.split(1, dim=1)
         scale_1, scale_2 = scales_B2D.split(1, dim=1)
-        return self._lean(x_BLD.contiguous(), Inputs(
+        inputs = Inputs(
             modulations=(Modulation(shift_1, scale_1, gate_1), Modulation(shift_2, scale_2, gate_2)),
-            rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=transformer_options[OVERRIDE]))
+            samples=len(x_BLD), rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=attention,
+            text_attention=text_attention)
+        if len(e_B6D) == len(x_BLD):
+            return self._lean(x_BLD.contiguous(), inputs)
+        return self._lean(x_BLD.contiguous().view(len(e_B6D), -1, x_BLD.shape[-1]), inputs).view(x_BLD.shape)
+
+    def _image_keys(self, image_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As WanI2VCrossAttention.forward makes them, by the layers' own forwards: nothing here is trained."""
+        layers = self._block.cross_attn
+        with torch.no_grad():
+            k_BKD, v_BKD = layers.norm_k_img(layers.k_img(image_BKD)), layers.v_img(image_BKD)
+        return tuple(x_BKD.unflatten(-1, (self._block.num_heads, -1)) for x_BKD in (k_BKD, v_BKD))

@@ -51,7 +51,7 @@ class ComputedBlock:
 
     def __call__(self, x: torch.Tensor, e: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """As the forward of the block; x carries a gradient, nothing else does."""
-        ours = self._ours if WanBlock.takes(e) else None
+        ours = self._ours if WanBlock.takes(x, e) else None
         if self.compared is not None:
             self.compared(ours, self._theirs, x, e, *args, **kwargs)
         if ours is not None and self.is_ours:

@@ -27,6 +27,7 @@ from ...trainer.memory.footprint import ModelSize
 from ...trainer.memory.plan import Plan
 from ...trainer.model import text_padding
 from . import attention, block, carried, embedding, frozen, quantised_linear, self_test, space
+from .conditions import arguments, example, replayed
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
@@ -34,9 +35,6 @@ from .products import EXACT, products_of
 from .quantised_linear import QuantisedLinear
 from .room import Room
 from .stand_ins import StandIns
-
-ATTENTIONS = 2
-"""In each block."""
 
 INJECTION = "wantune_train"
 
@@ -198,11 +196,11 @@ class ComfyDenoiser:
         # frames and sides of two patches
         size_FHW = [2 * patch for patch in self.family.patch_FHW]
         x_BCFHW = torch.randn(1, self.family.latent_channels, *size_FHW, generator=generator)
-        text_BLD = torch.randn(1, 8, self.family.text_width, generator=generator)
+        sample = example(self.family, self._network.patch_embedding.weight.shape[1], size_FHW)
 
         def run() -> None:
             with torch.no_grad():
-                self.velocity(x_BCFHW, torch.tensor([0.5]), self.prepared({"text": text_BLD}, size_FHW))
+                self.velocity(x_BCFHW, torch.tensor([0.5]), self.prepared(sample, size_FHW))
 
         with self._stand_ins.as_comfyui(), self_test.of_branches(branches):
             run()
@@ -235,16 +233,18 @@ class ComfyDenoiser:
     def prepared(
         self, conditions: Mapping[str, torch.Tensor], size_FHW: Sequence[int]
     ) -> dict[str, torch.Tensor]:
-        """{"text": text_BKD, "text_bias": bias_BK} in the compute dtype, on the CPU, of {"text": text_BLD}.
+        """The text folded, as "text": text_BKD and "text_bias": bias_BK, and the rest as `replayed` gives it.
 
-        The text is cast to the model's dtype, as ComfyUI does in sampling; zero rows at its end are padding.
+        All are in the compute dtype, as ComfyUI casts them in sampling, and on the CPU. Zero rows at the end of the
+        text are padding.
         """
         # the network pads sides that its patch size does not divide
         num_tokens = math.prod(-(-side // patch) for side, patch in zip(size_FHW, self.family.patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
             conditions["text"].cpu(), self.compute_dtype, self.family.text_length, other_than=num_tokens,
             numbers_are_few=self.device.type != "cpu")
-        return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK}
+        rest = replayed(self._patcher.model, self.family, conditions, size_FHW, self.compute_dtype)
+        return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK, **rest}
 
     def velocity(
         self, x_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
@@ -259,15 +259,15 @@ class ComfyDenoiser:
         attended = attention.Attention(conditions["text_bias"].to(self.device))
         self._keep_in_place()
         self._room.look()
+        x_BCFHW, timestep, further = arguments(
+            self._patcher.model, x_BCFHW.to(self.device, self.compute_dtype),
+            t_B.to(self.device, torch.float32) * self.family.time_scale, conditions)
         with embedding.on_device(self._module, self.device):
             velocity_BCFHW = self._network(
-                x_BCFHW.to(self.device, self.compute_dtype),
-                t_B.to(self.device, torch.float32) * self.family.time_scale,
-                context=conditions["text"].to(self.device),
+                x_BCFHW, timestep, context=conditions["text"].to(self.device),
                 # a fresh dict: the model writes into it
-                transformer_options={block.OVERRIDE: attended},
-            )
-        attention.check_calls(attended, ATTENTIONS * len(self._blocks), self._module)
+                transformer_options={block.OVERRIDE: attended}, **further)
+        attention.check_calls(attended, block.num_attentions(self._blocks[0]) * len(self._blocks), self._module)
         return velocity_BCFHW.float()
 
 

@@ -10,6 +10,7 @@ import copy
 import re
 
 import comfy.ldm.wan.vae
+import comfy.ldm.wan.vae2_2
 import comfy.text_encoders.wan
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from ...trainer.base.errors import UserError, content_hash
 from ...trainer.model.family import ModelFamily
 from ...trainer.model.wan21 import WAN21_T2V
+from ...trainer.model.wan22 import WAN22_5B
 from .fingerprint import fingerprint
 
 _EMBEDDING = "embedding:"
@@ -26,23 +28,33 @@ _NO_EMBEDDING = "\0embedding:"
 """Takes its place for captions that are plain text; no text file holds a NUL."""
 
 
+_VAES = {
+    WAN21_T2V.latent_channels: (
+        comfy.ldm.wan.vae.WanVAE, "Wan21", "Wan2.1's (wan_2.1_vae.safetensors, WanVAE with 16)"),
+    WAN22_5B.latent_channels: (
+        comfy.ldm.wan.vae2_2.WanVAE, "Wan22", "Wan2.2's (wan2.2_vae.safetensors, WanVAE with 48)"),
+}
+"""By latent channels: the class, how it is named in keys of the cache, and what the user is asked for."""
+
+
 class WanCodec:
     """The graph's VAE, with the normalisation that the family was trained on.
 
     Raises:
-        UserError: another VAE than Wan2.1's.
+        UserError: another VAE than the family's.
     """
 
     def __init__(self, vae, family: ModelFamily = WAN21_T2V) -> None:
         network = getattr(vae, "first_stage_model", None)
-        if not isinstance(network, comfy.ldm.wan.vae.WanVAE) or vae.latent_channels != 16:
+        kind, key, wanted = _VAES[family.latent_channels]
+        if not isinstance(network, kind) or vae.latent_channels != family.latent_channels:
             raise UserError(
                 f"The VAE is a {type(network).__name__} with {getattr(vae, 'latent_channels', 'unknown')} latent "
-                "channels; load Wan2.1's (wan_2.1_vae.safetensors, WanVAE with 16)."
+                f"channels; load {wanted}, or choose another model in Dataset Settings."
             )
         self._vae = vae
         self._family = family
-        self.id = content_hash("Wan21", fingerprint(vae.patcher), str(vae.vae_dtype))
+        self.id = content_hash(key, fingerprint(vae.patcher), str(vae.vae_dtype))
 
     def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
         """uint8 pixels to what VAE Encode gives, normalised: latent_CFHW, fp32 on the CPU."""

@@ -1,17 +1,61 @@
 """Which model family a loaded MODEL is, and whether this ComfyUI can be trained through.
 
-A family is recognised by its network's class, type and number of input channels, never by a file's name.
+A family is recognised by its network's inputs: the channels it takes and its latents have, and whether it sees an
+image's embedding. Never by a file's name, nor by a class alone: ComfyUI gives one class to most of them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import comfy.ldm.wan.model
 import comfyui_version
-import torch
 
 from ...trainer.base.errors import UserError
+from ...trainer.model import families
 from ...trainer.model.family import ModelFamily
-from ...trainer.model.wan21 import WAN21_T2V
+
+NO_IMAGE, ONE, TWO = "no image embedding", "the embedding of one image", "the embedding of two images"
+"""What a network has for CLIP vision: nothing, an img_emb, or an img_emb with positions for two images (emb_pos)."""
+
+
+class Form(NamedTuple):
+    """What tells the networks of Wan's plain class apart."""
+
+    latent: int
+    """Channels of its latents."""
+    channels: int
+    """That it takes: the latent's, and what is put beside it."""
+    image: str
+    """NO_IMAGE, ONE or TWO."""
+
+
+_TRAINED = {
+    Form(16, 16, NO_IMAGE): "Wan2.1 T2V",
+    Form(16, 36, ONE): "Wan2.1 I2V",
+    Form(16, 36, TWO): "Wan2.1 FLF2V",
+    Form(16, 36, NO_IMAGE): "Wan2.2 I2V",
+    Form(48, 48, NO_IMAGE): "Wan2.2 5B",
+}
+
+_OTHERS = {
+    Form(16, 32, NO_IMAGE): "Wan Fun-Camera",
+    Form(16, 48, ONE): "Wan2.1 Fun-Control",
+    Form(16, 52, NO_IMAGE): "Wan2.2 Fun-Control",
+    Form(48, 100, NO_IMAGE): "Wan2.2 Fun-InP 5B",
+    Form(48, 148, NO_IMAGE): "Wan2.2 Fun-Control 5B",
+}
+
+_CLASSES = {
+    "VaceWanModel": "Wan VACE", "CameraWanModel": "Wan Fun-Camera", "WanModel_S2V": "Wan2.2 S2V",
+    "AnimateWanModel": "Wan2.2 Animate", "WanAnimate2Model": "Wan Animate 2", "HumoWanModel": "HuMo",
+    "CausalWanModel": "a causal Wan, which makes a video frame by frame", "WanDancerModel": "Wan2.2 WanDancer",
+    "SCAILWanModel": "Wan SCAIL", "SCAIL2WanModel": "Wan SCAIL 2", "WAN21_FlowRVS": "Wan FlowRVS",
+}
+"""Of networks, and of ComfyUI's models around the plain network, that are computed in a way of their own."""
+
+_PLAIN = ("WAN21", "WAN22")
+"""ComfyUI's models around the plain network that noise and condition it as Wan does."""
 
 
 def family_of(model) -> ModelFamily:
@@ -23,29 +67,38 @@ def family_of(model) -> ModelFamily:
     _check_version(comfyui_version.__version__)
     network = model.model.diffusion_model
     if not isinstance(network, comfy.ldm.wan.model.WanModel):
-        raise UserError(f"The model is a {type(model.model).__name__}, not Wan; load a Wan2.1 text-to-video model.")
-    channels, latent = network.patch_embedding.weight.shape[1], model.model.latent_format.latent_channels
-    is_plain = type(network) is comfy.ldm.wan.model.WanModel and network.model_type == "t2v"
-    if not is_plain or not channels == latent == WAN21_T2V.latent_channels:
-        raise UserError(f"The model is a {type(network).__name__} ({network.model_type}), {_what(network, latent)}; "
-                        "this version trains Wan2.1 text-to-video models only.")
-    return WAN21_T2V
+        raise UserError(
+            f"The model is a {type(model.model).__name__}, not Wan; load a text-to-video or image-to-video model of "
+            "Wan2.1 or Wan2.2.")
+    form = _form(model)
+    has_own_way = (type(network) is not comfy.ldm.wan.model.WanModel or type(model.model).__name__ not in _PLAIN
+                   or getattr(network, "ref_conv", None) is not None)
+    if has_own_way or form not in _TRAINED:
+        raise UserError(f"The model is {_what(model, form)}; this version trains text-to-video and image-to-video of "
+                        "Wan2.1 and Wan2.2 only.")
+    return families.named(_TRAINED[form])
 
 
-def _what(network: torch.nn.Module, latent: int) -> str:
-    """Which Wan a network is that is not trained, as ComfyUI tells them apart (comfy/model_detection.py)."""
-    channels = network.patch_embedding.weight.shape[1]
-    if latent == 48:
-        return f"Wan2.2 TI2V 5B, as its latents of {latent} channels tell"
+def _form(model) -> Form:
+    network = model.model.diffusion_model
     image = getattr(network, "img_emb", None)
-    if type(network) is comfy.ldm.wan.model.WanModel and image is not None:
-        ends = getattr(image, "emb_pos", None) is not None
-        return "Wan2.1 first-last-frame-to-video" if ends else "image-to-video of Wan2.1's form"
-    if type(network) is comfy.ldm.wan.model.WanModel and channels == 36:
-        return "image-to-video of Wan2.2's form, such as an expert of I2V A14B"
-    known = {"VaceWanModel": "Wan VACE", "CameraWanModel": "Wan Fun-Camera", "WanModel_S2V": "Wan2.2 S2V",
-             "AnimateWanModel": "Wan2.2 Animate", "HumoWanModel": "HuMo"}
-    return known.get(type(network).__name__, f"a variant of Wan that takes {channels} channels")
+    return Form(
+        latent=model.model.latent_format.latent_channels,
+        channels=network.patch_embedding.weight.shape[1],
+        image=NO_IMAGE if image is None else ONE if getattr(image, "emb_pos", None) is None else TWO)
+
+
+def _what(model, form: Form) -> str:
+    """Which Wan a model is that is not trained, as ComfyUI tells them apart (comfy/model_detection.py)."""
+    network = model.model.diffusion_model
+    for part in (network, model.model):
+        if type(part).__name__ in _CLASSES:
+            return _CLASSES[type(part).__name__]
+    if form in _OTHERS:
+        return _OTHERS[form]
+    reference = " and a reference image" if getattr(network, "ref_conv", None) is not None else ""
+    return (f"a variant of Wan that takes {form.channels} channels for latents of {form.latent}, with {form.image}"
+            f"{reference}")
 
 
 def _check_version(version: str) -> None:

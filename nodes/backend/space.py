@@ -6,12 +6,15 @@ others need room, and for a CPU, where nothing can be moved away.
 
 from __future__ import annotations
 
+import math
+
 import comfy.model_management
 import torch
 
 from ...trainer.memory.choice import Space
 from ...trainer.memory.footprint import ModelSize
 from . import frozen
+from .conditions import CLIP_TOKENS
 
 ALL = 1e30
 """Bytes; more than any device has, so that ComfyUI unloads every other model."""
@@ -27,6 +30,9 @@ def model_size(patcher, network: torch.nn.Module, block: torch.nn.Module, comput
         block: one of the network's.
         compute_dtype: of the activations.
     """
+    of_patch = math.prod(network.patch_size)
+    image = getattr(network, "img_emb", None)
+    positions = getattr(image, "emb_pos", None)
     linears = [module for module in block.modules() if frozen.is_linear(module)]
     weights = [linear.weight for linear in linears if isinstance(linear.weight, torch.Tensor)]
     are_plain = all(type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.dtype == compute_dtype
@@ -35,7 +41,9 @@ def model_size(patcher, network: torch.nn.Module, block: torch.nn.Module, comput
         dim=network.dim, ffn_dim=network.ffn_dim, heads=network.num_heads, blocks=len(network.blocks),
         weights=patcher.model_size(), value=compute_dtype.itemsize,
         block_values=sum(linear.in_features * linear.out_features for linear in linears),
-        are_cast=not are_plain or len(weights) < len(linears))
+        are_cast=not are_plain or len(weights) < len(linears),
+        latent_values=network.out_dim * of_patch, values_beside=(network.in_dim - network.out_dim) * of_patch,
+        image_rows=0 if image is None else CLIP_TOKENS if positions is None else positions.shape[1])
 
 
 def space(patcher) -> Space:

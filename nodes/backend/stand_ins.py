@@ -115,6 +115,7 @@ class StandIns:
                 held.append((linears[name], adapter.forward_of(name, compute_dtype)))
             elif frozen.is_linear(module):
                 linear = frozen.FrozenLinear(module)
+                linear.hands_on = not name.endswith(OF_TEXT)
                 held.append((linear, linear))
             elif frozen_norm.is_affine_norm(module):
                 norms[name] = frozen_norm.FrozenNorm(module)

@@ -45,8 +45,8 @@ MAX_COUNTED = 50_000
 
 DAY = 24 * 3600
 
-_PARSED = {"frame_buckets": partial(buckets.read_frames, family=families.DEFAULT),
-           "more_resolutions": parse_resolutions}
+_TEXTS = ("frame_buckets", "more_resolutions", "model")
+"""Widgets whose text is read into what DatasetConfig holds."""
 
 _Thumbnail = tuple[Sample, int, bool]
 
@@ -238,8 +238,8 @@ def _config(text: str, user: str) -> DatasetConfig:
         raise UserError("config is no JSON object; send the values of the widgets.")
     given = {**values, **(settings or {})}
     where = given.pop("folder", "")
-    kinds = {field.name: str if field.name in _PARSED else type(field.default) for field in fields(DatasetConfig)
-             if field.name != "folder"}
+    kinds = {**{field.name: type(field.default) for field in fields(DatasetConfig) if field.name not in (
+        "folder", "family")}, **dict.fromkeys(_TEXTS, str)}
     for name, value in given.items():
         if name not in kinds:
             raise UserError(f"config has {name[:100]!r}, which Load Dataset does not have; reload the page.")
@@ -248,5 +248,7 @@ def _config(text: str, user: str) -> DatasetConfig:
     if not isinstance(where, str):
         raise UserError("folder is no text; give the folder that holds your pictures, for example my_pictures.")
     real = places.inside(where, user)
-    parsed = {name: parse(given[name]) for name, parse in _PARSED.items() if name in given}
-    return DatasetConfig(folder=str(real), **{**given, **parsed})
+    family = families.of_dataset(given.pop("model")) if "model" in given else families.DEFAULT
+    parses = {"frame_buckets": partial(buckets.read_frames, family=family), "more_resolutions": parse_resolutions}
+    parsed = {name: parse(given[name]) for name, parse in parses.items() if name in given}
+    return DatasetConfig(folder=str(real), family=family.name, **{**given, **parsed})

@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import torch
 
+from wantune.tests.support.wan_models import WANS
+
 from . import streams
 from .aimdo import Aimdo
 from .counting import Counting
@@ -27,8 +29,9 @@ SIZES = {
     "tiny": {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 2},
     "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
     "14b": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+    "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30},
 }
-"""Wan2.1 text-to-video; the tiny one is like it."""
+"""Of Wan's models; the tiny one is like them."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 
@@ -83,10 +86,11 @@ class Card:
             yield
 
 
-def load(counting: Counting, size: str, dtype: str, num_blocks: int = 0):
+def load(counting: Counting, family: str, size: str, dtype: str, num_blocks: int = 0):
     """A MODEL without data, through ComfyUI's own detection and loader.
 
     Args:
+        family: of wan_models.WANS.
         size: of SIZES.
         dtype: of the weights, of DTYPES.
         num_blocks: in place of the size's own number; 0 for that.
@@ -94,13 +98,19 @@ def load(counting: Counting, size: str, dtype: str, num_blocks: int = 0):
     import comfy.sd
     from comfy.ldm.wan.model import WanModel
 
+    wan = WANS[family]
     sizes = SIZES[size] | ({"num_layers": num_blocks} if num_blocks else {})
+    sizes |= {"model_type": "t2v" if wan.image_tokens == 0 else "i2v", "in_dim": wan.in_dim,
+              "out_dim": wan.latent_channels, "flf_pos_embed_token_number": wan.image_tokens or None}
     with counting.fake, torch.inference_mode():
         # torch's own layers: with dynamic VRAM ComfyUI's have no weights before they are loaded
-        network = WanModel(model_type="t2v", **sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
+        network = WanModel(**sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
         state = {key: torch.empty(value.shape, dtype=DTYPES[dtype]) for key, value in network.state_dict().items()}
         del network
-        return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[dtype]})
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[dtype]})
+    # its means are used on the host, by a thread: tensors there are real
+    model.model.latent_format = type(model.model.latent_format)()
+    return model
 
 
 @wraps(torch.nn.Module._apply)  # by its module the project tells what other packs have replaced

@@ -8,14 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
-import torch
-
 from wantune.nodes.backend import denoiser as backend
-from wantune.trainer.data.buckets import Bucket
-from wantune.trainer.encoded import cache, store
+from wantune.tests.support import wan_models
 from wantune.trainer.memory.choice import Choice, Needs, Space
 from wantune.trainer.memory.plan import EVERYTHING
-from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training import loop, memory
@@ -52,7 +48,8 @@ class Driven:
         It lasts until the next one begins: what the loop reads of the step before is part of it.
         """
         config = _settings(self._case, number + 2)
-        dataset = _dataset(folder, self._case)
+        size_FHW = tuple(map(int, self._case.latent.split(",")))
+        dataset = wan_models.dataset(self._case.family, folder, [size_FHW] * self._case.batch, self._case.text)
         with ExitStack() as stack:
             # no weight has a value that could be hashed, or is worth a file
             stack.enter_context(patch.object(backend, "fingerprint", lambda *_args, **_options: "without data"))
@@ -144,21 +141,3 @@ def _pins(plan: str) -> MemoryConfig:
         whole_blocks=int(parts["whole"] or EVERYTHING) if "whole" in parts else 0,
         segments="branch" if "branch" in parts else "block",
         keep_attention="on" if "attention" in parts else "off", inputs_in_ram="on" if "ram" in parts else "off")
-
-
-def _dataset(folder: Path, case) -> cache.CachedDataset:
-    """A cache with a sample for each place in a batch."""
-    size_FHW = tuple(map(int, case.latent.split(",")))
-    frames, height, width = size_FHW
-    samples = []
-    for number in range(case.batch):
-        latent, text = (folder / f"{kind}_{number}.safetensors" for kind in ("latent", "text"))
-        generator = torch.Generator().manual_seed(number)
-        store.write_tensor(latent, torch.randn(WAN21_T2V.latent_channels, *size_FHW, generator=generator))
-        store.write_tensor(text, torch.randn(case.text, WAN21_T2V.text_width, generator=generator))
-        samples.append(cache.CachedSample(
-            name=f"{number}.png", repeats=1, latent_paths=(latent,), captions=({"text": text},), mask_path=None,
-            bucket=Bucket(frames=4 * (frames - 1) + 1, height=8 * height, width=8 * width),
-            empty_caption={"text": text}, caption_dropout=0.0))
-    return cache.CachedDataset(family=WAN21_T2V, samples=tuple(samples), held_out=(), digest="fake", trigger_word="",
-                               captions=("a caption",) * case.batch)

@@ -1,6 +1,6 @@
 """Measure training steps of the project on a card that is not there, and print JSON.
 
-    COMFYUI_PATH=... python -m tests.fake_cuda.measure --size tiny|1.3b|14b --latent 1,64,64
+    COMFYUI_PATH=... python -m tests.fake_cuda.measure --family "Wan2.1 T2V" --size tiny|1.3b|5b|14b --latent 1,64,64
         --plan auto|block|branch+attention|ram|whole=5|whole --memory classic|partly:0.4|dynamic:0.4
         --dtype bf16|fp16|fp8 --rank 32 --batch 1 --kind lora --by-op
 
@@ -34,10 +34,12 @@ GIB = 2**30
 class Case:
     """What is measured."""
 
+    family: str = "Wan2.1 T2V"
+    """Of wan_models.WANS; all conditions that it takes are there, and a clip's first frame is given to 5B."""
     size: str = "1.3b"
     """Of card.SIZES."""
     latent: str = "1,64,64"
-    """Frames, height and width of the latent; pixels / 8, and (frames - 1) / 4 + 1."""
+    """Frames, height and width of the latent; pixels / 8 (16 for 5B), and (frames - 1) / 4 + 1."""
     plan: str = "block"
     """What is kept of the forward pass. auto: what the project chooses for the card. Else parts joined by +: block or
     branch, attention, ram, whole=<blocks> or whole, as in trainer/settings/memory.py."""
@@ -106,7 +108,7 @@ def measure(case: Case) -> dict:
     card = Card(counting, case.vram)
     aimdo = Aimdo(float(share)) if how == "dynamic" else None
     with card.in_place(aimdo), tempfile.TemporaryDirectory() as folder, faults.planted(case.fault):
-        model = load(counting, case.size, case.dtype, case.blocks)
+        model = load(counting, case.family, case.size, case.dtype, case.blocks)
         driven = Driven(case, card, model, float(share) if share else None, aimdo)
         with counting:
             driven.train(Path(folder), MEASURED)

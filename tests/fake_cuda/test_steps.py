@@ -44,6 +44,17 @@ SMALL = {
 }
 """With three blocks: one more adds the same again."""
 
+IMAGE = {
+    f"{family} {size} {plan}": pytest.param(
+        Case(family=family, size=size, blocks=3, latent=latent, plan=plan),
+        marks=[] if size == "tiny" or plan == "block" else [pytest.mark.long])
+    for family, size, latent in (
+        ("Wan2.1 I2V", "tiny", "4,32,32"), ("Wan2.1 I2V", "14b", WIDE_CLIP), ("Wan2.1 FLF2V", "14b", WIDE_CLIP),
+        ("Wan2.2 I2V", "14b", WIDE_CLIP), ("Wan2.2 5B", "tiny", "4,32,32"), ("Wan2.2 5B", "5b", "9,44,80"))
+    for plan in ("block", "branch", "whole")
+}
+"""Of models that are given frames; 9,44,80 are 33 frames of 1280 x 704 of 5B, whose first has a level of its own."""
+
 MORE = {
     "1.3b without checkpointing": Case(plan="whole"),
     "1.3b 480x832x33, inputs on the card": Case(latent=WIDE_CLIP),
@@ -64,6 +75,11 @@ MORE = {
     "loha": Case(kind="loha"),
     "prodigy": Case(optimizer="prodigy"),
     "long text": Case(text=500),
+    "I2V fp8 partly": Case(family="Wan2.1 I2V", size="14b", latent=WIDE_CLIP, dtype="fp8", memory="partly:0.4"),
+    "I2V dynamic": Case(family="Wan2.1 I2V", size="14b", latent=WIDE_CLIP, memory="dynamic:0.4"),
+    "I2V, a batch of four": Case(family="Wan2.1 I2V", size="14b", batch=4),
+    "5B still": Case(family="Wan2.2 5B", size="5b", latent="1,44,80"),
+    "5B dynamic": Case(family="Wan2.2 5B", size="5b", latent="9,44,80", memory="dynamic:0.4"),
 }
 
 TINY = Case(size="tiny", latent="4,32,32")
@@ -111,6 +127,11 @@ def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dyn
     # the buffers of dynamic VRAM's streams are not planned for: pages of weights give way to them
     low = 0.75 if case.memory.startswith("dynamic") else 1.0
     assert not broken(measured(case), Limits(estimate=(low, 1.15)))
+
+
+@pytest.mark.parametrize("case", IMAGE.values(), ids=IMAGE)
+def test_a_step_with_given_frames_takes_what_is_planned_for(measured, case):
+    assert not broken(measured(case), Limits())
 
 
 @pytest.mark.long

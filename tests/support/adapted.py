@@ -6,9 +6,9 @@ encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,10 +24,13 @@ class Batch:
     text_BLD: torch.Tensor
     t_B: torch.Tensor
     noise_BCFHW: torch.Tensor
+    further: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Conditions besides the text, as they come from a cache."""
 
     def double(self) -> Batch:
         """The same in float64: the model still computes in fp32, but what follows it does not round."""
-        return Batch(self.latent_BCFHW.double(), self.text_BLD, self.t_B.double(), self.noise_BCFHW.double())
+        return Batch(self.latent_BCFHW.double(), self.text_BLD, self.t_B.double(), self.noise_BCFHW.double(),
+                     self.further)
 
 
 def random_batch(
@@ -45,6 +48,17 @@ def random_batch(
     for index, row_LD in enumerate(text_BLD):
         row_LD[text_tokens + index :] = 0
     return Batch(latent_BCFHW, text_BLD.to(device), torch.tensor(t, device=device), noise_BCFHW)
+
+
+def batch_of(name: str, size_FHW: tuple[int, int, int], t: Sequence[float], device: torch.device) -> Batch:
+    """The same for a family of wan_models.py, with all its conditions."""
+    from . import wan_models
+
+    given = wan_models.conditions(name, size_FHW, len(t))
+    generator = torch.Generator().manual_seed(3)
+    channels = wan_models.family(name).latent_channels
+    latent_BCFHW, noise_BCFHW = torch.randn(2, len(t), channels, *size_FHW, generator=generator).to(device)
+    return Batch(latent_BCFHW, given.pop("text").to(device), torch.tensor(t, device=device), noise_BCFHW, given)
 
 
 def plan_of(gradient_checkpointing: bool):
@@ -112,8 +126,8 @@ class AdaptedModel:
         )
 
     def conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The batch's text as the denoiser takes it."""
-        return self.denoiser.prepared({"text": batch.text_BLD}, batch.latent_BCFHW.shape[2:])
+        """The batch's conditions as the denoiser takes them."""
+        return self.denoiser.prepared({"text": batch.text_BLD, **batch.further}, batch.latent_BCFHW.shape[2:])
 
     def trained(self, plan, batches: Sequence[Batch], steps: int = 20) -> tuple[list[float], torch.Tensor]:
         """Losses of training on the batches in turn, and the adapter after it, as one vector."""

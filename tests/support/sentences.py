@@ -38,7 +38,8 @@ GLUE = ("{files}: {remark}", "{first}, {second}, {third} and {value} more", "{ve
         "captions", "latents", "masks")
 """How sentences are put together, and single words in them: too short to be told from names and keys."""
 
-_VALUES = {"trigger word", "file name", "leave out", "hold out", "early stop", "(the lora input)"}
+_VALUES = {"trigger word", "file name", "leave out", "hold out", "early stop", "(the lora input)",
+           "first frame", "first and last frame"}
 """Of widgets and records."""
 
 

@@ -126,7 +126,8 @@ def sample(model, seed: int = 0, steps: int = 2, frames: int = 5, size: int = 64
     import comfy.sample
 
     with torch.inference_mode():
-        latent = torch.zeros(1, 16, (frames - 1) // 4 + 1, size // 8, size // 8)
+        channels = model.model.latent_format.latent_channels
+        latent = torch.zeros(1, channels, (frames - 1) // 4 + 1, size // 8, size // 8)
         text = torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(7))
         conditioning = [[text, {"pooled_output": None}]]
         noise = comfy.sample.prepare_noise(latent, seed)

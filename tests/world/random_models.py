@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 LATENT_CHANNELS = 16
+WAN22_LATENT_CHANNELS = 48  # of Wan2.2 5B
 PATCH_AREA = 4  # 1 frame x 2 x 2 latent pixels
 FREQUENCIES = 256  # width of the sinusoidal time embedding
 CLIP_VISION_DIM = 1280
@@ -79,13 +80,22 @@ def make_dit(
     return dit_weights(dim, ffn_dim, layers, in_dim, text_dim, Weights(seed, dtype)).save(path)
 
 
-def dit_weights(dim: int, ffn_dim: int, layers: int, in_dim: int, text_dim: int, weights: Weights) -> Weights:
-    """`weights` with the tensors of such a transformer."""
+def dit_weights(
+    dim: int, ffn_dim: int, layers: int, in_dim: int, text_dim: int, weights: Weights, image_tokens: int | None = None
+) -> Weights:
+    """`weights` with the tensors of such a transformer.
+
+    Args:
+        in_dim: 48 makes Wan2.2 5B.
+        image_tokens: of CLIP vision: 0 for none, as in Wan2.2 I2V, 514 for two images, as in Wan2.1 FLF2V; None for one
+            image in image-to-video.
+    """
     if dim % 128:
         raise ValueError(f"dim is {dim}, but Wan's heads are 128 wide; choose a multiple of 128.")
-    if in_dim not in (LATENT_CHANNELS, IMAGE_TO_VIDEO_IN_DIM):
-        raise ValueError(f"in_dim is {in_dim}; choose 16 for text-to-video or 36 for image-to-video.")
-    image_to_video = in_dim == IMAGE_TO_VIDEO_IN_DIM
+    if in_dim not in (LATENT_CHANNELS, IMAGE_TO_VIDEO_IN_DIM, WAN22_LATENT_CHANNELS):
+        raise ValueError(f"in_dim is {in_dim}; choose 16 for text-to-video, 36 for image-to-video or 48 for Wan2.2 5B.")
+    image_to_video = in_dim == IMAGE_TO_VIDEO_IN_DIM and image_tokens != 0
+    out_dim = WAN22_LATENT_CHANNELS if in_dim == WAN22_LATENT_CHANNELS else LATENT_CHANNELS
     weights.layer("patch_embedding", dim, in_dim, (1, 2, 2))
     weights.layer("text_embedding.0", dim, text_dim)
     weights.layer("text_embedding.2", dim, dim)
@@ -97,9 +107,11 @@ def dit_weights(dim: int, ffn_dim: int, layers: int, in_dim: int, text_dim: int,
         weights.layer("img_emb.proj.1", CLIP_VISION_DIM, CLIP_VISION_DIM)
         weights.layer("img_emb.proj.3", dim, CLIP_VISION_DIM)
         weights.norm("img_emb.proj.4", dim, bias=True)
+        if image_tokens:
+            weights.normal("img_emb.emb_pos", (1, image_tokens, CLIP_VISION_DIM), 0.1)
     for index in range(layers):
         _dit_block(weights, f"blocks.{index}", dim, ffn_dim, image_to_video)
-    weights.layer("head.head", LATENT_CHANNELS * PATCH_AREA, dim)
+    weights.layer("head.head", out_dim * PATCH_AREA, dim)
     weights.normal("head.modulation", (1, 2, dim), dim**-0.5)
     return weights
 

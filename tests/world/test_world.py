@@ -153,7 +153,7 @@ def test_random_text_encoder_loads(tmp_path):
 def test_random_models_refuse_impossible_sizes(tmp_path):
     with pytest.raises(ValueError, match="multiple of 128"):
         random_models.make_dit(tmp_path / "dit.safetensors", dim=100)
-    with pytest.raises(ValueError, match="16 for text-to-video or 36"):
+    with pytest.raises(ValueError, match="16 for text-to-video, 36"):
         random_models.make_dit(tmp_path / "dit.safetensors", in_dim=20)
     with pytest.raises(ValueError, match="even number"):
         random_models.make_vae(tmp_path / "vae.safetensors", dim=3)

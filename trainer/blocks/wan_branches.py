@@ -40,11 +40,14 @@ class Inputs:
     """Of a block, besides x; none of them carries a gradient."""
 
     modulations: tuple[Modulation, Modulation]
-    """Of self-attention and of the feed-forward branch."""
+    """Of self-attention and of the feed-forward branch; x has a first dimension as theirs."""
+    samples: int
+    """B; x has more than B rows of tokens where each frame of a sample has a noise level of its own."""
     rotation: Rotation
     text_ND: torch.Tensor
     """Rows (B x K)."""
     attention: Attention
+    text_attention: Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class SelfAttention:
         q_BLHd, k_BLHd, norm_q, norm_k = self.pieces.turned_norms(
             q_ND, k_ND, self.norm_q(q_ND)[0], self.norm_k(k_ND)[0], inputs.rotation, self.eps_qk)
         del q_ND, k_ND
-        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, x_BLD), saves, kept)
+        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, inputs), saves, kept)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
         x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
         return x_BLD, [norm, qkv, norm_q, norm_k, attended, o] if saves else None
@@ -85,15 +88,15 @@ class SelfAttention:
         saved.clear()
         by = inputs.modulations[0]
         grad_ND = self.o.backward(o, ((grad_BLD * by.gate).flatten(0, 1),), True)
-        gq_BLHd, gk_BLHd, gv_BLHd = inputs.attention.backward(attended, self._by_head(grad_ND, grad_BLD))
+        gq_BLHd, gk_BLHd, gv_BLHd = inputs.attention.backward(attended, self._by_head(grad_ND, inputs))
         del attended
         gq_ND, gk_ND = self.pieces.turned_norms_gradient(gq_BLHd, gk_BLHd, inputs.rotation, norm_q, norm_k)
         del gq_BLHd, gk_BLHd
         grad_ND = self.qkv.backward(qkv, (gq_ND, gk_ND, gv_BLHd.reshape(grad_ND.shape)), needs_x)
         return self.pieces.modulated_norm_gradient(grad_ND, by, norm, grad_BLD) if needs_x else None
 
-    def _by_head(self, rows_ND, like_BLD):
-        return rows_ND.view(*like_BLD.shape[:2], self.heads, -1)
+    def _by_head(self, rows_ND, inputs: Inputs):
+        return rows_ND.view(inputs.samples, -1, self.heads, rows_ND.shape[-1] // self.heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,9 @@ class CrossAttention:
         q_ND, norm_q = self.pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
         (k_ND, v_ND), kv = self.kv.forward(inputs.text_ND, saves)
         k_ND, norm_k = self.pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
-        q_BLHd, k_BKHd, v_BKHd = (rows_ND.view(len(x_BLD), -1, self.heads, x_BLD.shape[-1] // self.heads)
+        q_BLHd, k_BKHd, v_BKHd = (rows_ND.view(inputs.samples, -1, self.heads, x_BLD.shape[-1] // self.heads)
                                   for rows_ND in (q_ND, k_ND, v_ND))
-        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BKHd, v_BKHd, saves, NOTHING)
+        a_BLHd, attended = inputs.text_attention.forward(q_BLHd, k_BKHd, v_BKHd, saves, NOTHING)
         (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
         x_BLD = x_BLD + y_ND.view_as(x_BLD) if reads else None
         return x_BLD, [norm, q, norm_q, kv, norm_k, attended, o] if saves else None
@@ -131,8 +134,8 @@ class CrossAttention:
         norm, q, norm_q, kv, norm_k, attended, o = saved
         saved.clear()
         grad_ND = self.o.backward(o, (grad_BLD.flatten(0, 1),), True)
-        gq_BLHd, gk_BKHd, gv_BKHd = inputs.attention.backward(
-            attended, grad_ND.view(*grad_BLD.shape[:2], self.heads, -1))
+        gq_BLHd, gk_BKHd, gv_BKHd = inputs.text_attention.backward(
+            attended, grad_ND.view(inputs.samples, -1, self.heads, grad_ND.shape[-1] // self.heads))
         del attended
         gk_ND = self.pieces.rms_norm_gradient(gk_BKHd.reshape(norm_k.x_ND.shape), norm_k)
         self.kv.backward(kv, (gk_ND, gv_BKHd.reshape(gk_ND.shape)), False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..base.errors import UserError, content_hash
 from ..base.files import Stamp
 from ..model.family import ModelFamily
-from ..settings.data import DatasetConfig
+from ..settings.data import NO_FRAME, DatasetConfig
 from .buckets import Bucket
 from .masks import Mask
 from .windows import Source
@@ -47,18 +47,27 @@ class Sample:
     """What is done to its pixels that earlier versions did not do, such as converting their colours."""
     caption_dropout: float = 0.0
     """Share of its visits in which it has an empty caption."""
+    condition: str = NO_FRAME
+    """Which of its frames are given to the model (settings.data.CONDITIONS)."""
+    condition_dropout: float = 0.0
+    """Share of its visits in which none is given."""
 
     @property
     def content(self) -> list:
         """All parts of the sample that training depends on, for digests."""
         mask = (self.mask.digest, self.mask.is_alpha) if self.mask else None
         return [self.digest, self.captions, str(self.bucket), self.repeats, self.starts, self.background, mask,
-                self.caption_dropout, *self.treatment]
+                self.caption_dropout, *self.treatment, *self._given]
 
     @property
     def treatment(self) -> list[str]:
         """`reading` as part of keys; empty for most files, so that what was made before there was it stays valid."""
         return [self.reading] if self.reading else []
+
+    @property
+    def _given(self) -> list:
+        """Likewise empty where no frame is given."""
+        return [] if self.condition == NO_FRAME else [self.condition, self.condition_dropout]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,11 @@ class Manifest:
     def family(self) -> ModelFamily:
         """The model family, the same for all samples."""
         return self.samples[0].family
+
+    @property
+    def condition(self) -> str:
+        """Which frames are given to the model, the same for all samples."""
+        return self.samples[0].condition
 
     @property
     def digest(self) -> str:
@@ -132,12 +146,16 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
     """Several datasets as one, each with its own repeats, resolution and trigger word.
 
     Raises:
-        UserError: no file is left to train on, or they are meant for different model families.
+        UserError: no file is left to train on, or they are meant for different models.
     """
     meant_for = {manifest.family.name for manifest in manifests}
     if len(meant_for) > 1:
         raise UserError(f"The joined datasets are meant for {' and '.join(sorted(meant_for))}; choose one of them for "
                         "all.")
+    given = {config.condition for manifest in manifests for config in manifest.configs}
+    if len(given) > 1:
+        raise UserError(f"The joined datasets have the conditions {' and '.join(sorted(given))}; choose one of them "
+                        "for all.")
     digests = {sample.digest for manifest in manifests for sample in manifest.held_out}
     everything = [sample for manifest in manifests for sample in (*manifest.samples, *manifest.held_out)]
     samples, held_out = split(everything, digests)

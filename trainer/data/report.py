@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ..base.errors import printable
+from ..model.wan21 import IMAGE
 from .captions import estimate_tokens, has_trigger
 from .manifest import Manifest, Rejection, Sample
 
@@ -61,13 +62,15 @@ def left_out(rejected: Iterable[Rejection]) -> list[dict]:
 
 
 def expected_bytes(manifest: Manifest) -> int:
-    """Estimated bytes of the cache on disk: fp32 latents exactly, 16-bit captions by their estimated tokens."""
+    """Estimated bytes of the cache on disk: fp32 latents exactly, 16-bit captions by their estimated tokens; images
+    that are given count as one more latent, CLIP vision not at all."""
     samples = [*manifest.samples, *manifest.held_out]
     latents = {(sample.digest, sample.bucket, start, sample.background)
                for sample in samples for start in sample.starts}
     texts = {caption for sample in samples for caption in sample.captions}
     family = manifest.family
-    return (sum(family.num_tokens(bucket) * family.values_per_token * 4 for _, bucket, _, _ in latents)
+    videos = 2 if IMAGE in family.kinds(manifest.condition) else 1
+    return (videos * sum(family.num_tokens(bucket) * family.values_per_token * 4 for _, bucket, _, _ in latents)
             + sum(estimate_tokens(caption) * family.text_width * 2 for caption in texts))
 
 

@@ -12,8 +12,9 @@ from ..base.errors import UserError, content_hash
 from ..base.remembered import Remembered
 from ..base.threads import DaemonPool
 from ..model import families
+from ..model.conditions import KNOWN
 from ..model.family import ModelFamily
-from ..settings.data import DatasetConfig
+from ..settings.data import BOTH_ENDS, NO_FRAME, DatasetConfig
 from . import buckets, captions, facts, folder, masks, pictures, windows
 from .buckets import Bucket
 from .caption_files import CaptionFiles
@@ -68,12 +69,13 @@ def scanning(
 
     Raises:
         UserError: the folder is missing or empty, a file of captions fits none of its files, or the model family takes
-            no clips of these lengths.
+            no clips of these lengths, or not these frames of them.
         NothingUsable: no file in it can be used.
     """
     family = families.named(config.family)
     for frames in config.frame_buckets:
         family.check_frames(frames)
+    family.check_condition(config.condition)
     root, notes = Path(config.folder), Notes()
     folder.check(root, may_read)
     entries = list(folder.walk(root, notes, may_read))
@@ -179,6 +181,8 @@ def _samples(
         cuts = windows.cut(config.extraction, num_frames, config.frame_buckets, held.digest)
         if not cuts:
             raise UserError(_too_short(entry.name, num_frames, config.frame_buckets, family))
+    elif config.condition != NO_FRAME:
+        _check_still(entry.name, config.condition, family, notes)
     if held.pages > 1:
         notes.add(entry.name, f"holds {held.pages} pages; the first is used.")
     for remark in held.remarks:
@@ -189,9 +193,20 @@ def _samples(
                trigger_word=config.trigger_word.strip(), width=held.width, height=held.height, digest=held.digest,
                stamp=held.stamp, bucket=bucket, repeats=entry.repeats or config.num_repeats, source=held.source,
                starts=cut.starts, background=config.background if held.is_layered else "", mask=mask,
-               reading=held.reading, caption_dropout=config.caption_dropout)
+               reading=held.reading, caption_dropout=config.caption_dropout, condition=config.condition,
+               condition_dropout=config.condition_dropout)
         for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, family, notes)
     ]
+
+
+def _check_still(name: str, condition: str, family: ModelFamily, notes: Notes) -> None:
+    """Notes what a picture is good for where frames of clips are given; UserError where it is good for nothing."""
+    if condition == BOTH_ENDS:
+        raise UserError(f'{name} is a picture, which has no last frame; use a clip, or the condition "first frame".')
+    if KNOWN in family.frame_conditions:
+        notes.add(name, "a picture, which is given no frame: it is trained on as in text-to-video.")
+    else:
+        notes.add(name, "a picture, which is its own first frame; it teaches no motion.")
 
 
 def _buckets(

@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class _Epoch:
-    """The order of one epoch. Row i of the first three arrays is one visit to a sample; a batch is a range of rows."""
+    """The order of one epoch. Row i of the first four arrays is one visit to a sample; a batch is a range of rows."""
 
     indices: np.ndarray
     """Index of the sample."""
@@ -38,6 +38,8 @@ class _Epoch:
     """How often the sample was visited before, in all epochs."""
     is_dropped: np.ndarray
     """Whether the caption is dropped in this visit."""
+    is_condition_dropped: np.ndarray
+    """Whether no frame is given in this visit."""
     batches: np.ndarray
     """(number of batches, 2): first row and last row + 1 of each batch, in the order in which they are taken."""
 
@@ -65,7 +67,8 @@ def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch
     """Read the files of samples of one bucket.
 
     Args:
-        kinds: the conditions of the model family; their `collate` makes one tensor of those of several samples.
+        kinds: the conditions of the model family; their `collate` makes one tensor of those of several samples. What
+            the samples have beside them is not read.
 
     Raises:
         UserError: a cache file has gone or is damaged.
@@ -76,14 +79,19 @@ def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch
     if any(mask_HW is not None for mask_HW in masks_HW):
         everything = torch.ones(latent_BCFHW.shape[-2:])
         mask_B11HW = torch.stack([everything if mask_HW is None else mask_HW for mask_HW in masks_HW])[:, None, None]
-    conditions = {kind.name: kind.collate([read_tensor(visit.condition_paths[kind.name]) for visit in visits])
-                  for kind in kinds}
+    conditions = {kind.name: kind.collate([_condition(kind, visit) for visit in visits])
+                  for kind in kinds if not kind.is_optional or kind.name in visits[0].condition_paths}
     return Batch(
         names=tuple(visit.name for visit in visits),
         latent_BCFHW=latent_BCFHW,
         conditions=conditions,
         mask_B11HW=mask_B11HW,
     )
+
+
+def _condition(kind: ConditionKind, visit: Visit) -> torch.Tensor:
+    tensor = read_tensor(visit.condition_paths[kind.name])
+    return kind.without(tensor) if visit.is_condition_dropped and kind.without else tensor
 
 
 def batches_per_epoch(samples: Sequence[CachedSample], batch_size: int) -> int:
@@ -130,8 +138,9 @@ class BucketSampler:
     def _batch(self, epoch: int, cursor: int) -> list[Visit]:
         order = self._epoch(epoch)
         rows = slice(*order.batches[cursor])
-        return [self._samples[index].visit(int(visit), bool(is_dropped)) for index, visit, is_dropped
-                in zip(order.indices[rows], order.visits[rows], order.is_dropped[rows], strict=True)]
+        drops = zip(order.is_dropped[rows].tolist(), order.is_condition_dropped[rows].tolist(), strict=True)
+        return [self._samples[index].visit(int(visit), *dropped) for index, visit, dropped
+                in zip(order.indices[rows], order.visits[rows], drops, strict=True)]
 
     def _epoch(self, epoch: int) -> _Epoch:
         if self._known is None or self._known[0] != epoch:
@@ -155,10 +164,11 @@ class BucketSampler:
             batches.append(first + np.stack([starts, np.minimum(starts + self._batch_size, ends[-1])], 1))
             first += ends[-1]
         rows = np.concatenate(indices)
-        dropouts = np.array([sample.caption_dropout for sample in self._samples])[rows]
-        # a random stream of its own, so that the order is the same with and without caption dropout
-        is_dropped = np.random.default_rng([self._seed, epoch, 1]).random(len(rows)) < dropouts
-        return _Epoch(rows, np.concatenate(visits), is_dropped, random.permutation(np.concatenate(batches)))
+        # random streams of their own, so that the order is the same with and without dropout
+        dropped = [np.random.default_rng([self._seed, epoch, stream]).random(len(rows)) < np.array(shares)[rows]
+                   for stream, shares in ((1, [sample.caption_dropout for sample in self._samples]),
+                                          (2, [sample.condition_dropout for sample in self._samples]))]
+        return _Epoch(rows, np.concatenate(visits), *dropped, random.permutation(np.concatenate(batches)))
 
 
 class LookAhead(Generic[Item]):

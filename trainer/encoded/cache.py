@@ -8,7 +8,7 @@ re-encodes one text, a changed picture one latent, and no entry is ever out of d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +16,9 @@ from types import MappingProxyType
 from ..base.errors import content_hash
 from ..data.buckets import Bucket
 from ..data.manifest import Rejection, Sample
-from ..model.conditions import CAPTION, WINDOW, ConditionKind
+from ..model.conditions import CAPTION, SIZE, WINDOW, ConditionKind
 from ..model.family import ModelFamily
+from ..settings.data import NO_FRAME
 from .store import Store
 
 VERSION = 2
@@ -37,6 +38,8 @@ class Visit:
     condition_paths: Mapping[str, Path]
     """By kind of condition."""
     mask_path: Path | None = None
+    is_condition_dropped: bool = False
+    """Whether the model is given none of its frames (`ConditionKind.without`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,13 @@ class CachedSample:
     captions: tuple[Mapping[str, Path], ...]
     """For each of its captions, which visits take in turn: the conditions that are made from it, by kind."""
     windows: tuple[Mapping[str, Path], ...] = ()
-    """For each of its windows: the conditions that are made from its pixels, by kind; empty where there are none."""
+    """For each of its windows: the conditions that are made from its pixels or size, by kind; empty where there are
+    none."""
     mask_path: Path | None = None
     empty_caption: Mapping[str, Path] = field(default_factory=dict)
     """The conditions of the empty caption, by kind, for visits that drop the caption."""
     caption_dropout: float = 0.0
+    condition_dropout: float = 0.0
     content: str = ""
     """Digest of all parts of the sample that training depends on."""
 
@@ -66,14 +71,15 @@ class CachedSample:
                       for path in by_kind.values()]
         return (*self.latent_paths, *conditions, *([self.mask_path] if self.mask_path else []))
 
-    def visit(self, number: int, is_caption_dropped: bool = False) -> Visit:
+    def visit(self, number: int, is_caption_dropped: bool = False, is_condition_dropped: bool = False) -> Visit:
         """The files of the number-th visit, from 0. Windows and captions advance so that all their pairs occur."""
         windows, captions = len(self.latent_paths), len(self.captions)
         # counts with a common divisor would repeat the same lcm pairs forever: shift the captions by one after these
         turn = number + number // math.lcm(windows, captions) if math.gcd(windows, captions) > 1 else number
         caption = self.empty_caption if is_caption_dropped else self.captions[turn % captions]
         window = self.windows[number % windows] if self.windows else {}
-        return Visit(self.name, self.latent_paths[number % windows], {**caption, **window}, self.mask_path)
+        return Visit(self.name, self.latent_paths[number % windows], {**caption, **window}, self.mask_path,
+                     is_condition_dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,13 @@ class CachedDataset:
     notes: tuple[str, ...] = ()
     former_digest: str = ""
     """The digest of earlier versions, which depends on the order of names."""
+    condition: str = NO_FRAME
+    """Which frames are given to the model (settings.data.CONDITIONS)."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Names of the conditions that each sample has."""
+        return frozenset(self.samples[0].visit(0).condition_paths)
 
     def by_content(self) -> CachedDataset:
         """The same with samples in an order that does not depend on their names."""
@@ -111,19 +124,25 @@ def locate(
 
     Args:
         codec_id: `id` of the VAE.
-        encoder_ids: `id` of the encoder of each kind of condition, by kind.
+        encoder_ids: `id` of the encoder of each kind of condition, by kind; kinds without one are left out.
         keys_of: `key_of` of those encoders that have one, by kind.
     """
 
     def caption_paths(sample: Sample, caption: str) -> dict[str, Path]:
         return {kind.name: store.path(kind.folder, content_hash(
                     VERSION, *_name(kind), keys_of.get(kind.name, str)(caption), encoder_ids[kind.name]))
-                for kind in sample.family.conditions if kind.source == CAPTION}
+                for kind in kinds_of(sample, encoder_ids) if kind.source == CAPTION}
 
     def window_paths(sample: Sample, start: int) -> dict[str, Path]:
         return {kind.name: store.path(kind.folder, content_hash(
                     VERSION, *_name(kind), *_window(sample, start, encoder_ids[kind.name])))
-                for kind in sample.family.conditions if kind.source == WINDOW}
+                for kind in kinds_of(sample, encoder_ids) if kind.source == WINDOW}
+
+    def size_paths(sample: Sample) -> dict[str, Path]:
+        size_FHW = sample.family.latent_size(sample.bucket)
+        return {kind.name: store.path(kind.folder, content_hash(
+                    VERSION, kind.name, size_FHW, encoder_ids[kind.name]))
+                for kind in kinds_of(sample, encoder_ids) if kind.source == SIZE}
 
     return [
         CachedSample(
@@ -133,14 +152,20 @@ def locate(
             latent_paths=tuple(store.path("latents", content_hash(VERSION, *_window(sample, start, codec_id)))
                                for start in sample.starts),
             captions=tuple(caption_paths(sample, caption) for caption in sample.captions),
-            windows=tuple(window_paths(sample, start) for start in sample.starts),
+            windows=tuple({**window_paths(sample, start), **sizes} for start in sample.starts),
             mask_path=_mask_path(sample, store),
             empty_caption=caption_paths(sample, "") if sample.caption_dropout else {},
             caption_dropout=sample.caption_dropout,
+            condition_dropout=sample.condition_dropout,
             content=content_hash(sample.content),
         )
-        for sample in samples
+        for sample in samples for sizes in [size_paths(sample)]
     ]
+
+
+def kinds_of(sample: Sample, encoders: Collection[str]) -> list[ConditionKind]:
+    """The conditions of a sample for which there is an encoder."""
+    return [kind for kind in sample.family.kinds(sample.condition) if kind.name in encoders]
 
 
 def _name(kind: ConditionKind) -> tuple[str, ...]:

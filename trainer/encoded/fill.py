@@ -20,8 +20,8 @@ from ..base.threads import DaemonPool
 from ..data import masks, pictures, video
 from ..data.manifest import Manifest, Rejection, Sample
 from ..model.backend import ConditionEncoder, LatentCodec
-from ..model.conditions import TEXT, WINDOW, ConditionKind
-from .cache import CachedDataset, CachedSample, locate
+from ..model.conditions import CAPTION, SIZE, TEXT, ConditionKind
+from .cache import CachedDataset, CachedSample, kinds_of, locate
 from .store import Store
 
 READERS = min(8, os.cpu_count() or 1)
@@ -123,18 +123,20 @@ def fill(
     damaged, is left out with a reason.
 
     Args:
-        encoders: one for each kind of condition of the manifest's family, by its name.
+        encoders: by the name of the kind of condition; the dataset gets those kinds of its family and its setting
+            `condition` for which there is one.
 
     Raises:
         UserError: an encoder returned a value that is not finite, the disk is full, or nothing is left to train on.
     """
     family, samples = manifest.family, [*manifest.samples, *manifest.held_out]
-    ids = {kind.name: encoders[kind.name].id for kind in family.conditions}
+    kinds = kinds_of(samples[0], encoders)
+    ids = {kind.name: encoders[kind.name].id for kind in kinds}
     keys_of = {name: encoder.key_of for name, encoder in encoders.items() if hasattr(encoder, "key_of")}
     located = list(zip(samples, locate(samples, store, codec.id, ids, keys_of), strict=True))
     faults: dict[Path, Rejection] = {}
     with store.filling():
-        for kind in family.conditions:
+        for kind in kinds:
             faults |= yield from run(_condition_jobs(kind, located, encoders[kind.name]), store)
         faults |= yield from run(_latent_jobs(located, codec), store)
         faults |= yield from run(_mask_jobs(located), store)
@@ -153,6 +155,7 @@ def fill(
         held_out=tuple(cached for sample, cached in whole if sample.digest in digests),
         digest=content_hash(manifest.digest, *encoded_as),
         former_digest=content_hash(manifest.former_digest, *encoded_as),
+        condition=manifest.condition,
         trigger_word=manifest.trigger_word,
         captions=tuple(sample.captions[0] for sample, _ in trained),
         left_out=tuple({rejection.reason: rejection for rejection in faults.values()}.values()),
@@ -179,7 +182,9 @@ def _captions(located: Located, kind: str) -> dict[Path, str]:
 
 
 def _condition_jobs(kind: ConditionKind, located: Located, encoder: ConditionEncoder) -> list[Job]:
-    if kind.source == WINDOW:
+    if kind.source == SIZE:
+        return _size_jobs(kind, located, encoder)
+    if kind.source != CAPTION:
         return _window_jobs(kind.folder, located, lambda cached, number: cached.windows[number][kind.name], encoder,
                             f"the encoder of {kind.name}")
 
@@ -209,6 +214,13 @@ def _window_jobs(
                 lambda pixels, name=sample.name: _finite(encoder.encode(pixels), f"{title} gave for {name}"),
                 sample.path)
     return list(jobs.values())
+
+
+def _size_jobs(kind: ConditionKind, located: Located, encoder: ConditionEncoder) -> list[Job]:
+    sizes = {by_kind[kind.name]: (sample, sample.family.latent_size(sample.bucket))
+             for sample, cached in located for by_kind in cached.windows}
+    return [Job(kind.folder, sample.name, path, 1, lambda size_FHW=size_FHW: size_FHW, encoder.encode)
+            for path, (sample, size_FHW) in sizes.items()]
 
 
 def _mask_jobs(located: Located) -> list[Job]:

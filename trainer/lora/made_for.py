@@ -51,6 +51,31 @@ def describe_model(sizes: Mapping[str, tuple[int, int]]) -> str:
     return _describe_width(sizes["blocks.0.self_attn.q"][1], list(sizes))
 
 
+def base_model(family: str, sizes: Mapping[str, tuple[int, int]], file: str = "") -> str:
+    """In words, such as "Wan2.1 14B of width 5120 with 40 blocks", which model a LoRA is trained on.
+
+    Args:
+        family: its name, which says what the network takes beside the noise; see trainer/model/families.py.
+        sizes: (out_features, in_features) of its Linears by name.
+        file: its file's name, which may say whether a model of 14B is Wan2.1 or an expert of Wan2.2 A14B.
+    """
+    told = told_by_name(file)
+    said = f"; by its file's name {told}" if told else ""
+    described = describe_model(sizes)
+    width = sizes.get("blocks.0.self_attn.q", (0, 0))[1]
+    if family == "Wan2.1 T2V":
+        if width == 5120 and _version(file) == "Wan2.1":
+            return described.removesuffix(_SAME_SHAPES).replace("Wan 14B", "Wan2.1 14B", 1)
+        return described + said
+    words = described.split(" (")[0]
+    size = {1536: "1.3B", 5120: "A14B" if family == "Wan2.2 I2V" else "14B"}.get(width)
+    if size is None:
+        words = words.replace("a Wan model", f"a {family} model", 1)
+    else:
+        words = f"{family} {size} {words[words.index('of width'):]}"
+    return words if told in words else words + said
+
+
 def differences(lora: str, model: str) -> tuple[str, ...]:
     """Sentences about what the names of a LoRA (file, header) and of a model (file) tell, where they differ.
 

@@ -37,14 +37,24 @@ STATISTICS = 8
 TEXT_OUTSIDE = 34_000
 """Bytes for each row of the text that are not in blocks: the text itself in fp32 and as it is embedded."""
 
+IMAGE_OUTSIDE = 3_000
+"""Bytes for each token of an image that are not in blocks, besides 2 x dim: CLIP vision's hidden states."""
+
 FIXED = 3 << 20
 """Bytes that do not depend on sizes."""
 
 SHARE_OF_BRANCH = 0.6
 """Of what an adapter keeps in a block, at most so much is in one of its branches."""
 
-OUTSIDE = 3100
-"""Bytes per token of what is not in blocks: rotations, latent, noise and prediction in fp32, embedding and head."""
+OUTSIDE = 2070
+"""Bytes per token of what is not in blocks and does not depend on the latent: rotations, and modulation in the head."""
+
+LATENT = 16
+"""Bytes for each value of a token's latent: it, noise, mixture and prediction in fp32."""
+
+IMAGE_KEPT, IMAGE_BACKWARD = 2.0, 1.0
+"""x dim, in cross-attention, where it attends to an image besides: the result of that and the sum of both, which lies
+in the memory of neither; and a further gradient of the queries."""
 
 RECORDED = 4.3
 """x dim, kept in each block, where autograd records what the adapter does: LoKr, LoHa, and dropout."""
@@ -84,6 +94,12 @@ class ModelSize:
     """Bytes of a value of the activations."""
     are_cast: bool
     """Whether the weights have another form than the activations, so that each is cast when it is used."""
+    latent_values: int = 64
+    """Of a token: channels times the latent pixels of a patch."""
+    values_beside: int = 0
+    """Of a token, that are put beside its latent: an image's, and a mask."""
+    image_rows: int = 0
+    """Tokens of an image to which each block attends besides the text."""
 
     @property
     def streamed(self) -> int:
@@ -174,8 +190,9 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     later = held + block.again + gradients * num_whole / model.blocks if num_again else 0
     last = (block.again if num_again else block.whole + block.working) + gradients
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
-    per_token = OUTSIDE + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
-    outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
+    per_token = _outside(model) + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
+    image = model.image_rows * (IMAGE_OUTSIDE + 2 * model.dim * model.value)
+    outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE + image) + (
         adapter.working_bytes + (model.streamed if model.are_cast and num_again and not block.is_by_branch else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
@@ -194,11 +211,16 @@ class _Block:
         tokens = work.tokens * work.batch_size
         an_input = tokens * model.dim * model.value
         kept, working = (_by_branch(model, tokens, shares) for shares in (KEPT, BACKWARD))
-        kept["cross_attn"] += work.batch_size * work.text_rows * TEXT * model.dim * model.value
+        rows = work.text_rows + model.image_rows
+        kept["cross_attn"] += work.batch_size * rows * TEXT * model.dim * model.value
+        small = tokens * (NORMS + STATISTICS * model.heads)
+        if model.image_rows:
+            kept["cross_attn"] += IMAGE_KEPT * an_input
+            working["cross_attn"] += IMAGE_BACKWARD * an_input
+            small += tokens * STATISTICS / 2 * model.heads
         copies = adapter.numbers / model.blocks * (model.value if model.value < 4 else 0)
         recorded = RECORDED * model.dim if adapter.is_recorded else 0
         adapted = (tokens * (adapter.values_per_token + recorded) + adapter.built_per_block) * model.value + copies
-        small = tokens * (NORMS + STATISTICS * model.heads)
         inner = sum(kept.values()) + adapted + small
         self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"] + an_input
         if model.are_cast:  # of one Linear at a time
@@ -218,6 +240,11 @@ class _Block:
         self.results = tokens * (model.dim * model.value + STATISTICS * model.heads / 2) if plan.keeps_attention else 0
 
 
+def _outside(model: ModelSize) -> float:
+    """Bytes per token of what is not in blocks."""
+    return OUTSIDE + LATENT * model.latent_values + 2 * model.value * model.values_beside
+
+
 def _by_branch(model: ModelSize, tokens: int, shares: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {branch: tokens * (dims * model.dim + ffns * model.ffn_dim) * model.value
             for branch, (dims, ffns) in shares.items()}
@@ -233,6 +260,7 @@ def _shown(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, w
     if not work.shown_tokens:
         return 0
     has_average = optimizer.use_average and (optimizer.ema_decay or optimizer.name == "schedule_free")
-    forward = max(_by_branch(model, work.shown_tokens, FORWARD).values()) + work.shown_tokens * OUTSIDE
+    working = max(_by_branch(model, work.shown_tokens, FORWARD).values())
+    forward = working + work.shown_tokens * _outside(model)
     average = 4 * adapter.numbers if has_average else 0
     return int(MARGIN * forward) + (model.streamed if model.are_cast else 0) + average

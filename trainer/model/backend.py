@@ -42,10 +42,10 @@ class ConditionEncoder(Protocol):
     in its cache key. For others it is the caption itself.
     """
 
-    def encode(self, source: str | np.ndarray) -> torch.Tensor:
-        """Encode a caption, or uint8 pixels_FHW3, to a tensor on the CPU with at least one row.
+    def encode(self, source: str | np.ndarray | Sequence[int]) -> torch.Tensor:
+        """Encode a caption, uint8 pixels_FHW3, or the latent's size_FHW to a tensor on the CPU with at least one row.
 
-        `ConditionKind.source` says which of the two the encoder gets. A caption gives text_LD without padding rows.
+        `ConditionKind.source` says which of these the encoder gets. A caption gives text_LD without padding rows.
         """
 
 
@@ -101,7 +101,8 @@ class Denoiser(Protocol):
         """Conditions as `velocity` takes them, on the CPU: computed once, and in a thread while the model computes.
 
         Args:
-            conditions: a tensor (B, ...) for each of the family's kinds, on the CPU. Zero rows at the end of a text are
+            conditions: a tensor (B, ...) for each of the family's kinds, on the CPU; those that are optional may be
+                missing. Zero rows at the end of a text are
                 padding; the prediction is that for texts padded to the family's text length.
             size_FHW: frames, rows and columns of the latents they belong to.
         """
@@ -113,6 +114,7 @@ class Denoiser(Protocol):
 
         Args:
             x_BCFHW: noisy latents, fp32.
-            t_B: noise levels in 0..1, fp32.
+            t_B: noise levels in 0..1, fp32; frames of which `known_BF` of the conditions says that they are known have
+                noise level 0.
             conditions: what `prepared` gave, for latents of x's size.
         """

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-CAPTION, WINDOW = "caption", "window"
-"""What a condition is made from: a caption (text), or the pixels of the window that is trained on."""
+CAPTION, WINDOW, SIZE = "caption", "window", "size"
+"""What a condition is made from: a caption (text), the pixels of the window that is trained on, or the size of its
+latent alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +25,15 @@ class ConditionKind:
     folder: str
     """Name of its folder in the cache."""
     source: str
-    """CAPTION: the encoder gets a caption. WINDOW: it gets pixels_FHW3, as the VAE does."""
+    """CAPTION: the encoder gets a caption. WINDOW: it gets pixels_FHW3, as the VAE does. SIZE: it gets size_FHW, the
+    frames, rows and columns of the latent."""
     collate: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     """Combines the tensors of B samples into one (B, ...), fp32."""
+    without: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """What stands for a sample's tensor in visits that drop the frames it is given (`condition_dropout`); None where
+    that does not concern this kind."""
+    is_optional: bool = False
+    """Whether the model also takes samples that do not have it."""
 
 
 def pad_rows(texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -41,3 +48,26 @@ def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 TEXT = ConditionKind(name="text", folder="texts", source=CAPTION, collate=pad_rows)
 """text_BLD: embeddings of the caption, L tokens of width D, without the padding that the model adds."""
+
+CLIP_VISION = ConditionKind(
+    name="clip_vision", folder="clip_visions", source=WINDOW, collate=stack, without=torch.zeros_like)
+"""clip_vision_BLD: what CLIP's vision tower says of the first frame (L 257, D 1280), or of the first and last (514).
+
+Dropped it is zero, as aigc-apps/VideoX-Fun drops it: Wan2.1's image-to-video models need the tensor, since without it
+ComfyUI reads the text in its place."""
+
+KNOWN = ConditionKind(
+    name="known", folder="known", source=SIZE, collate=stack, without=torch.zeros_like, is_optional=True)
+"""known_BF: 1 where a latent frame is given to the model clean, at noise level 0; 0 where it is to be predicted."""
+
+
+class FirstFrameKnown:
+    """The encoder of KNOWN for image-to-video: the first latent frame of a clip is known; a still has none."""
+
+    id = "first frame"
+
+    def encode(self, size_FHW: Sequence[int]) -> torch.Tensor:
+        """known_F, fp32."""
+        known_F = torch.zeros(size_FHW[0])
+        known_F[0] = float(size_FHW[0] > 1)
+        return known_F

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from ..base.errors import UserError
 from .family import ModelFamily
-from .wan21 import WAN21_T2V
+from .wan21 import WAN21_FLF2V, WAN21_I2V, WAN21_T2V
+from .wan22 import WAN22_5B, WAN22_I2V
 
 DEFAULT = WAN21_T2V
 
-_KNOWN = {family.name: family for family in (WAN21_T2V,)}
+DATASETS = {"Wan2.1, Wan2.2 A14B": WAN21_T2V, "Wan2.2 5B": WAN22_5B}
+"""What a dataset is made for, as users choose it: one family for each VAE, since models with one VAE share datasets."""
+
+_KNOWN = {family.name: family for family in (WAN21_T2V, WAN21_I2V, WAN21_FLF2V, WAN22_I2V, WAN22_5B)}
 
 
 def register(family: ModelFamily) -> None:
@@ -25,3 +29,14 @@ def named(name: str) -> ModelFamily:
     if name not in _KNOWN:
         raise UserError(f"There is no model family {name!r}; choose one of {', '.join(_KNOWN)}.")
     return _KNOWN[name]
+
+
+def of_dataset(choice: str) -> ModelFamily:
+    """The family of an entry of DATASETS.
+
+    Raises:
+        UserError: there is no such entry; the message lists them.
+    """
+    if choice not in DATASETS:
+        raise UserError(f"model is {choice!r}; choose one of {'; '.join(DATASETS)}.")
+    return DATASETS[choice]

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from ..base.errors import UserError
+from ..settings.data import NO_FRAME
 from .conditions import ConditionKind
 
 
@@ -58,6 +59,10 @@ class ModelFamily:
     """The Linears of each block that can get an adapter, by their name within it."""
     conditions: tuple[ConditionKind, ...]
     """The model's inputs besides the noisy latent and its noise level."""
+    frame_conditions: tuple[ConditionKind, ...] = ()
+    """What a dataset holds for those models that share this one's VAE, where its setting `condition` gives frames."""
+    frames_given: tuple[str, ...] = (NO_FRAME,)
+    """The values of a dataset's setting `condition` with which it suits the model."""
 
     @property
     def latent_channels(self) -> int:
@@ -74,6 +79,16 @@ class ModelFamily:
         """Latent values per token."""
         frames, rows, columns = self.patch_FHW
         return self.latent_channels * frames * rows * columns
+
+    def kinds(self, condition: str) -> tuple[ConditionKind, ...]:
+        """The conditions that a dataset for this family may hold, of one value of its setting `condition`."""
+        always = tuple(kind for kind in self.conditions if kind not in self.frame_conditions)
+        return always if condition == NO_FRAME else (*always, *self.frame_conditions)
+
+    def shares_latents_with(self, other: ModelFamily) -> bool:
+        """Whether clips are read and encoded for both alike."""
+        return all(getattr(self, name) == getattr(other, name)
+                   for name in ("fps", "stride_FHW", "patch_FHW", "latent_mean", "latent_std"))
 
     def latent_size(self, size: Size) -> tuple[int, int, int]:
         """(frames, rows, columns) of the latent of a video of this size."""
@@ -100,6 +115,11 @@ class ModelFamily:
             stride = self.stride_FHW[0]
             nearest = max(1, round((frames - 1) / stride) * stride + 1)
             raise UserError(f"{name} has {frames}; {self.series} takes {stride}n+1 frames, the nearest is {nearest}.")
+
+    def check_condition(self, condition: str) -> None:
+        """Raises UserError where no model that shares this one's VAE takes such frames."""
+        if condition not in self.frames_given:
+            raise UserError(f'condition is "{condition}"; {self.name} takes {" or ".join(self.frames_given)}.')
 
     def longest_up_to(self, frames: int) -> int:
         """The largest valid number of frames that is at most `frames`."""

@@ -28,6 +28,12 @@ MASK_SOURCES = ("folder", "alpha", "none")
 channel, or no weights."""
 
 
+NO_FRAME, FIRST_FRAME, BOTH_ENDS = "none", "first frame", "first and last frame"
+
+CONDITIONS = (NO_FRAME, FIRST_FRAME, BOTH_ENDS)
+"""The frames of a clip that are given to the model beside its caption, as image-to-video models take them."""
+
+
 def parse_frame_buckets(text: str) -> tuple[int, ...]:
     """Read "1, 33" as (1, 33), ascending; 1 (a picture) is always among them.
 
@@ -67,7 +73,12 @@ class DatasetConfig:
     folder: str
     """Absolute path of the folder with the pictures, the clips and their captions."""
     family: str = "Wan2.1 T2V"
-    """The model family (model/families.py): decides the valid sizes, frames per second and what is encoded."""
+    """The model family (model/families.py): decides the valid sizes, frames per second and what is encoded. Models
+    that share the VAE share the cache, so that text-to-video stands for all of them."""
+    condition: str = NO_FRAME
+    """One of CONDITIONS."""
+    condition_dropout: float = 0.0
+    """Share of the visits, 0..1, in which the model is given no frame."""
     trigger_word: str = ""
     """Put in front of each caption that does not contain it; "" for none."""
     resolution: int = 512
@@ -110,8 +121,10 @@ class DatasetConfig:
             raise UserError(f"validation_items is {self.validation_items}; choose 0 or more.")
         if not 0 <= self.caption_dropout <= 1:  # also false for NaN
             raise UserError(f"caption_dropout is {self.caption_dropout}; choose 0 to 1, for example 0.1.")
+        if not 0 <= self.condition_dropout <= 1:
+            raise UserError(f"condition_dropout is {self.condition_dropout}; choose 0 to 1, for example 0.1.")
         for name, choices in (("extraction", EXTRACTION_MODES), ("caption_fallback", CAPTION_FALLBACKS),
-                              ("masks", MASK_SOURCES)):
+                              ("masks", MASK_SOURCES), ("condition", CONDITIONS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         try:

@@ -14,6 +14,7 @@ import torch
 
 from ..base.errors import content_hash
 from ..model.backend import Denoiser
+from ..model.conditions import KNOWN
 from ..settings.training import ObjectiveConfig
 
 PLAIN = ObjectiveConfig()
@@ -96,8 +97,11 @@ def sample_noise(
 
 def interpolate(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
     """The noisy latent x_t = (1 - t) x0 + t noise (arXiv:2209.03003)."""
-    t_B1111 = t_B.view(-1, 1, 1, 1, 1)
-    return (1 - t_B1111) * latent_BCFHW + t_B1111 * noise_BCFHW
+    return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1))
+
+
+def _mix(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return (1 - t) * latent_BCFHW + t * noise_BCFHW
 
 
 def weight(config: ObjectiveConfig, t_B: torch.Tensor) -> torch.Tensor:
@@ -132,6 +136,8 @@ def denoising_loss(
 
     mse: the mean of the squares. huber: the same for errors e up to delta, 2 delta |e| - delta^2 above.
     With a mask it is the weighted mean, so that the size of the masked area does not change the scale of the loss.
+    Frames that the model is given (`known_BF` of the conditions) are clean, at noise level 0, and not in the mean, as
+    they are in sampling (modelscope/DiffSynth-Studio, diffsynth/diffusion/loss.py).
 
     Args:
         latent_BCFHW: normalised latents x0, fp32, on the denoiser's device.
@@ -140,7 +146,13 @@ def denoising_loss(
         noise_BCFHW: standard normal, fp32.
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
     """
-    x_BCFHW = interpolate(latent_BCFHW, noise_BCFHW, t_B)
+    known_BF = conditions.get(KNOWN.name)
+    if known_BF is None:
+        x_BCFHW, weight_B1FHW = interpolate(latent_BCFHW, noise_BCFHW, t_B), mask_B11HW
+    else:
+        open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
+        x_BCFHW = _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11)
+        weight_B1FHW = open_B1F11 if mask_B11HW is None else open_B1F11 * mask_B11HW
     velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, conditions)
     target_BCFHW = noise_BCFHW - latent_BCFHW
     if config.loss == "huber":
@@ -148,9 +160,9 @@ def denoising_loss(
             velocity_BCFHW, target_BCFHW, reduction="none", delta=config.huber_delta)
     else:
         error_BCFHW = (velocity_BCFHW - target_BCFHW).square()
-    if mask_B11HW is None:
+    if weight_B1FHW is None:
         return error_BCFHW.flatten(1).mean(1)
-    return (error_BCFHW * mask_B11HW).flatten(1).mean(1) / mask_B11HW.flatten(1).mean(1)
+    return (error_BCFHW * weight_B1FHW).flatten(1).mean(1) / weight_B1FHW.flatten(1).mean(1)
 
 
 def _resolution_shift(num_tokens: int) -> float:

@@ -21,7 +21,7 @@ from PIL import Image
 from ..adapter.adapters import Adapter
 from ..base.errors import UserError
 from ..base.out_of_memory import first_line, is_out_of_memory
-from ..encoded.batches import batches_per_epoch, read_batch
+from ..encoded.batches import batches_per_epoch
 from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
 from ..lora import keys as lora_keys
@@ -37,6 +37,7 @@ from . import batch_size, identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown
 from .retry import left_out
+from .suited import suited
 
 
 class Previews(Shown, Protocol):
@@ -80,7 +81,7 @@ class Run:
         continued: Mapping[str, torch.Tensor] | None = None, restart: bool = False, attempt: int = 0,
         model_file: str = "", previews: Shown | None = None,
     ) -> None:
-        _check_data(denoiser, dataset)
+        dataset, self._data_notes = suited(denoiser, dataset)
         self._start: dict[str, torch.Tensor] = {}
         if continued is not None:
             lora, self._start = lora_file.continued(
@@ -95,9 +96,7 @@ class Run:
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
-        told = made_for.told_by_name(model_file)
-        self.base_model = made_for.describe_model(denoiser.linear_sizes()) + (
-            f"; by its file's name {told}" if told else "")
+        self.base_model = made_for.base_model(denoiser.family.name, denoiser.linear_sizes(), model_file)
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
         self._denoiser = denoiser
         self._memory: MemoryPlan | None = None
@@ -134,7 +133,7 @@ class Run:
         """Sentences about how it is trained that the user should know."""
         fault = self._lock.fault if self._lock is not None else ""
         chosen = self._batch_size and self._batch_size.told()
-        return tuple(filter(None, (fault, chosen, self._memory and self._memory.told())))
+        return tuple(filter(None, (fault, *self._data_notes, chosen, self._memory and self._memory.told())))
 
     def memory_plan(self, previews: Previews | None = None) -> MemoryPlan:
         """What is kept of forward passes; chosen when this is first called, by what is free then.
@@ -245,19 +244,3 @@ def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[E
         with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
             trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
     yield made
-
-
-def _check_data(denoiser: Denoiser, dataset: CachedDataset) -> None:
-    family = denoiser.family
-    if dataset.family.name != family.name:
-        raise UserError(f"The dataset was cached for {dataset.family.name}, the model is {family.name}; cache it for "
-                        "this model.")
-    batch = read_batch([dataset.samples[0].visit(0)], family.conditions)
-    num_channels = batch.latent_BCFHW.shape[1]
-    if num_channels != family.latent_channels:
-        raise UserError(f"The cached latents have {num_channels} channels, the model takes {family.latent_channels}; "
-                        "cache with the VAE that belongs to the model.")
-    text_BLD = batch.conditions.get("text")
-    if text_BLD is not None and text_BLD.shape[2] != family.text_width:
-        raise UserError(f"The cached captions are {text_BLD.shape[2]} wide, the model takes {family.text_width}; cache "
-                        "with the UMT5 text encoder (Load CLIP: umt5_xxl, type wan).")

@@ -3,7 +3,7 @@
 const WIDGETS = ['folder', 'trigger_word', 'resolution', 'frame_buckets', 'num_repeats', 'validation_items', 'upscale',
   'extraction']
 const SETTINGS = ['more_resolutions', 'prepend_trigger', 'caption_fallback', 'caption_dropout', 'shuffle_tags', 'masks',
-  'alpha_color']
+  'alpha_color', 'model', 'condition', 'condition_dropout']
 
 const MIB = 2 ** 20
 

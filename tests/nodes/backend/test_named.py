@@ -2,35 +2,11 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from wantune.tests.support import tools
-from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import made_for
 
 pytestmark = pytest.mark.usefixtures("comfy")
-
-
-def changed(folder, **tensors):
-    """The tiny text-to-video model with other weights, by their names with __ for dots."""
-    path = tools.random_dit(folder)
-    save_file(load_file(path) | {name.replace("__", "."): value for name, value in tensors.items()}, path)
-    return tools.load_dit(path)
-
-
-@pytest.mark.parametrize(("make", "sentence"), [
-    (lambda folder: tools.load_dit(tools.random_dit(folder, in_dim=36)), "image-to-video of Wan2.1's form"),
-    (lambda folder: changed(folder, patch_embedding__weight=torch.randn(128, 36, 1, 2, 2)),
-     "image-to-video of Wan2.2's form, such as an expert of I2V A14B"),
-    (lambda folder: changed(folder, patch_embedding__weight=torch.randn(128, 48, 1, 2, 2),
-                            head__head__weight=torch.randn(192, 128), head__head__bias=torch.randn(192)),
-     "Wan2.2 TI2V 5B"),
-])
-def test_a_wan_that_is_not_trained_is_named(tmp_path, make, sentence):
-    from wantune.nodes.backend.family import family_of
-
-    with pytest.raises(UserError, match=f"{sentence}.*this version trains Wan2.1 text-to-video models only"):
-        family_of(make(tmp_path))
 
 
 def sizes(width: int, blocks: int, *leaves: str) -> dict[str, tuple[int, int]]:

@@ -200,3 +200,74 @@ def test_a_mask_leaves_the_weighted_mean_of_what_it_shows(config):
     error[..., :2] = 1e3
     seen = loss_of(error, config, hidden)
     torch.testing.assert_close(seen, loss_of(error[..., 2:], config, hidden[..., 2:]), rtol=1e-4, atol=1e-6)
+
+
+KNOWN_BF = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 1, 0]])
+"""One latent frame is given, none, and two."""
+
+
+class Told(LinearDenoiser):
+    """Predicts a tensor of its own, and keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.velocity_BCFHW = torch.randn(3, 8, 3, 4, 6, generator=generator(5)).requires_grad_()
+
+    def velocity(self, x_BCFHW, t_B, conditions):
+        self.x_BCFHW = x_BCFHW
+        return self.velocity_BCFHW
+
+
+def known_loss(config=PLAIN, mask=None, known=KNOWN_BF):
+    """(denoiser, latent, noise, loss_B) of three samples some of whose frames are given."""
+    latent, noise = (torch.randn(3, 8, 3, 4, 6, generator=generator(seed)) for seed in (1, 2))
+    denoiser, conditions = Told(), {} if known is None else {"known": known}
+    loss_B = objective.denoising_loss(
+        denoiser, latent, conditions, torch.tensor([0.1, 0.5, 0.9]), noise, mask, config)
+    return denoiser, latent, noise, loss_B
+
+
+def test_frames_that_are_given_are_clean_and_the_others_noisy():
+    denoiser, latent, noise, _ = known_loss()
+    plain = objective.interpolate(latent, noise, torch.tensor([0.1, 0.5, 0.9]))
+    for sample, frame in torch.cartesian_prod(torch.arange(3), torch.arange(3)):
+        expected = latent if KNOWN_BF[sample, frame] else plain
+        assert torch.equal(denoiser.x_BCFHW[sample, :, frame], expected[sample, :, frame])
+
+
+@pytest.mark.parametrize("config", [PLAIN, ObjectiveConfig(loss="huber", huber_delta=0.2)], ids=["mse", "huber"])
+@pytest.mark.parametrize("is_masked", [False, True], ids=["whole", "masked"])
+def test_frames_that_are_given_give_no_gradient(config, is_masked):
+    mask = torch.rand(3, 1, 1, 4, 6, generator=generator(4)) if is_masked else None
+    denoiser, *_, loss_B = known_loss(config, mask)
+    loss_B.sum().backward()
+    pull_BF = denoiser.velocity_BCFHW.grad.abs().amax((1, 3, 4))
+    assert torch.equal(pull_BF == 0, KNOWN_BF == 1)
+
+
+def test_without_the_first_frame_the_loss_is_that_of_diffsynth():
+    """modelscope/DiffSynth-Studio, diffsynth/diffusion/loss.py: first_frame_latents put in, and their frame cut off."""
+    denoiser, latent, noise, loss_B = known_loss()
+    target = noise - latent
+    velocity = denoiser.velocity_BCFHW
+    first = torch.nn.functional.mse_loss(velocity[:1, :, 1:], target[:1, :, 1:])
+    torch.testing.assert_close(loss_B[0], first)
+    torch.testing.assert_close(loss_B[1], torch.nn.functional.mse_loss(velocity[1], target[1]))
+    torch.testing.assert_close(loss_B[2], torch.nn.functional.mse_loss(velocity[2, :, 2:], target[2, :, 2:]))
+
+
+@pytest.mark.parametrize("config", [PLAIN, ObjectiveConfig(loss="huber", huber_delta=0.2)], ids=["mse", "huber"])
+def test_frames_that_are_given_do_not_change_the_scale_of_a_masked_loss(config):
+    mask = torch.rand(3, 1, 1, 4, 6, generator=generator(4))
+    denoiser, latent, noise, loss_B = known_loss(config, mask)
+    size = (denoiser.velocity_BCFHW - (noise - latent)).detach().abs()
+    each = size**2 if config is PLAIN else torch.where(size < 0.2, size**2, 2 * 0.2 * size - 0.2**2)
+    for sample, first in enumerate((1, 0, 2)):
+        seen = each[sample, :, first:] * mask[sample]
+        expected = seen.sum() / (mask[sample].sum() * seen.shape[0] * seen.shape[1])
+        torch.testing.assert_close(loss_B[sample].detach(), expected)
+
+
+def test_where_no_frame_is_given_the_loss_is_what_it_was():
+    *_, loss_B = known_loss(known=torch.zeros(3, 3))
+    *_, plain_B = known_loss(known=None)
+    torch.testing.assert_close(loss_B, plain_B)

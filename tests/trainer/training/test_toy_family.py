@@ -174,7 +174,7 @@ def test_the_scan_takes_the_familys_sizes_rate_and_frames(data):
     assert starts == {"clip 0.mp4": [(0, 13), (13, 13)], "clip 1.mp4": [(0, 13), (13, 13)]}
     with pytest.raises(UserError, match="frame_buckets has 12; Toy takes 3n.1 frames, the nearest is 13"):
         scan.scan(DatasetConfig(folder=data.folder, family="Toy", frame_buckets=(1, 12)))
-    with pytest.raises(UserError, match="no model family 'Nobody'; choose one of Wan2.1 T2V, Toy"):
+    with pytest.raises(UserError, match="no model family 'Nobody'; choose one of Wan2.1 T2V, .*, Toy"):
         scan.scan(DatasetConfig(folder=data.folder, family="Nobody"))
 
 

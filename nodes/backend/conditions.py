@@ -1,0 +1,106 @@
+"""Conditions as the network gets them in sampling: made by ComfyUI's own model, of what lies in the cache.
+
+`BaseModel.extra_conds` makes of a conditioning what a network is called with; it depends neither on the noise nor on
+its level. So the same function is asked here, on the CPU, and training and sampling agree in every bit.
+
+Shape legend: B batch, C latent channels, F latent frames, H height, W width, I channels beside the latent, L tokens of
+images, D width of CLIP vision's hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import torch
+
+from ...trainer.base.errors import UserError
+from ...trainer.model.family import ModelFamily
+
+CLIP_TOKENS, CLIP_WIDTH = 257, 1280
+"""Of the hidden states of one image."""
+
+CONCAT, CLIP, KNOWN = "c_concat", "clip_fea", "known"
+"""Names of what `replayed` gives: the first two are those of the network's own arguments."""
+
+
+def replayed(
+    model, family: ModelFamily, conditions: Mapping[str, torch.Tensor], size_FHW: Sequence[int], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """All but the text, on the CPU, of those kinds that the family takes.
+
+    c_concat_BIFHW: the channels beside the latent, as they are without an image where there is none.
+    clip_fea_BLD: hidden states of CLIP vision.
+    known_BF, fp32: 1 where a frame is given without noise; left out where no sample has such a frame, since
+    ComfyUI then gives one noise level to a sample and not one to each of its frames.
+
+    Args:
+        model: ComfyUI's BaseModel of the network.
+        conditions: {"image": image_BCFHW, "clip_vision": clip_vision_BLD, "known": known_BF}, as they are in the cache.
+        size_FHW: of the latents.
+        dtype: in which the network computes.
+
+    Raises:
+        UserError: the network takes an image by CLIP vision, and there is none.
+    """
+    kinds = {kind.name for kind in family.conditions}
+    given = {name: value.cpu() for name, value in conditions.items() if name in kinds}
+    options = {}
+    if "image" in given:
+        options["concat_latent_image"] = given["image"][:, :family.latent_channels].clone()  # it is written into
+        options["concat_mask"] = given["image"][:, family.latent_channels:]
+    if "clip_vision" in given:
+        options["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=given["clip_vision"])
+    elif "clip_vision" in kinds:
+        # without it ComfyUI gives the text to the layers that are for the image
+        raise UserError(f"{family.name} sees its first frame through CLIP vision too, and there is none here; connect "
+                        "a CLIP vision.")
+    samples = len(conditions["text"])
+    noise_BCFHW = torch.zeros(samples, family.latent_channels, *size_FHW)
+    found = model.extra_conds(noise=noise_BCFHW, device=noise_BCFHW.device, **options)
+    result = {name: found[name].cond.to(dtype) for name in (CONCAT, CLIP) if name in found}
+    if "known" in given and given["known"].any():
+        result[KNOWN] = given["known"].float()
+    return result
+
+
+def arguments(
+    model, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The network's input, its timesteps and further arguments, as BaseModel._apply_model makes them.
+
+    Args:
+        model: ComfyUI's BaseModel of the network.
+        x_BCFHW: the noisy latent, in the dtype of the network and on its device, where all results are.
+        timestep_B: fp32.
+        conditions: what `replayed` gave.
+
+    Returns:
+        The latent with the channels beside it; timesteps (B,), or (B, F) where frames are given without noise; and
+        the arguments by name.
+    """
+    device = x_BCFHW.device
+    further = {CLIP: conditions[CLIP].to(device)} if CLIP in conditions else {}
+    if KNOWN in conditions:
+        unknown_B1F11 = 1 - conditions[KNOWN].to(device)[:, None, :, None, None]
+        timestep_B = model.process_timestep(timestep_B, x=x_BCFHW, denoise_mask=unknown_B1F11)
+    if CONCAT in conditions:
+        x_BCFHW = torch.cat([x_BCFHW, conditions[CONCAT].to(device)], dim=1)
+    return x_BCFHW, timestep_B, further
+
+
+def example(family: ModelFamily, channels: int, size_FHW: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Conditions of one sample with random values, as `replayed` takes them; the first frame is given, if one can be.
+
+    Args:
+        channels: that the network takes.
+        size_FHW: of the latent.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"text": (1, 8, family.text_width), "image": (1, channels - family.latent_channels, *size_FHW),
+             "clip_vision": (1, CLIP_TOKENS, CLIP_WIDTH)}
+    kinds = [kind.name for kind in family.conditions]
+    found = {kind: torch.randn(sizes[kind], generator=generator) for kind in kinds if kind in sizes}
+    if "known" in kinds:
+        found["known"] = torch.eye(size_FHW[0])[:1]
+    return found

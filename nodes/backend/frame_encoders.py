@@ -1,0 +1,96 @@
+"""ConditionEncoders for the frames that image-to-video models are given: ComfyUI's own nodes, called for each window.
+
+So what is trained with is, bit for bit, what those nodes put into CONDITIONING when the same picture is sampled from.
+
+Shape legend: C channels, F frames (of pixels or of the latent), H height, W width, 3 = RGB, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...trainer.base.errors import UserError, content_hash
+from ...trainer.settings.data import BOTH_ENDS
+from .encoders import WanCodec
+from .fingerprint import fingerprint
+
+MASK_CHANNELS = 4
+"""One for each pixel frame of a latent frame."""
+
+CLIP_VISION_SIZE = 257, 1280
+"""Tokens and width of the CLIP vision that Wan2.1 was trained with (ViT-H/14)."""
+
+
+class ImageEncoder:
+    """The graph's VAE in WanImageToVideo, or in WanFirstLastFrameToVideo.
+
+    Args:
+        vae: a VAE that `WanCodec` took; `codec` is what that made of it.
+        condition: FIRST_FRAME or BOTH_ENDS of trainer/settings/data.py.
+    """
+
+    def __init__(self, vae, codec: WanCodec, condition: str) -> None:
+        self._vae = vae
+        self._takes_last = condition == BOTH_ENDS
+        self.id = content_hash("image", condition, codec.id)
+
+    def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
+        """image_CFHW, fp32 on the CPU: concat_latent_image, 16 channels, then concat_mask, 4 channels."""
+        # here, since Wan's nodes bring much with them, and where one of their imports fails text is still trained on
+        from comfy_extras.nodes_wan import WanFirstLastFrameToVideo, WanImageToVideo
+
+        frames, height, width, _ = pixels_FHW3.shape
+        nothing = [[torch.zeros(1, 1, 1), {}]]
+        images = {"start_image": _image(pixels_FHW3[:1])}
+        if self._takes_last:
+            images["end_image"] = _image(pixels_FHW3[-1:])
+        node = WanFirstLastFrameToVideo if self._takes_last else WanImageToVideo
+        with torch.inference_mode():
+            positive = node.execute(nothing, nothing, self._vae, width, height, frames, 1, **images).result[0]
+            given = positive[0][1]
+            image_CFHW, mask_CFHW = (given[name][0].float().cpu() for name in ("concat_latent_image", "concat_mask"))
+        return torch.cat([image_CFHW, mask_CFHW.expand(MASK_CHANNELS, *mask_CFHW.shape[1:])])
+
+
+class ClipVisionEncoder:
+    """The graph's CLIP vision, as CLIP Vision Encode asks it with crop "none".
+
+    Args:
+        condition: FIRST_FRAME or BOTH_ENDS of trainer/settings/data.py.
+
+    Raises:
+        UserError: another CLIP vision than Wan2.1's.
+    """
+
+    def __init__(self, clip_vision, condition: str) -> None:
+        size = _size_of(clip_vision)
+        if size != CLIP_VISION_SIZE:
+            kind = type(getattr(clip_vision, "model", clip_vision)).__name__
+            tokens, width = size or ("an unknown number of", "unknown")
+            raise UserError(f"The CLIP vision is a {kind} with {tokens} tokens of width {width}, which Wan does not "
+                            "read; load clip_vision_h.safetensors (257 tokens of width 1280).")
+        self._clip_vision = clip_vision
+        self._takes_last = condition == BOTH_ENDS
+        self.id = content_hash("clip vision", condition, fingerprint(clip_vision.patcher))
+
+    def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
+        """clip_vision_LD of the first frame, then of the last where both are given, on the CPU."""
+        shown = [pixels_FHW3[:1], pixels_FHW3[-1:]] if self._takes_last else [pixels_FHW3[:1]]
+        with torch.inference_mode():
+            said = [self._clip_vision.encode_image(_image(frame), crop=False).penultimate_hidden_states[0]
+                    for frame in shown]
+            return torch.cat(said).cpu()
+
+
+def _image(pixels_FHW3: np.ndarray) -> torch.Tensor:
+    """An IMAGE as Load Image gives it."""
+    return torch.from_numpy(pixels_FHW3.astype(np.float32) / 255.0)
+
+
+def _size_of(clip_vision) -> tuple[int, int] | None:
+    """(tokens, width) of its hidden states."""
+    found = getattr(clip_vision, "model", None)
+    for name in ("vision_model", "embeddings", "position_embedding", "weight"):
+        found = getattr(found, name, None)
+    return None if found is None else tuple(found.shape)
