@@ -35,7 +35,7 @@ class CompareCheckpoints(io.ComfyNode):
                         "grid video and a picture strip, saved in output/wantune.",
             inputs=[
                 io.Model.Input("model", tooltip="The model you sample with, without the run's LoRA: after "
-                               "ModelSamplingSD3, for example. Of a pair the high noise expert."),
+                               "ModelSamplingSD3, for example. Of a pair the high-noise expert."),
                 io.String.Input("run", default="", tooltip="The run output of Train Wan LoRA or Load Run LoRA, or "
                                 "the name of the run's folder in output/wantune, such as my_lora-1a2b3c4d."),
                 io.Conditioning.Input("positive", tooltip="A prompt with the trigger word, from CLIP Text Encode."),
@@ -62,7 +62,7 @@ class CompareCheckpoints(io.ComfyNode):
                                tooltip="The noise levels of the steps, as in KSampler."),
                 io.Conditioning.Input("positive_2", optional=True, tooltip="A second prompt to sample."),
                 io.Conditioning.Input("positive_3", optional=True, tooltip="A third prompt to sample."),
-                io.Model.Input("model_low", optional=True, tooltip="The low noise expert of a pair, as you sample it, "
+                io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of a pair, as you sample it, "
                                "without its LoRA."),
                 io.Latent.Input("latent", optional=True, tooltip="The latent that your sampler gets, from "
                                 "WanImageToVideo or Wan22ImageToVideoLatent for example. Without, an empty one."),

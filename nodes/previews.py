@@ -43,8 +43,8 @@ class PreviewSettings(io.ComfyNode):
                 io.Conditioning.Input("positive_3", optional=True, tooltip="A third prompt to sample."),
                 io.Model.Input("model", optional=True, tooltip="The model as you sample it, with its shift and other "
                                "LoRAs: previews are then what your graph gives with Apply LoRA, bit for bit. For a "
-                               "pair the high noise expert. Without, the model in training is sampled."),
-                io.Model.Input("model_low", optional=True, tooltip="The low noise expert of a pair, as you sample it."),
+                               "pair the high-noise expert. Without, the model in training is sampled."),
+                io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of a pair, as you sample it."),
                 io.Latent.Input("latent", optional=True, tooltip="The latent that your sampler gets, from "
                                 "WanImageToVideo or Wan22ImageToVideoLatent for example; needs a model."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default=EULER, optional=True,

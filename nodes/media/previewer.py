@@ -49,9 +49,9 @@ class PreviewConfig:
     every_steps: int
     """0 = not by steps."""
     model: object | None = None
-    """MODEL as the user samples it, of the high noise expert where there are two; None for the one in training."""
+    """MODEL as the user samples it, of the high-noise expert where there are two; None for the one in training."""
     model_low: object | None = None
-    """MODEL of the low noise expert."""
+    """MODEL of the low-noise expert."""
 
     def __post_init__(self) -> None:
         ways.check_frames(self.sampling.frames)
@@ -80,7 +80,7 @@ def sigmas_of(config: PreviewConfig) -> tuple[float, ...]:
 
 
 def is_low_expert(config: PreviewConfig, model) -> bool:
-    """Whether a MODEL is the low noise expert of the previews: it shares its weights with that one only."""
+    """Whether a MODEL is the low-noise expert of the previews: it shares its weights with that one only."""
     low = config.model_low
     return low is not None and low.is_clone(model) and not config.model.is_clone(model)
 
@@ -112,7 +112,7 @@ class Previewer:
 
     Args:
         switches: gives a context in which the process computes as it does outside of training.
-        is_low: whether the adapter is that of the low noise expert.
+        is_low: whether the adapter is that of the low-noise expert.
         other: gives the LoRA of the other expert, as it is now; None where there is none yet.
     """
 

@@ -56,7 +56,7 @@ class Sampling:
     """As in KSampler, like `scheduler`."""
     scheduler: str = SIMPLE
     switch_at_step: int = 0
-    """The step from which the low noise expert samples; 0 where there is none."""
+    """The step from which the low-noise expert samples; 0 where there is none."""
     latent: Mapping | None = None
     """LATENT as KSampler gets it; None for an empty one."""
 
@@ -132,7 +132,7 @@ def sample(model, model_low, positive: list, sampling: Sampling, callback: Calla
 
     Args:
         model: a MODEL.
-        model_low: that of the low noise expert, or None.
+        model_low: that of the low-noise expert, or None.
         positive: CONDITIONING.
         callback: called after each step.
     """

@@ -302,6 +302,7 @@ def test_an_error_in_a_preview_ends_the_run_with_all_that_was_learned(world, tra
 
 def test_the_noise_levels_are_those_of_the_graph(world):
     import comfy.samplers
+
     from wantune.nodes.media.previewer import sigmas_of
 
     def by_comfyui(model, sampler_name, scheduler, steps):
