@@ -181,37 +181,13 @@ class Run:
                         memory.keep_free()
                     yield event
                     if previews is not None:
-                        yield from self._previewed(trainer, previews, event)
+                        yield from _previewed(trainer, previews, event, self._lora_of)
                     trainer.stop = self.stop
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.results.losses
 
-    def _previewed(self, trainer: Trainer, previews: Previews, event: Event) -> Iterator[Event]:
-        """Sample previews after an event where they are due, and before the first step those of the model alone."""
-        is_due = _is_preview_due(trainer, previews, event.step)
-        if isinstance(event, Started) and not event.step:
-            weights, name, lora = trainer.adapter.switched_off(), "base", None
-        # at the start: Cancel preempted the one of the last step
-        elif isinstance(event, (Started, StepDone)) and is_due and not trainer.is_logged("Previewed", event.step):
-            weights, name = trainer.averages.in_place(), f"step_{event.step:06d}"
-            lora = partial(self._lora_of, trainer.adapter, event.step)
-        else:
-            return
-        try:
-            with weights:
-                made = previews.make(event.step, name, lora)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            made = left_out(event.step, error)
-        trainer.folder.log(made)
-        for number, file in enumerate(made.files if isinstance(made, Previewed) else ()):
-            with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
-                trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
-        yield made
-
-    def _lora_of(self, adapter: Adapter, step: int) -> lora_file.LoraStateDict:
-        return checkpoints.of_adapter(adapter.state_dict(), self.config.lora, self._metadata, step)
+    def _lora_of(self, trainer: Trainer) -> lora_file.LoraStateDict:
+        return checkpoints.of_adapter(trainer.adapter.state_dict(), self.config.lora, self._metadata, trainer.step)
 
     def _mark_best(self, judge: Mapping) -> None:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""
@@ -242,6 +218,33 @@ def _enough_memory() -> Iterator[None]:
 
 def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> bool:
     return bool(previews and step and previews.is_due(step, trainer.total_steps, trainer.steps_per_epoch))
+
+
+def _previewed(
+    trainer: Trainer, previews: Previews, event: Event, lora_of: Callable[[Trainer], lora_file.LoraStateDict]
+) -> Iterator[Event]:
+    """Sample previews after an event where they are due, and before the first step those of the model alone."""
+    is_due = _is_preview_due(trainer, previews, event.step)
+    if isinstance(event, Started) and not event.step:
+        weights, name, lora = trainer.adapter.switched_off(), "base", None
+    # at the start: Cancel preempted the one of the last step
+    elif isinstance(event, (Started, StepDone)) and is_due and not trainer.is_logged("Previewed", event.step):
+        weights, name = trainer.averages.in_place(), f"step_{event.step:06d}"
+        lora = partial(lora_of, trainer)
+    else:
+        return
+    try:
+        with weights:
+            made = previews.make(event.step, name, lora)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        made = left_out(event.step, error)
+    trainer.folder.log(made)
+    for number, file in enumerate(made.files if isinstance(made, Previewed) else ()):
+        with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
+            trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
+    yield made
 
 
 def _check_data(denoiser: Denoiser, dataset: CachedDataset) -> None:
