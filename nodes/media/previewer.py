@@ -20,6 +20,7 @@ from ...trainer.runs.events import Previewed
 from ...trainer.training import length
 from ..backend.applied import apply
 from ..backend.aside import aside
+from ..backend.carried import bare
 from ..backend.denoiser import ComfyDenoiser, linear_sizes
 from ..backend.family import family_of
 from . import sampling as ways
@@ -97,7 +98,9 @@ def check(config: PreviewConfig, denoiser: ComfyDenoiser) -> None:
     for name, model in (("model", config.model), ("model_low", config.model_low)):
         if model is None:
             continue
-        found, sizes = family_of(model), linear_sizes(model)
+        with bare(model):
+            found = family_of(model)
+        sizes = linear_sizes(model)
         if found.name != family.name or any(sizes.get(linear) != size for linear, size in trained.items()):
             told = [f"{of.name} ({made_for.describe_model(each)})" for of, each in ((found, sizes), (family, trained))]
             raise UserError(f"{name} of Preview Settings is {told[0]}, the model in training {told[1]}; connect the "
