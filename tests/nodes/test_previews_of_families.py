@@ -22,13 +22,14 @@ class Vae:
 
     def __init__(self, name: str) -> None:
         self._family = wan_models.family(name)
+        self.latent_channels = self._family.latent_channels
         self.decoded = []
 
     def encode(self, pixels_FHW3: torch.Tensor) -> torch.Tensor:
         strides = self._family.stride_FHW
         frames = (len(pixels_FHW3) - 1) // strides[0] + 1
         picked = pixels_FHW3[:: strides[0], :: strides[1], :: strides[2], 0][:frames]
-        return (picked * 2 - 1)[None, None].expand(1, self._family.latent_channels, *picked.shape).clone()
+        return (picked * 2 - 1)[None, None].expand(1, self.latent_channels, *picked.shape).clone()
 
     def spacial_compression_encode(self) -> int:
         return self._family.stride_FHW[1]
