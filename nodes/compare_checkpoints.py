@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import comfy.samplers
 import torch
@@ -12,11 +11,12 @@ from PIL import Image
 
 from ..trainer.base.errors import UserError
 from ..trainer.runs import checkpoints as run_checkpoints
+from ..trainer.runs.checkpoints import Checkpoints
 from .backend import paths, runs
-from .lora import apply
+from .backend.applied import apply
 from .media import cells, grid
 from .media.cells import Cell
-from .media.sampling import FAMILY, MAX_FRAMES, Sampling, check_frames, connected, decode, sample
+from .media.sampling import MAX_FRAMES, Sampling, check, check_frames, connected, decode, family_like, sample
 from .media.videos import write_mp4
 from .page.clip_progress import ClipProgress
 from .page.shown import video_output
@@ -35,12 +35,12 @@ class CompareCheckpoints(io.ComfyNode):
                         "grid video and a picture strip, saved in output/wantune.",
             inputs=[
                 io.Model.Input("model", tooltip="The model you sample with, without the run's LoRA: after "
-                               "ModelSamplingSD3, for example."),
+                               "ModelSamplingSD3, for example. Of a pair the high-noise expert."),
                 io.String.Input("run", default="", tooltip="The run output of Train Wan LoRA or Load Run LoRA, or "
                                 "the name of the run's folder in output/wantune, such as my_lora-1a2b3c4d."),
                 io.Conditioning.Input("positive", tooltip="A prompt with the trigger word, from CLIP Text Encode."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt you sample with."),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE you sample with."),
+                io.Vae.Input("vae", tooltip="The VAE you sample with."),
                 io.String.Input("checkpoints", default=run_checkpoints.ALL, tooltip="Which checkpoints, by their "
                                 "steps (the numbers in the names of the run's folders step_000100), not by epochs: "
                                 "all, last 4, newest, best, or a list such as 100, 200, best."),
@@ -62,6 +62,16 @@ class CompareCheckpoints(io.ComfyNode):
                                tooltip="The noise levels of the steps, as in KSampler."),
                 io.Conditioning.Input("positive_2", optional=True, tooltip="A second prompt to sample."),
                 io.Conditioning.Input("positive_3", optional=True, tooltip="A third prompt to sample."),
+                io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of a pair, as you sample it, "
+                               "without its LoRA."),
+                io.Latent.Input("latent", optional=True, tooltip="The latent that your sampler gets, from "
+                                "WanImageToVideo or Wan22ImageToVideoLatent for example. Without, an empty one."),
+                io.Int.Input("switch_at_step", default=0, min=0, max=10000, optional=True, tooltip="The step from "
+                             "which model_low samples, as in the start_at_step of your second KSampler Advanced; 0 = "
+                             "there is no model_low."),
+                io.String.Input("run_low", default="", optional=True, tooltip="The run whose LoRA is put on model_low: "
+                                "the checkpoint of the same step, or the last one before. Empty: model_low stays as "
+                                "it is."),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The grid, as saved."),
@@ -72,48 +82,66 @@ class CompareCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run=None, checkpoints=None, strengths=None, frames=None):
+    def validate_inputs(cls, run=None, checkpoints=None, strengths=None, frames=None, run_low=None):
         """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
         try:
             check_frames(1 if frames is None else frames, MAX_FRAMES)
             cells.read_strengths("1" if strengths is None else strengths)
             runs.check(run, checkpoints)
+            if run_low:
+                runs.check(run_low, run_checkpoints.ALL)
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, run=None, checkpoints=None, **_inputs) -> str:
+    def fingerprint_inputs(cls, run=None, checkpoints=None, run_low=None, **_inputs) -> str:
         """Changes when the widgets name other checkpoints, or one of them was rewritten."""
-        return runs.fingerprint_of_checkpoints(run, checkpoints)
+        of_low = runs.fingerprint_of_checkpoints(run_low, run_checkpoints.ALL) if run_low else ""
+        return runs.fingerprint_of_checkpoints(run, checkpoints) + of_low
 
     @classmethod
     def execute(
-        cls, model, run, positive, vae, checkpoints, strengths, include_base, sampler_name, scheduler,
-        positive_2=None, positive_3=None, **sampling
+        cls, model, run, positive, vae, checkpoints, strengths, include_base, positive_2=None, positive_3=None,
+        model_low=None, run_low="", **sampling
     ) -> io.NodeOutput:
         check_frames(sampling["frames"], MAX_FRAMES)
         texts, shared = connected(positive, positive_2, positive_3), Sampling(**sampling)
+        check(model, model_low, shared)
         found = run_checkpoints.checkpoints(runs.run_folder(run))
+        low = _of_low(model_low, run_low)
         rows = cells.plan(len(texts), found.some(checkpoints), cells.read_strengths(strengths), include_base)
 
-        def sampled(model, cell: Cell, callback: Callable) -> torch.Tensor:
-            return sample(model, texts[cell.prompt], shared, sampler_name, scheduler, callback)
+        def sampled(models: tuple, cell: Cell, callback: Callable) -> torch.Tensor:
+            return sample(*models, texts[cell.prompt], shared, callback)
 
-        labels = {cell: _label(cell, found) for cell in cells.different(rows)}
+        labels = {cell: _label(cell, found, low) for cell in cells.different(rows)}
         progress = ClipProgress(cls.hidden, len(labels), shared.steps)
-        latents = _latents(model, found.run, labels, sampled, progress)
+        latents = _latents((model, model_low), (found, low), labels, sampled, progress)
         size = cells.panel_size(rows, shared.height, shared.width)
         groups = cells.groups(rows, _panels(vae, latents, labels, size, progress))
-        return _written(cls.hidden, groups)
+        return _written(cls.hidden, groups, family_like(model).fps)
 
 
-def _label(cell: Cell, found: run_checkpoints.Checkpoints) -> str:
-    return "base" if cell.step is None else f"{found.label(cell.step)}, strength {cell.strength:g}"
+def _of_low(model_low, run_low: str) -> Checkpoints | None:
+    """The checkpoints for `model_low`; None where it stays as it is."""
+    if not run_low:
+        return None
+    if model_low is None:
+        raise UserError("run_low is given, but no model_low to put its LoRA on; connect it, or leave run_low empty.")
+    return run_checkpoints.checkpoints(runs.run_folder(run_low))
+
+
+def _label(cell: Cell, found: Checkpoints, low: Checkpoints | None) -> str:
+    if cell.step is None:
+        return "base"
+    beside = f", low {low.label(low.up_to(cell.step))}" if low else ""
+    return f"{found.label(cell.step)}{beside}, strength {cell.strength:g}"
 
 
 def _latents(
-    model, run: Path, labels: dict[Cell, str], sampled: Callable, progress: ClipProgress
+    models: tuple, found: tuple[Checkpoints, Checkpoints | None], labels: dict[Cell, str], sampled: Callable,
+    progress: ClipProgress
 ) -> dict[Cell, torch.Tensor]:
     """The latent of each cell.
 
@@ -122,12 +150,17 @@ def _latents(
     """
     latents = {}
     for step, strength in dict.fromkeys((cell.step, cell.strength) for cell in labels):
-        applied = model if step is None else apply(model, run_checkpoints.load(run, step), strength)[0]
+        applied = tuple(model if of is None or step is None else _with_lora(model, of, step, strength)
+                        for model, of in zip(models, found, strict=True))
         for cell in [cell for cell in labels if (cell.step, cell.strength) == (step, strength)]:
             progress.begin("sampling", len(latents) + 1, labels[cell])
             latents[cell] = sampled(applied, cell, progress.advance)
         del applied  # so that there are never two patched models at a time
     return latents
+
+
+def _with_lora(model, found: Checkpoints, step: int, strength: float):
+    return apply(model, run_checkpoints.load(found.run, found.up_to(step)), strength)[0]
 
 
 def _panels(
@@ -143,15 +176,15 @@ def _panels(
     return panels
 
 
-def _written(hidden, groups: list[grid.Group]) -> io.NodeOutput:
+def _written(hidden, groups: list[grid.Group], fps: int) -> io.NodeOutput:
     """Write the grid as mp4 and its strip as jpg beside it; the node's output."""
     video, strip_HW3 = paths.new_video_file("checkpoints"), grid.strip(groups)
     picture = video.with_suffix(".jpg")
-    write_mp4(video, grid.frames(groups), FAMILY.fps)
+    write_mp4(video, grid.frames(groups), fps)
     Image.fromarray(strip_HW3).save(picture, quality=90)
     height, width = next(grid.frames(groups)).shape[:2]
     panels = [panel for group in groups for row in group.rows for panel in row]
     data = {"video": paths.saved_result(video), "strip": paths.saved_result(picture),
-            "labels": [panel.label for panel in panels], "fps": FAMILY.fps, "frames": len(panels[0].clip_FHW3),
+            "labels": [panel.label for panel in panels], "fps": fps, "frames": len(panels[0].clip_FHW3),
             "width": width, "height": height}
     return video_output(hidden, video, data, torch.from_numpy(strip_HW3)[None].float() / 255)

@@ -7,7 +7,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from .backend import paths
-from .lora import applied_loras
+from .backend.applied import applied_loras
 from .media.side_by_side import Panels, panels, side_by_side
 from .media.videos import write_mp4
 from .page.shown import video_output

@@ -14,15 +14,13 @@ from ..trainer.lora import file as lora_file
 from ..trainer.lora import keys as lora_keys
 from ..trainer.lora import made_for
 from .backend import applying, named, paths, saved_names
+from .backend.applied import put_on
 from .backend.denoiser import linear_sizes
 from .page.live import show_text
 
 logger = logging.getLogger("wantune")
 
 FROM_INPUT = "(the lora input)"
-
-ATTACHMENT = "wantune_loras"
-"""Key of the ModelPatcher attachment in which `apply` lists, in words, the LoRAs it has put on a MODEL."""
 
 
 class SaveLoRA(io.ComfyNode):
@@ -108,7 +106,7 @@ class ApplyLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model, strength, lora=None, file=FROM_INPUT) -> io.NodeOutput:
         found = resolve(lora, file)
-        applied, reading = _applied(model, found, strength)
+        applied, reading = put_on(model, found, strength)
         notes = (*reading.notes, *made_for.differences(_told(found), named.file_of(model, cls.hidden)),
                  getattr(found, "note", ""))
         text = "\n".join(filter(None, (f"{reading.fit}, strength {strength:g}", *notes)))
@@ -117,48 +115,12 @@ class ApplyLoRA(io.ComfyNode):
         return io.NodeOutput(applied, ui=ui.PreviewText(text))
 
 
-def apply(model, lora: Mapping, strength: float) -> tuple[object, lora_keys.Fit]:
-    """A clone of a MODEL with any trainer's LoRA on it; at strength 0 a clone without it.
-
-    Returns:
-        The clone, and how the modules of the two matched.
-
-    Raises:
-        UserError: the LoRA was made for another model, or holds values that cannot be computed with.
-    """
-    applied, reading = _applied(model, lora, strength)
-    if reading.notes:
-        logger.warning("%s: %s", reading.fit, " ".join(reading.notes))
-    return applied, reading.fit
-
-
-def _applied(model, lora: Mapping, strength: float) -> tuple[object, applying.Reading]:
-    reading = applying.read(model, lora)
-    applied = model.clone()
-    applied.set_attachments(ATTACHMENT, (*applied_loras(model), _in_words(lora, strength)))
-    if strength != 0:
-        applied.add_patches(reading.patches, strength)
-    return applied, reading
-
-
 def _told(lora: Mapping) -> str:
     """What the LoRA's file and header call the model it was made for."""
     header = getattr(lora, "metadata", {})
     names = ("ss_sd_model_name", "ss_output_name", "modelspec.title")
     texts = (getattr(lora, "file", ""), *(header.get(name) or "" for name in names))
     return " ".join(re.sub(r"\(.*?\)", "", text) for text in texts)  # in brackets we say what a model may be, too
-
-
-def applied_loras(model) -> tuple[str, ...]:
-    """The LoRAs that `apply` put on a MODEL, in words: name, step and strength as far as they are known."""
-    return (model.get_attachment(ATTACHMENT) or ()) if model is not None else ()
-
-
-def _in_words(lora: Mapping, strength: float) -> str:
-    metadata = getattr(lora, "metadata", {})
-    step = metadata.get("wantune.step") or metadata.get("ss_steps")
-    name = metadata.get("ss_output_name") or metadata.get("modelspec.title")
-    return ", ".join(filter(None, (name, step and f"step {step}", f"strength {strength:g}")))
 
 
 def resolve(lora, file: str = FROM_INPUT) -> Mapping:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import comfy.samplers
 from comfy_api.latest import io
 
 from . import sockets
 from .media.previewer import PreviewConfig
-from .media.sampling import MAX_FRAMES, Sampling, check_frames, connected
+from .media.sampling import EULER, MAX_FRAMES, SIMPLE, Sampling, connected
 
 
 class PreviewSettings(io.ComfyNode):
@@ -23,14 +24,15 @@ class PreviewSettings(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="A prompt with the trigger word, from CLIP Text Encode."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt you sample with."),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE you sample with."),
+                io.Vae.Input("vae", tooltip="The VAE you sample with."),
                 io.Int.Input("width", default=448, min=16, max=4096, step=16, tooltip="Of the video, in pixels."),
                 io.Int.Input("height", default=256, min=16, max=4096, step=16, tooltip="Of the video, in pixels."),
                 io.Int.Input("frames", default=17, min=1, max=MAX_FRAMES, step=4,
                              tooltip="Of the video; 1 is a picture."),
-                io.Int.Input("steps", default=15, min=1, max=1000, tooltip="Of the sampler (euler, simple)."),
+                io.Int.Input("steps", default=15, min=1, max=1000, tooltip="Of the sampler."),
                 io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.5, tooltip="1 halves the time."),
-                io.Float.Input("shift", default=5.0, min=0.01, max=100.0, step=0.5, tooltip="As in ModelSamplingSD3."),
+                io.Float.Input("shift", default=5.0, min=0.01, max=100.0, step=0.5, tooltip="As in ModelSamplingSD3. "
+                               "With a model connected its own counts."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="The same for every preview."),
                 io.Int.Input("every_epochs", default=2, min=0, max=100000, tooltip="Make one after so many epochs; 0 = "
@@ -39,15 +41,28 @@ class PreviewSettings(io.ComfyNode):
                              "not by steps."),
                 io.Conditioning.Input("positive_2", optional=True, tooltip="A second prompt to sample."),
                 io.Conditioning.Input("positive_3", optional=True, tooltip="A third prompt to sample."),
+                io.Model.Input("model", optional=True, tooltip="The model as you sample it, with its shift and other "
+                               "LoRAs: previews are then what your graph gives with Apply LoRA, bit for bit. For a "
+                               "pair the high-noise expert. Without, the model in training is sampled."),
+                io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of a pair, as you sample it."),
+                io.Latent.Input("latent", optional=True, tooltip="The latent that your sampler gets, from "
+                                "WanImageToVideo or Wan22ImageToVideoLatent for example; needs a model."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default=EULER, optional=True,
+                               tooltip="As in KSampler; other than euler needs a model."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default=SIMPLE, optional=True,
+                               tooltip="As in KSampler; other than simple needs a model."),
+                io.Int.Input("switch_at_step", default=0, min=0, max=10000, optional=True, tooltip="The step from "
+                             "which model_low samples, as in the start_at_step of your second KSampler Advanced; 0 = "
+                             "there is no model_low."),
             ],
             outputs=[sockets.Previews.Output(display_name="previews", tooltip="For Train Wan LoRA.")],
         )
 
     @classmethod
     def execute(
-        cls, positive, vae, shift, every_epochs, every_steps, positive_2=None, positive_3=None, **sampling
+        cls, positive, vae, shift, every_epochs, every_steps, positive_2=None, positive_3=None, model=None,
+        model_low=None, **sampling
     ) -> io.NodeOutput:
-        check_frames(sampling["frames"])
         return io.NodeOutput(PreviewConfig(
             positive=connected(positive, positive_2, positive_3), sampling=Sampling(**sampling), shift=shift,
-            vae=vae, every_epochs=every_epochs, every_steps=every_steps))
+            vae=vae, every_epochs=every_epochs, every_steps=every_steps, model=model, model_low=model_low))

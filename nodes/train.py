@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.base.errors import UserError
-from ..trainer.base.switches import own_switches
+from ..trainer.base.switches import kept_switches, own_switches
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
@@ -21,7 +21,7 @@ from . import sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
-from .media.previewer import PreviewConfig, Previewer, PreviewSize
+from .media.previewer import PreviewConfig, Previewer, PreviewSize, check, is_low_expert
 from .page.live import Live, num_stopped
 
 
@@ -162,7 +162,10 @@ def train(
     """
     denoiser = ComfyDenoiser(model)
     denoiser.compile, denoiser.products = config.memory.compile, config.memory.products
+    if previews:
+        check(previews, denoiser)
     shown = PreviewSize(previews, denoiser) if previews else None
+    switches = kept_switches()
     # ComfyUI runs nodes in inference mode, whose tensors cannot be trained on, nor those of a checkpoint
     with torch.inference_mode(False), own_switches(), Run(
             denoiser, dataset, run_name, config, paths.runs_folder(), continued, restart, attempt, model_file,
@@ -173,7 +176,8 @@ def train(
         if run.is_finished:
             live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
             return run.lora, run.losses, str(run.folder.path)
-        previewer = Previewer(previews, denoiser, run.folder.path) if previews else None
+        previewer = previews and Previewer(
+            previews, denoiser, run.folder.path, switches, is_low_expert(previews, model))
         live.say(run.memory_plan(previewer).told())
         live.describe(run.folder, run.base_model, (*denoiser.notes, *run.notes))
         with live.running(), closing(run.events(previewer)) as events:

@@ -160,6 +160,11 @@ class ComfyDenoiser:
             management.load_models_gpu([self._patcher], memory_required=self._memory)
         self._room = Room(self._patcher)
 
+    def take_out(self) -> None:
+        """Give the network back to ComfyUI while attached; `reload` ends that."""
+        with torch.inference_mode():  # as in sampling: what others put on the model may write
+            self._patcher.eject_model()
+
     def _hold(self, plan: Plan) -> None:
         adapter, linears = self._trained
         self._stand_ins.hold(

@@ -8,8 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
+
 from wantune.nodes.backend import denoiser as backend
+from wantune.nodes.backend.applied import apply
+from wantune.nodes.backend.aside import aside
 from wantune.tests.support import wan_models
+from wantune.trainer.lora import file as lora_file
 from wantune.trainer.memory.choice import Choice, Needs, Space
 from wantune.trainer.memory.plan import EVERYTHING
 from wantune.trainer.settings.memory import MemoryConfig
@@ -69,6 +74,8 @@ class Driven:
             if trainer.step == number:
                 self._card.counting.begin()  # what comes now is not looked at
                 raise _Measured
+            if self._case.aside and trainer.step == number - 1:
+                self._step_aside(trainer)
             counting, network = self._card.counting, self._model.model.diffusion_model
             self._adapter = trainer.adapter
             self._weights = counting.held(network.parameters())
@@ -78,6 +85,22 @@ class Driven:
             return train_step(trainer)
 
         return watched
+
+    def _step_aside(self, trainer: loop.Trainer) -> None:
+        """As for a preview: ComfyUI loads the model with the adapter as a LoRA in place of ours, and calls it."""
+        import comfy.model_management as management
+
+        lora = lora_file.from_adapter(
+            {key: torch.zeros(value.shape) for key, value in trainer.adapter.state_dict().items()}, 1.0)
+        family = trainer.denoiser.family
+        with aside(trainer.denoiser):
+            applied, _ = apply(self._model, lora, 1.0)
+            management.load_models_gpu([applied], memory_required=GIB)
+            device = applied.load_device
+            size_FHW = tuple(map(int, self._case.latent.split(",")))
+            applied.model.apply_model(
+                torch.zeros(1, family.latent_channels, *size_FHW, device=device), torch.zeros(1, device=device),
+                c_crossattn=torch.zeros(1, family.text_length, family.text_width, device=device))
 
     def _sized(self, choose):
         """`choose`, but on a card where the wanted share of the weights fits beside what training asks for."""

@@ -59,6 +59,8 @@ class Case:
     """In place of the size's number of blocks; 0 for that."""
     vram: float = 80.0
     """GiB of the card."""
+    aside: bool = False
+    """Whether ComfyUI computes with another clone of the model, with a LoRA on it, before the measured step."""
     fault: str = ""
     """The name of a fault of faults.py that is planted."""
 

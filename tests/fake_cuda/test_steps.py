@@ -143,6 +143,18 @@ def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_
     assert not broken(measured(MORE[name]), Limits(estimate=(low, 1.15)))
 
 
+@pytest.mark.parametrize("memory", ["classic", "partly:0.4", "dynamic:0.4"])
+def test_a_step_after_training_stepped_aside_is_as_one_without(measured, has_dynamic_vram, memory):
+    """The same kernels, bus traffic, memory and pins."""
+    if memory.startswith("dynamic") and not has_dynamic_vram:
+        pytest.skip("this version of ComfyUI has no dynamic VRAM")
+    case = replace(TINY, memory=memory)
+    after, without = measured(replace(case, aside=True)), measured(case)
+    for found in (after, without):
+        del found["aside"]
+    assert after == without
+
+
 def test_what_stays_on_the_card_does_not_cross_the_bus(measured):
     result = measured(Case(size="14b", blocks=3))
     assert result["weights_in"] == result["outside"] == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wantune.tests.support import tools, trained
+from wantune.tests.support import carried, tools, trained
 from wantune.tests.support.videos import read_back
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs import checkpoints as run_lora
@@ -93,6 +93,53 @@ def test_each_cell_is_ksampler_with_apply_lora_bit_for_bit(world, sampled):
             assert torch.equal(found, expected["samples"]), cell
             different.add(found.numpy().tobytes())
     assert len(different) == len(sampled), "and no two are the same"
+
+
+def test_a_cell_of_a_pair_is_two_ksamplers_advanced_with_apply_lora_on_each(world, sampled):
+    """The low-noise expert gets its own run's checkpoint of the same step, or the last one before; with a latent."""
+    import nodes as comfy_nodes
+    from wantune.nodes.lora import ApplyLoRA
+
+    if "low" not in world.runs:
+        world.train("low", learning_rate=1e-2, max_steps=4)
+    high, low = carried.shifted(world.model, 8.0), carried.shifted(
+        tools.load_dit(tools.WORLD / "dit.safetensors"), 3.0)
+    latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))}
+    sampler = {**SAMPLER, "steps": 4, "sampler_name": "dpmpp_2m", "scheduler": "beta"}
+    original, world.model = world.model, high
+    try:
+        data = data_of(compare(world, checkpoints="2, 6", model_low=low, run_low=world.runs["low"][1].name,
+                               switch_at_step=1, latent=latent, **sampler))
+    finally:
+        world.model = original
+    assert [label.replace(" (best)", "") for label in data["labels"]] == [
+        "base", "step 2, low step 2, strength 1", "step 6, low step 4, strength 1"]
+    told = (sampler["seed"], sampler["steps"], sampler["cfg"], sampler["sampler_name"], sampler["scheduler"],
+            world.conditioning("zwx a red digit"), world.conditioning(""))
+    with torch.inference_mode():
+        for (_, found), steps in zip(sampled, (None, (2, 2), (6, 4)), strict=True):
+            models = high, low
+            if steps:
+                loras = [run_lora.load(world.runs[name][1], step)
+                         for name, step in zip(("run", "low"), steps, strict=True)]
+                models = [ApplyLoRA.execute(model, 1.0, lora).result[0]
+                          for model, lora in zip(models, loras, strict=True)]
+            advanced = comfy_nodes.KSamplerAdvanced()
+            (half,) = advanced.sample(models[0], "enable", *told, latent, 0, 1, "enable")
+            (expected,) = advanced.sample(models[1], "disable", *told, half, 1, 10000, "disable")
+            assert torch.equal(found, expected["samples"])
+    assert not torch.equal(sampled[0][1], sampled[1][1])
+
+
+@pytest.mark.parametrize(("inputs", "sentence"), [
+    ({"switch_at_step": 1}, "switch_at_step is 1, but no model_low is connected"),
+    ({"run_low": "low"}, "run_low is given, but no model_low to put its LoRA on"),
+    ({"latent": {"samples": torch.zeros(1, 16, 3, 8, 8)}}, "The latent is one of 64 x 64 with 9 frames, but"),
+])
+def test_what_does_not_suit_each_other_is_refused_before_anything_is_sampled(world, sampled, inputs, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compare(world, **inputs)
+    assert sampled == []
 
 
 def test_the_grid_shows_each_clip_in_its_place(world, sampled):

@@ -80,7 +80,7 @@ class World:
         """Of ComfyUI's model with the LoRA on it."""
         import comfy.model_management
 
-        from wantune.nodes.lora import apply
+        from wantune.nodes.backend.applied import apply
 
         applied, _ = apply(self.model, state, 1.0)
         with torch.inference_mode():

@@ -56,7 +56,8 @@ def test_a_run_is_found_by_its_name_its_path_and_with_quotes(world):
 def test_each_step_is_another_lora_and_works_where_train_s_does(world, tmp_path, monkeypatch):
     import folder_paths
 
-    from wantune.nodes.lora import SaveLoRA, applied_loras, apply
+    from wantune.nodes.backend.applied import applied_loras, apply
+    from wantune.nodes.lora import SaveLoRA
 
     _, folder = world.runs["best"]
     found = [load(folder, str(step)).result[0] for step in (2, 4, 6)]
@@ -195,7 +196,7 @@ def test_a_long_list_of_checkpoints_is_shortened(tmp_path):
 
 
 def test_a_run_whose_lora_is_in_use_can_be_deleted_in_the_page(world):
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
     from wantune.nodes.page import runs
     from wantune.nodes.page.asking import Asked
 

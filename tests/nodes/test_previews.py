@@ -69,7 +69,7 @@ def test_a_preview_is_what_ksampler_gives_with_the_lora_applied(world, train, tm
     import comfy.sample
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
 
     _, model, vae, clip = world
     lora, *_, folder, _ = train("a", config(), previews=previews(world))
@@ -129,18 +129,18 @@ def test_each_prompt_gets_a_video_and_a_strip_at_its_time(world, train):
 def test_cancel_in_the_middle_of_a_preview_keeps_what_was_learned(world, train, monkeypatch):
     import comfy.model_management
 
-    from wantune.nodes.media.previewer import Previewer
+    from wantune.nodes.media import sampling
 
     whole, losses, *_ = train("whole", config())
-    snapshot, sample, calls = tools.Snapshot(world[1]), Previewer.sample, []
+    snapshot, sample, calls = tools.Snapshot(world[1]), sampling.sample_in_training, []
 
-    def interrupted(self, *arguments):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 3:
             comfy.model_management.interrupt_current_processing()
-        return sample(self, *arguments)
+        return sample(*arguments)
 
-    monkeypatch.setattr(Previewer, "sample", interrupted)
+    monkeypatch.setattr(sampling, "sample_in_training", interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train("parts", config(), previews=previews(world, every_steps=1))
     snapshot.assert_untouched()

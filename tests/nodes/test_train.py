@@ -97,7 +97,7 @@ def constant_loss(model, dataset_) -> float:
 
 
 def test_overfitting_four_pictures_halves_the_loss_at_constant_noise(train, model, cached):
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
 
     before = constant_loss(model, cached)
     settings = config(epochs=75, batch_size=4, learning_rate=2e-3, lora=LoraConfig(rank=32, alpha=32),
@@ -110,7 +110,7 @@ def test_overfitting_four_pictures_halves_the_loss_at_constant_noise(train, mode
 
 
 def test_the_video_changes_with_the_lora_and_not_at_strength_zero(train, model, cached):
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
 
     snapshot = tools.Snapshot(model)
     lora, _, _ = train(model, cached, "differs", config(epochs=10), Watch())
@@ -122,8 +122,8 @@ def test_the_video_changes_with_the_lora_and_not_at_strength_zero(train, model, 
 
 def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     """Velocity with Apply LoRA at strength 1 against the live adapter: 1e-5 relative in fp32, alpha != rank."""
+    from wantune.nodes.backend.applied import apply
     from wantune.nodes.backend.denoiser import ComfyDenoiser
-    from wantune.nodes.lora import apply
     from wantune.trainer.adapter.adapters import Adapter
 
     lora_config = LoraConfig(rank=8, alpha=20)

@@ -16,17 +16,18 @@ LINEARS = ("self_attn.q", "self_attn.v", "cross_attn.k", "ffn.0", "ffn.2")
 """Of each block, on which the LoRA of the tests is."""
 
 
-def lora_folder(folder: Path):
-    """Write two LoRA files of rank 2 and alpha 4, first.safetensors and second.safetensors, and make the folder the
-    only one of ComfyUI's LoRA lists; the MonkeyPatch that is returned puts the lists back by undo()."""
+def lora_folder(folder: Path, dim: int = 128, ffn_dim: int = 256):
+    """Write two LoRA files of rank 2 and alpha 4, first.safetensors and second.safetensors, for a model of this width,
+    and make the folder the only one of ComfyUI's LoRA lists; the MonkeyPatch that is returned puts the lists back by
+    undo()."""
     import folder_paths
 
-    sizes = {"ffn.0": (256, 128), "ffn.2": (128, 256)}
+    sizes = {"ffn.0": (ffn_dim, dim), "ffn.2": (dim, ffn_dim)}
     for seed, name in enumerate(("first", "second")):
         generator = torch.Generator().manual_seed(seed)
         state = {}
         for module in (f"{NETWORK}.blocks.{block}.{linear}" for block in range(2) for linear in LINEARS):
-            out, columns = sizes.get(module.split(".", 3)[3], (128, 128))
+            out, columns = sizes.get(module.split(".", 3)[3], (dim, dim))
             state[f"{module}.lora_up.weight"] = torch.randn(out, 2, generator=generator) * 0.2
             state[f"{module}.lora_down.weight"] = torch.randn(2, columns, generator=generator) * 0.2
             state[f"{module}.alpha"] = torch.tensor(4.0)

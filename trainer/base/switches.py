@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -33,6 +33,22 @@ def own_switches() -> Iterator[None]:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         yield
+
+
+def kept_switches() -> Callable[[], AbstractContextManager[None]]:
+    """What to call within `own_switches` to compute as others do: gives a context with the switches as they are now.
+
+    Those of them that change what is computed: the default dtype, deterministic algorithms, and the precision of fp32
+    matrix products.
+    """
+    dtype, precision, algorithms = torch.get_default_dtype(), _fp32_precision(), _algorithms()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with _dtype(dtype), _deterministic(*algorithms), _precision(precision):
+            yield
+
+    return again
 
 
 @contextmanager
@@ -95,25 +111,29 @@ def _accelerator() -> set[str]:
 
 
 @contextmanager
-def _dtype() -> Iterator[None]:
+def _dtype(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
 
 
+def _algorithms() -> tuple[bool, bool]:
+    """Whether deterministic ones are asked for, and whether there is only a warning where there is none."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def _deterministic(is_on: bool = False, warn_only: bool = False) -> Iterator[None]:
     """Some kernels of attention have no deterministic backward, and raise where one is asked for."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
+    before, before_warn_only = _algorithms()
+    torch.use_deterministic_algorithms(is_on, warn_only=warn_only)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.use_deterministic_algorithms(before, warn_only=before_warn_only)
 
 
 @contextmanager
@@ -127,16 +147,20 @@ def _anomaly() -> Iterator[None]:
         torch.autograd.set_detect_anomaly(before, check_nan)
 
 
-@contextmanager
-def _precision() -> Iterator[None]:
+def _fp32_precision() -> str:
     try:
-        before = torch.get_float32_matmul_precision()
+        return torch.get_float32_matmul_precision()
     except RuntimeError:  # set through torch's newer names, which do not mix with this one
-        before = "highest"
-    if before == "highest":
+        return "highest"
+
+
+@contextmanager
+def _precision(wanted: str = "highest") -> Iterator[None]:
+    before = _fp32_precision()
+    if before == wanted:
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(wanted)
     try:
         yield
     finally:

@@ -123,7 +123,8 @@ class Work:
     shown_tokens: int = 0
     """The most tokens of a sample that is measured on, or of a preview; 0 = there are none."""
     decoding: int = 0
-    """Bytes that the VAE takes for a preview, its weights included; the model may be moved away meanwhile."""
+    """Bytes taken for a preview while the model may be moved away: by the VAE, its weights included, or by a sampler
+    for which training steps aside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,14 @@ def register(family: ModelFamily) -> None:
     _KNOWN[family.name] = family
 
 
+def with_channels(latent_channels: int) -> ModelFamily:
+    """A family whose latents have so many channels, for what depends on the latents alone; DEFAULT where there is none.
+
+    Channels tell the VAE of the Wans, and so stride and frames per second.
+    """
+    return next((family for family in _KNOWN.values() if family.latent_channels == latent_channels), DEFAULT)
+
+
 def named(name: str) -> ModelFamily:
     """The family of this name.
 

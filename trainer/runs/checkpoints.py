@@ -53,6 +53,10 @@ class Checkpoints:
         wishes = parse(text, "checkpoints")
         return tuple(sorted({step for wish in wishes for step in self._resolve(wish, "checkpoints")}))
 
+    def up_to(self, step: int) -> int:
+        """The checkpoint of this step, or else the last one before it; where there is none before it, the first."""
+        return max((each for each in self.steps if each <= step), default=self.steps[0])
+
     def label(self, step: int) -> str:
         """A checkpoint's name for the user, such as "step 400 (best)"."""
         return f"step {step} (best)" if step == self.best else f"step {step}"

@@ -27,9 +27,10 @@ class Shown(Protocol):
     """What of previews counts for memory."""
 
     tokens: int
-    """Of one video."""
+    """Of one video that is sampled beside the weights; 0 where training steps aside for it."""
     decoding: int
-    """Bytes that the VAE takes for it, its weights included."""
+    """Bytes that are taken for it while the weights may be gone: by the VAE with its own weights, or by a sampler for
+    which training steps aside."""
 
 
 class MemoryPlan:

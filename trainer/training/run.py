@@ -7,7 +7,7 @@ folder, resumes from the checkpoint there, and is not trained again once it is f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,11 +46,12 @@ class Previews(Shown, Protocol):
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether videos are sampled after this optimizer step."""
 
-    def make(self, step: int, name: str) -> Previewed:
+    def make(self, step: int, name: str, lora: Callable[[], lora_file.LoraStateDict] | None) -> Previewed:
         """Sample with the current weights, into the run's folder.
 
         Args:
             name: how the files' names begin, such as "step_000400".
+            lora: copies the current weights as the LoRA that the run would give now; None for the model alone.
         """
 
 
@@ -186,10 +187,13 @@ class Run:
                         memory.keep_free()
                     yield event
                     if previews is not None:
-                        yield from _previewed(trainer, previews, event)
+                        yield from _previewed(trainer, previews, event, self._lora_of)
                     trainer.stop = self.stop
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.results.losses
+
+    def _lora_of(self, trainer: Trainer) -> lora_file.LoraStateDict:
+        return checkpoints.of_adapter(trainer.adapter.state_dict(), self.config.lora, self._metadata, trainer.step)
 
     def _mark_best(self, judge: Mapping) -> None:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""
@@ -222,19 +226,22 @@ def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> b
     return bool(previews and step and previews.is_due(step, trainer.total_steps, trainer.steps_per_epoch))
 
 
-def _previewed(trainer: Trainer, previews: Previews, event: Event) -> Iterator[Event]:
+def _previewed(
+    trainer: Trainer, previews: Previews, event: Event, lora_of: Callable[[Trainer], lora_file.LoraStateDict]
+) -> Iterator[Event]:
     """Sample previews after an event where they are due, and before the first step those of the model alone."""
     is_due = _is_preview_due(trainer, previews, event.step)
     if isinstance(event, Started) and not event.step:
-        weights, name = trainer.adapter.switched_off(), "base"
+        weights, name, lora = trainer.adapter.switched_off(), "base", None
     # at the start: Cancel preempted the one of the last step
     elif isinstance(event, (Started, StepDone)) and is_due and not trainer.is_logged("Previewed", event.step):
         weights, name = trainer.averages.in_place(), f"step_{event.step:06d}"
+        lora = partial(lora_of, trainer)
     else:
         return
     try:
         with weights:
-            made = previews.make(event.step, name)
+            made = previews.make(event.step, name, lora)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

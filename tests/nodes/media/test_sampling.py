@@ -8,6 +8,7 @@ import torch
 
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data.buckets import Bucket
+from wantune.trainer.model.wan21 import WAN21_T2V
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -16,11 +17,11 @@ pytestmark = pytest.mark.usefixtures("comfy")
 def test_the_latent_has_the_shape_of_comfyuis_empty_one(size):
     from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
 
-    from wantune.nodes.media.sampling import FAMILY, latent_shape
+    from wantune.nodes.media.sampling import latent_shape
 
     width, height, frames = size
     expected = EmptyHunyuanLatentVideo.execute(*size).result[0]["samples"]
-    assert latent_shape(FAMILY, Bucket(frames, height, width)) == tuple(expected.shape)
+    assert latent_shape(WAN21_T2V, Bucket(frames, height, width)) == tuple(expected.shape)
 
 
 def test_lengths():
@@ -58,8 +59,6 @@ def test_a_clip_that_is_not_finite_is_named(value):
 def test_latents_are_normalised_as_comfyui_does():
     import comfy.latent_formats
 
-    from wantune.nodes.media.sampling import FAMILY
-
     latent = torch.randn(2, 16, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(FAMILY.normalize(latent), comfy.latent_formats.Wan21().process_in(latent))
-    assert torch.equal(FAMILY.denormalize(latent), comfy.latent_formats.Wan21().process_out(latent))
+    assert torch.equal(WAN21_T2V.normalize(latent), comfy.latent_formats.Wan21().process_in(latent))
+    assert torch.equal(WAN21_T2V.denormalize(latent), comfy.latent_formats.Wan21().process_out(latent))

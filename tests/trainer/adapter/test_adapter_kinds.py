@@ -120,7 +120,7 @@ def test_comfyuis_own_loader_applies_what_was_trained(model, loras, kind, caplog
 
 @every_kind
 def test_our_own_apply_takes_it_and_counts_all_modules(model, kind):
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
 
     held = Held(model, KINDS[kind])
     state = lora_file.from_adapter(held.adapter.state_dict(), held.adapter.config.file_alpha)
@@ -263,7 +263,7 @@ def test_exactly_the_chosen_modules_are_trained(model, settings, expected):
 
 
 def held_with(model, state, held: Held) -> torch.Tensor:
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
 
     return held.plain(apply(model, state, 1.0)[0])
 

@@ -70,7 +70,7 @@ class Pictures:
     def is_due(self, step, total_steps, steps_per_epoch):
         return step % self.every_steps == 0
 
-    def make(self, step, name):
+    def make(self, step, name, lora):
         self.weights.append((step, weight(self.model)))
         path = self.run.folder.path / "samples" / f"{name}_0.mp4"
         path.parent.mkdir(exist_ok=True)

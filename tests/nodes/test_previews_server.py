@@ -1,0 +1,79 @@
+"""Previews of a MODEL through a real ComfyUI server: the video of the graph's own KSampler, and the same training."""
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from wantune.demo import graph as graphs
+from wantune.tests.conftest import ROOT
+from wantune.tests.support import tools
+from wantune.tests.support.videos import read_back
+
+TRAIN, PREVIEWS, LOAD = (f"WanTune_{name}" for name in ("TrainWanLoRA", "PreviewSettings", "LoadDataset"))
+
+
+@pytest.fixture
+def graph(tmp_path) -> dict:
+    """The example on the small world and four real pictures, four steps; its previews sample the model, the latent and
+    the numbers of its KSamplers."""
+    names = ("unet", "vae", "clip", "prompt", "epochs", "seed")
+    pictures = tools.write_pictures(tmp_path / "pictures")
+    options = argparse.Namespace(folder=pictures, trigger="zwx", **dict.fromkeys(names))
+    adapted = graphs.adapt(graphs.load(ROOT), options, ROOT)
+    sampler, latent = inputs(adapted, "KSampler"), inputs(adapted, "EmptyHunyuanLatentVideo")
+    for entry in adapted.values():
+        if entry["class_type"] == "KSampler":
+            entry["inputs"].update(steps=4, sampler_name="uni_pc", seed=5)
+    latent.update(length=5)
+    inputs(adapted, LOAD).update(num_repeats=1)
+    inputs(adapted, TRAIN).update(epochs=8, max_steps=4, run_name="own_graph")
+    inputs(adapted, PREVIEWS).update(
+        model=sampler["model"], latent=sampler["latent_image"], width=latent["width"], height=latent["height"],
+        frames=5, every_steps=2,
+        **{name: sampler[name] for name in ("steps", "cfg", "sampler_name", "scheduler", "seed")})
+    for number, name in (("8", "base"), ("66", "lora")):
+        adapted[f"90{number}"] = {
+            "class_type": "SaveImage", "inputs": {"images": [number, 0], "filename_prefix": name}}
+    return adapted
+
+
+def inputs(graph: dict, class_type: str) -> dict:
+    """Of the first node of that type."""
+    return next(entry["inputs"] for entry in graph.values() if entry["class_type"] == class_type)
+
+
+def pixels(server, outputs: dict, number: str) -> np.ndarray:
+    files = outputs[number]["images"]
+    return np.stack([np.asarray(Image.open(io.BytesIO(server.fetch(file)))) for file in files]).astype(np.float32)
+
+
+def log_of(folder: Path, event: str) -> list[dict]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server, graph):
+    inputs(graph, TRAIN).update(attempt=1)
+    previews = inputs(graph, TRAIN).pop("previews")
+    server.run(graph)
+    inputs(graph, TRAIN).update(previews=previews, attempt=2)
+    outputs = server.run(graph)["outputs"]
+    quiet, shown = sorted(server.folder("output").glob("wantune/own_graph-*"), key=lambda path: path.stat().st_mtime)
+    assert not log_of(quiet, "Previewed") and not log_of(shown, "Noted")
+    assert [line["step"] for line in log_of(shown, "Previewed")] == [0, 2, 4]
+    losses = [[line["loss"] for line in log_of(folder, "StepDone")] for folder in (quiet, shown)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    one, other = (load_file(next(folder.glob("step_000004/*adapter*"))) for folder in (quiet, shown))
+    assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+    base, lora = pixels(server, outputs, "908"), pixels(server, outputs, "9066")
+    assert np.abs(base - lora).mean() > 1
+    for name, expected in (("base_0", base), ("step_000004_0", lora)):
+        found = read_back(shown / "samples" / f"{name}.mp4")[0].astype(np.float32)
+        assert found.shape == expected.shape and np.abs(found - expected).mean() < 4, "but for the video's compression"
