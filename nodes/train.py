@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
@@ -16,13 +17,15 @@ from ..trainer.runs.folder import check_name
 from ..trainer.settings.memory import MemoryConfig
 from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
 from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.run import Run
-from . import sockets
+from . import pair, sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
 from .media.previewer import PreviewConfig, Previewer
 from .page.live import Live, num_stopped
+from .page.pair_live import PairLive
 
 
 class TrainWanLoRA(io.ComfyNode):
@@ -75,11 +78,16 @@ class TrainWanLoRA(io.ComfyNode):
                                          tooltip="From Validation and Checkpoint Settings."),
                 sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
                 sockets.Memory.Input("memory", optional=True, tooltip="From Memory Settings."),
+                *_pair_inputs(),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Save LoRA."),
                 io.LossMap.Output(display_name="loss", tooltip="The loss of each step, for Plot Loss Graph."),
-                io.String.Output(display_name="run", tooltip="The run's folder, with its log."),
+                io.String.Output(display_name="run", tooltip="The run's folder, with its log; of a pair, that of the "
+                                 "high-noise expert."),
+                io.LoraModel.Output(display_name="lora_low", tooltip="Of the low-noise expert; nothing without "
+                                    "model_low."),
+                io.String.Output(display_name="run_low", tooltip="The folder of its run."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -91,7 +99,7 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
-            for name in ("restart", "attempt", "previews", "model", "cache", "continue_from"):
+            for name in ("restart", "attempt", "previews", "model", "cache", "continue_from", *pair.INPUTS):
                 known.pop(name, None)
             _config(**known)
         except UserError as error:
@@ -106,14 +114,27 @@ class TrainWanLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, cache, run_name, restart=False, attempt=0, previews=None, preset=CUSTOM, continue_from=None,
-        **settings
+        model_low=None, order=pair.BY_TURNS, continue_from_low=None, **settings
     ) -> io.NodeOutput:
         continued = resolve(continue_from) if continue_from is not None else None
+        if model_low is None and continue_from_low is not None:
+            raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or use "
+                            "continue_from.")
         if remark := overruled(preset, settings):
             Live.say(remark)
-        lora, losses, folder = train(model, cache, run_name, _config(preset, **settings), Live(cls.hidden), restart,
-                                     previews, continued, attempt, named.file_of(model, cls.hidden))
-        return io.NodeOutput(lora, {"loss": losses}, str(folder))
+        config, file = _config(preset, **settings), named.file_of(model, cls.hidden)
+        if model_low is None:
+            lora, losses, folder = train(model, cache, run_name, config, Live(cls.hidden), restart, previews,
+                                         continued, attempt, file)
+            return io.NodeOutput(lora, {"loss": losses}, str(folder), None, None)
+        continued_low = resolve(continue_from_low) if continue_from_low is not None else None
+        file_low = named.file_of(model_low, cls.hidden, "model_low")
+        both = {HIGH: pair.Expert(model=model, file=file, continued=continued),
+                LOW: pair.Expert(model=model_low, file=file_low, continued=continued_low)}
+        trained = pair.train(both, cache, run_name, config, PairLive(cls.hidden), order, restart, previews, attempt)
+        high, low = trained[HIGH], trained[LOW]
+        # one after the other, as one curve of both would jump between the windows
+        return io.NodeOutput(high.lora, {"loss": [*high.losses, *low.losses]}, high.folder, low.lora, low.folder)
 
 
 def _preset_input() -> io.Combo.Input:
@@ -126,15 +147,31 @@ def _preset_input() -> io.Combo.Input:
     return preset
 
 
+def _pair_inputs() -> list:
+    return [
+        io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of Wan2.2 A14B, where model is the "
+                       "high-noise one: a LoRA is trained for each, in its own noise levels."),
+        io.Float.Input("boundary", default=0.0, min=0.0, max=0.999, step=0.005, round=False, optional=True,
+                       tooltip="The noise level between the experts of Wan2.2; 0 = the model's own: 0.875, and 0.9 for "
+                       "image-to-video."),
+        io.Combo.Input("order", options=list(pair.ORDERS), default=pair.BY_TURNS, optional=True, tooltip="With "
+                       "model_low. by turns: both grow together, and changing models takes at most 5 % of the time. "
+                       "high, then low: needs less memory."),
+        io.MultiType.Input("continue_from_low", types=[io.LoraModel, io.String], optional=True, tooltip="As "
+                           "continue_from, for model_low."),
+    ]
+
+
 def _config(
     preset: str = CUSTOM, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
     objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None,
-    memory: MemoryConfig | None = None, **inputs
+    memory: MemoryConfig | None = None, boundary: float = 0.0, **inputs
 ) -> TrainConfig:
+    objective = replace(objective or ObjectiveConfig(), boundary=boundary)
     values = fill(preset, inputs)
     lora = LoraConfig(rank=values.pop("rank", 32), alpha=values.pop("alpha", 32.0), **(adapter or {}))
     return TrainConfig(
-        lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective or ObjectiveConfig(),
+        lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective,
         validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)
 
 

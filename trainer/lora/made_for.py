@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ..base.errors import UserError
 from .matrices import size
 
 _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "Wan 14B"}
@@ -51,26 +52,47 @@ def describe_model(sizes: Mapping[str, tuple[int, int]]) -> str:
     return _describe_width(sizes["blocks.0.self_attn.q"][1], list(sizes))
 
 
-def differences(lora: str, model: str) -> tuple[str, ...]:
+def differences(lora: str, model: str, lora_expert: str = "", model_expert: str = "") -> tuple[str, ...]:
     """Sentences about what the names of a LoRA (file, header) and of a model (file) tell, where they differ.
 
     Wan2.1 14B and both experts of Wan2.2 A14B have the same shapes, so that only names tell them apart.
+
+    Args:
+        lora_expert: "high" or "low" where the LoRA's header says for which expert it was trained (`expert_of`).
+        model_expert: likewise where the user says which expert the model is.
     """
     sentences = []
-    for kind, of in (("noise", _noise), ("version", _version)):
-        theirs, ours = of(lora), of(model)
-        if theirs and ours and theirs != ours:
-            what = f"the {theirs} expert" if kind == "noise" else theirs
-            sentences.append(f"By its name the LoRA was made for {what}, by its name the model is "
-                             f"{f'the {ours} expert' if kind == 'noise' else ours}.")
+    theirs, ours = lora_expert or _noise(lora), model_expert or _noise(model)
+    if theirs and ours and theirs != ours:
+        if lora_expert or model_expert:
+            sentences.append(f"The LoRA was made for the {theirs}-noise expert, and it is on the {ours}-noise one.")
+        else:
+            sentences.append(f"By its name the LoRA was made for the {theirs}-noise expert, by its name the model is "
+                             f"the {ours}-noise expert.")
+    theirs, ours = _version(lora), _version(model)
+    if theirs and ours and theirs != ours:
+        sentences.append(f"By its name the LoRA was made for {theirs}, by its name the model is {ours}.")
     return tuple(sentences)
+
+
+def expert_of(metadata: Mapping[str, str]) -> str:
+    """For which expert of Wan2.2 A14B a LoRA was made by its header, "high" or "low"; "" where that says nothing."""
+    told = metadata.get("wantune.expert", "")
+    return told if told in ("high", "low") else ""
+
+
+def check_not_swapped(high: Mapping[str, str], low: Mapping[str, str]) -> None:
+    """UserError where the headers of two LoRAs say that each is for the other expert than the one it is taken for."""
+    if expert_of(high) == "low" and expert_of(low) == "high":
+        raise UserError("lora was trained for the low-noise expert and lora_low for the high-noise one; swap lora and "
+                        "lora_low.")
 
 
 def told_by_name(name: str) -> str:
     """What a model's file name tells of Wan2.2, such as "the low-noise expert of Wan2.2 A14B"; "" if nothing."""
     noise = _noise(name)
     if noise:
-        return f"the {noise} expert of Wan2.2 A14B"
+        return f"the {noise}-noise expert of Wan2.2 A14B"
     return "Wan2.2" if _version(name) == "Wan2.2" else ""
 
 
@@ -81,7 +103,7 @@ def _noise(name: str) -> str:
     found = re.search(rf"(high|low)[ _.-]*noise{alone}", name)
     if not found:
         return ""
-    return "high-noise" if next(filter(None, found.groups())).startswith("h") else "low-noise"
+    return "high" if next(filter(None, found.groups())).startswith("h") else "low"
 
 
 def _version(name: str) -> str:

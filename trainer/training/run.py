@@ -29,13 +29,13 @@ from ..lora import made_for
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
-from ..runs.events import Event, Previewed, Started, StepDone
+from ..runs.events import Event, Paused, Previewed, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
-from . import identity, length
+from . import experts, identity, length
 from .loop import Trainer
-from .memory import MemoryPlan, Shown
+from .memory import MemoryPlan, Shown, lasting_bytes
 from .retry import left_out
 
 
@@ -85,16 +85,22 @@ class Run:
             lora, self._start = lora_file.continued(
                 lora_keys.normalize(continued), config.lora, denoiser.linear_sizes())
             config = replace(config, lora=lora)
+        self.expert = experts.expert_of(config.objective)
+        """Which expert of Wan2.2 A14B is trained, one of experts.EXPERTS; "" where nobody said."""
+        config = replace(config, objective=experts.in_numbers(config.objective, denoiser.family))
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
+        self.pause_at = 0
+        """Set by the caller of `events`: yield Paused after this step, and wait there for as long as it takes."""
         told = made_for.told_by_name(model_file)
         self.base_model = made_for.describe_model(denoiser.linear_sizes()) + (
             f"; by its file's name {told}" if told else "")
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
+        self._contradiction = experts.contradiction(self.expert, model_file)
         self._denoiser = denoiser
         self._memory: MemoryPlan | None = None
-        self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0)
+        self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0, self.expert)
         total = length.total_steps(config, batches_per_epoch(dataset.samples, config.batch_size))
         keys = identity.keys(config, dataset, denoiser.id, total)
         wanted = Wanted(name=name, keys=keys, config=config.to_dict(), attempt=attempt, restart=restart,
@@ -127,17 +133,25 @@ class Run:
     def notes(self) -> tuple[str, ...]:
         """Sentences about how it is trained that the user should know."""
         fault = self._lock.fault if self._lock is not None else ""
-        return tuple(filter(None, (fault, self._memory and self._memory.told())))
+        return tuple(filter(None, (fault, self._contradiction, self._memory and self._memory.told())))
 
-    def memory_plan(self, previews: Previews | None = None) -> MemoryPlan:
+    def memory_plan(self, previews: Previews | None = None, beside: int = 0) -> MemoryPlan:
         """What is kept of forward passes; chosen when this is first called, by what is free then.
+
+        Args:
+            beside: bytes on the device for something else that will be there as long as the run.
 
         Raises:
             UserError: the run does not fit.
         """
         if self._memory is None:
-            self._memory = MemoryPlan(self._denoiser, self._dataset, self.config, previews)
+            self._memory = MemoryPlan(self._denoiser, self._dataset, self.config, previews, beside)
         return self._memory
+
+    @property
+    def lasting_bytes(self) -> int:
+        """What is on the device from the first step to the last, beside the weights of the model."""
+        return lasting_bytes(self._denoiser, self.config)
 
     @property
     def is_finished(self) -> bool:
@@ -181,9 +195,23 @@ class Run:
                     yield event
                     if previews is not None:
                         yield from _previewed(trainer, previews, event)
-                    trainer.stop = self.stop
+                    trainer.stop, trainer.pause_at = self.stop, self.pause_at
+                    if isinstance(event, Paused) and not self.stop:
+                        denoiser.reload()  # another model may have displaced it
         self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
         self.losses = trainer.results.losses
+
+    def leave_off(self) -> None:
+        """In the place of `events`: train nothing; `lora` and `losses` are those of the last checkpoint.
+
+        Where there is none, it is a LoRA without effect.
+        """
+        with closing(self):
+            self._learned, self.losses = self._found.checkpoint, self._found.losses
+            if self._learned is None:
+                adapter = Adapter(self.config.lora, self._denoiser.linears(), self._denoiser.device, self.config.seed)
+                adapter.start_from(self._start)
+                self._learned = Checkpoint(0, adapter.state_dict(), {})
 
     def _mark_best(self, judge: Mapping) -> None:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""

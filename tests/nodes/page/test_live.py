@@ -106,7 +106,7 @@ def test_only_the_run_that_goes_on_is_stopped(page):
 
     assert not live.ask_to_stop() and live.current() is None
     shown = live.Live(HIDDEN)
-    shown._run = "mine-1"
+    shown.run = "mine-1"
     with shown.running():
         assert live.current().run == "mine-1" and not shown.is_stop_asked()
         assert not live.ask_to_stop("another-2") and not shown.is_stop_asked()
