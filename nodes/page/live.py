@@ -171,8 +171,7 @@ class Live:
             skipped = f", {event.skipped} of them without a finite loss and so without effect" if event.skipped else ""
             if event.reason == "stopped":
                 _stopped.append(event.step)
-            expert = f"{self._expert} expert, " if self._expert else ""
-            self.say(f"{expert}{event.reason}: {event.step} steps{skipped}")
+            self.say(f"{self._expert and f'{self._expert} expert, '}{event.reason}: {event.step} steps{skipped}")
         if not isinstance(event, StepDone):
             self._send(type(event).__name__.lower(), to_json(event))
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -216,7 +215,7 @@ class Live:
         if self._message_turn.has_come(now, last):
             self.tell()
         if self._line_turn.has_come(now, last):
-            logger.info("%s%s", f"{self._expert} expert, " if self._expert else "", line(event))
+            logger.info("%s", f"{self._expert} expert, {line(event)}" if self._expert else line(event))
 
     def tell(self) -> None:
         """Tell the page of the steps that it has not heard of."""

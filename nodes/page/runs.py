@@ -51,7 +51,7 @@ def _node(asked: Asked) -> dict:
         if name and run is None:
             run, low = (_newest(f"{name}_{expert}", asked.user) for expert in EXPERTS)
     has_low = isinstance(low, str) and _find(low, asked.user) is not None
-    return {"run": run, "run_low": low if has_low else None, "shown": found}
+    return {"run": run, "shown": found, **({"run_low": low} if has_low else {})}
 
 
 def _newest(name: str, user: str) -> str | None:

@@ -26,34 +26,6 @@ pytestmark = pytest.mark.usefixtures("comfy")
 STEPS = 9
 
 
-class Watch:
-    """Stands in for `PairLive`: keeps (expert, event), and asks to stop after so many steps of both."""
-
-    def __init__(self, stop_after: int = 0, look=lambda expert, event: None) -> None:
-        self.events, self.said, self.described, self._stop_after, self._look = [], [], {}, stop_after, look
-
-    def describe(self, expert, folder, base, notes=(), is_finished=False) -> None:
-        self.described[expert] = folder.path, notes, is_finished
-
-    def running(self, experts):
-        return tools.contextlib.nullcontext()
-
-    def publish(self, expert, event) -> None:
-        self.events.append((expert, event))
-        self._look(expert, event)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    @property
-    def steps(self) -> str:
-        """The experts of the steps in their order, by their first letters."""
-        return "".join(expert[0] for expert, event in self.events if isinstance(event, StepDone))
-
-    def is_stop_asked(self) -> bool:
-        return bool(self._stop_after) and len(self.steps) >= self._stop_after
-
-
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory, comfy):
     """Three real pictures at 64 x 64, and one that is held out."""
@@ -132,6 +104,20 @@ def short_turns(monkeypatch):
     monkeypatch.setattr(pair, "SHARE_OF_SWAPS", 1e6)
 
 
+@pytest.fixture
+def one_fits(monkeypatch):
+    """A device that holds one of the models at a time."""
+    from wantune.nodes.backend.denoiser import ComfyDenoiser
+
+    reload = ComfyDenoiser.reload
+
+    def displace_and_reload(self) -> None:
+        self.make_room(0)  # moves every other model off
+        reload(self)
+
+    monkeypatch.setattr(ComfyDenoiser, "reload", displace_and_reload)
+
+
 SETTINGS = {
     "adamw": {},
     "average, dropout, accumulation": {
@@ -147,7 +133,7 @@ def test_a_pair_is_each_trained_alone_bit_for_bit(models, cached, place, short_t
     expected = alone(models, cached, **settings)
     snapshots = [tools.Snapshot(model) for model in models.values()]
     place("pair")
-    watch = Watch()
+    watch = tools.PairWatch()
     found = trained(models, cached, watch, config(**settings), order=order)
     assert_same(found, expected)
     count = len(expected["high"][1])
@@ -158,7 +144,7 @@ def test_a_pair_is_each_trained_alone_bit_for_bit(models, cached, place, short_t
         assert Path(found[expert].folder).name == folder.name, "the same run, by its key"
     for snapshot in snapshots:
         snapshot.assert_untouched()
-    again = Watch()
+    again = tools.PairWatch()
     assert_same(trained(models, cached, again, config(**settings), order=order), expected)
     assert not again.events and all(is_finished for *_, is_finished in again.described.values())
 
@@ -171,7 +157,7 @@ def test_stopped_in_the_middle_and_queued_again_it_is_bit_for_bit_the_whole_pair
     place("pair")
     steps = []
     for stop_after in (1, 3, 4, 6, 0):  # in a first turn, in a second, at the end of one, late, never
-        watch = Watch(stop_after)
+        watch = tools.PairWatch(stop_after)
         found = trained(models, cached, watch, order=order)
         steps.append(watch.steps)
         if stop_after:
@@ -200,19 +186,23 @@ def test_cancelled_in_a_turn_both_are_saved_and_both_models_are_whole(models, ca
             comfy.model_management.interrupt_current_processing()
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        trained(models, cached, Watch(look=interrupt))  # raised by ComfyUI's next operation, within a forward
+        trained(models, cached, tools.PairWatch(look=interrupt))  # raised by ComfyUI's next operation, within a forward
     comfy.model_management.interrupt_current_processing(False)
     for snapshot in snapshots:
         snapshot.assert_untouched()
-    watch = Watch()
+    watch = tools.PairWatch()
     assert_same(trained(models, cached, watch), expected)
     assert watch.steps.count("h") == STEPS - 4 and watch.steps.count("l") == STEPS - 3
 
 
-def test_while_one_is_trained_the_other_has_left_the_device_and_nothing_of_it_is_in_force(
-        models, cached, place, short_turns):
+def test_a_model_that_was_displaced_in_each_turn_of_the_other_goes_on_bit_for_bit(
+        models, cached, place, short_turns, one_fits):
+    """Nothing of it is in force meanwhile: it is not loaded, its layers have their own forwards."""
     import comfy.model_management
 
+    place("alone")
+    expected = alone(models, cached)
+    place("pair")
     seen = []
 
     def look(expert, event) -> None:
@@ -223,8 +213,9 @@ def test_while_one_is_trained_the_other_has_left_the_device_and_nothing_of_it_is
             seen.append((any(each.is_clone(other) for each in loaded), bool(forwards),
                          getattr(comfy.model_management, "in_training", False)))
 
-    trained(models, cached, Watch(look=look))
-    assert set(seen) == {(False, False, False)}
+    watch = tools.PairWatch(look=look)
+    assert_same(trained(models, cached, watch), expected)
+    assert watch.steps == "hhll" * (STEPS // 2) + "hl" and set(seen) == {(False, False, False)}
 
 
 def test_previews_of_each_and_early_stop_of_one(models, cached, place, short_turns):
@@ -238,11 +229,11 @@ def test_previews_of_each_and_early_stop_of_one(models, cached, place, short_tur
         (previews,) = PreviewSettings.execute(
             **prompts, vae=tools.load_vae(), width=64, height=64, frames=1, steps=1, cfg=1.0, shift=5.0, seed=0,
             every_epochs=0, every_steps=3).result
-    settings = {"validation": ValidationConfig(evaluate_steps=1, early_stop=2), "learning_rate": 0.05}
+    settings = {"validation": ValidationConfig(evaluate_steps=1, early_stop=1), "learning_rate": 0.3}
     place("alone")
     expected = alone(models, cached, **settings)
     place("pair")
-    watch = Watch()
+    watch = tools.PairWatch()
     found = trained(models, cached, watch, config(**settings), previews=previews)
     assert_same(found, expected)
     ends = {expert: event for expert, event in watch.events if isinstance(event, Finished)}
@@ -269,7 +260,7 @@ def test_out_of_memory_in_one_is_a_smaller_plan_for_that_one(models, cached, pla
         return step(self)
 
     monkeypatch.setattr(Trainer, "train_step", short_of_memory)
-    watch = Watch()
+    watch = tools.PairWatch()
     assert_same(trained(models, cached, watch), expected)
     assert [who for who, event in watch.events if type(event).__name__ == "Noted"] == [expert]
 
@@ -278,10 +269,10 @@ def test_a_pair_continues_a_lora_of_each(models, cached, place):
     from wantune.nodes import pair
 
     place("first")
-    first = trained(models, cached, Watch())
+    first = trained(models, cached, tools.PairWatch())
     place("second")
     both = {expert: pair.Expert(model=model, continued=first[expert].lora) for expert, model in models.items()}
-    found = pair.train(both, cached, "b", config(max_steps=1, learning_rate=1e-9), Watch())
+    found = pair.train(both, cached, "b", config(max_steps=1, learning_rate=1e-9), tools.PairWatch())
     for expert, each in found.items():
         assert all(torch.allclose(each.lora[key], first[expert].lora[key], atol=1e-6) for key in each.lora)
 
@@ -296,7 +287,7 @@ def test_what_cannot_be_a_pair_is_refused_before_anything_is_written(models, cac
     wide = tools.load_dit(tools.random_dit(tmp_path / "wide", dim=256))
     long = tools.load_dit(tools.random_dit(tmp_path / "long", layers=3))
     place("loras")
-    tuned = apply(again, trained(models, cached, Watch(), config(max_steps=1))["high"].lora, 1.0)[0]
+    tuned = apply(again, trained(models, cached, tools.PairWatch(), config(max_steps=1))["high"].lora, 1.0)[0]
     place("refused")
     cases = [
         ((high, high), "model and model_low hold the same weights; connect the high-noise expert to model and"),
@@ -308,13 +299,13 @@ def test_what_cannot_be_a_pair_is_refused_before_anything_is_written(models, cac
     for (first, second), sentence in cases:
         both = {"high": pair.Expert(model=first), "low": pair.Expert(model=second)}
         with pytest.raises(UserError, match=sentence):
-            pair.train(both, cached, "a", config(), Watch())
+            pair.train(both, cached, "a", config(), tools.PairWatch())
     named = {"high": pair.Expert(model=high, file="wan2.2_low_noise.safetensors"),
              "low": pair.Expert(model=low, file="wan2.2_high_noise.safetensors")}
     with pytest.raises(UserError, match="swap model and model_low"):
-        pair.train(named, cached, "a", config(), Watch())
+        pair.train(named, cached, "a", config(), tools.PairWatch())
     with pytest.raises(UserError, match="window is high expert .* set window to whole"):
-        trained(models, cached, Watch(), config("high expert"))
+        trained(models, cached, tools.PairWatch(), config("high expert"))
     assert not root.exists()
 
 
@@ -331,7 +322,7 @@ def test_the_node_gives_both_loras_one_after_the_other_in_the_loss_graph(models,
     assert [each.metadata["wantune.expert"] for each in (lora, lora_low)] == ["high", "low"]
     settings = [json.loads(Path(path, "config.json").read_text())["objective"] for path in (folder, folder_low)]
     assert [(each["min_t"], each["max_t"]) for each in settings] == [(0.8, 1.0), (0.0, 0.8)]
-    assert "low expert: done: 3 steps" in caplog.text
+    assert "low expert, done: 3 steps" in caplog.text
     with torch.inference_mode():
         alone = TrainWanLoRA.execute(**inputs).result
     assert alone[3:] == (None, None) and "wantune.expert" not in alone[0].metadata

@@ -62,7 +62,7 @@ def differences(lora: str, model: str, lora_expert: str = "", model_expert: str 
         model_expert: likewise where the user says which expert the model is.
     """
     sentences = []
-    theirs, ours = lora_expert or _noise(lora), model_expert or _noise(model)
+    theirs, ours = lora_expert or expert_by_name(lora), model_expert or expert_by_name(model)
     if theirs and ours and theirs != ours:
         if lora_expert or model_expert:
             sentences.append(f"The LoRA was made for the {theirs}-noise expert, and it is on the {ours}-noise one.")
@@ -90,13 +90,14 @@ def check_not_swapped(high: Mapping[str, str], low: Mapping[str, str]) -> None:
 
 def told_by_name(name: str) -> str:
     """What a model's file name tells of Wan2.2, such as "the low-noise expert of Wan2.2 A14B"; "" if nothing."""
-    noise = _noise(name)
+    noise = expert_by_name(name)
     if noise:
         return f"the {noise}-noise expert of Wan2.2 A14B"
     return "Wan2.2" if _version(name) == "Wan2.2" else ""
 
 
-def _noise(name: str) -> str:
+def expert_by_name(name: str) -> str:
+    """Which expert of Wan2.2 A14B a file's name tells of, "high" or "low"; "" if none."""
     name = name.lower()
     is_wan22 = _version(name) == "Wan2.2" or "a14b" in name  # elsewhere "low" may be of the resolution
     alone = r"|(?<![a-z0-9])(?:(high|low)|([hl])n?)(?![a-z0-9])" if is_wan22 else ""

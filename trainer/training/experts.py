@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..base.errors import UserError
-from ..lora.made_for import told_by_name
+from ..lora.made_for import expert_by_name
 from ..model.backend import Denoiser
 from ..model.family import ModelFamily
-from ..settings.training import WHOLE, ObjectiveConfig
+from ..settings.training import WHOLE, WINDOWS, ObjectiveConfig
 
 HIGH, LOW = EXPERTS = ("high", "low")
 """The expert for t at and above the boundary, and the one for t below."""
@@ -27,7 +27,7 @@ BOUNDARIES = {"Wan2.2 I2V": 0.9}
 
 def expert_of(objective: ObjectiveConfig) -> str:
     """Which expert is trained, one of EXPERTS; "" where the window does not say."""
-    return "" if objective.window == WHOLE else objective.window.removesuffix(" expert")
+    return dict(zip(WINDOWS, ("", *EXPERTS), strict=True))[objective.window]
 
 
 def of_expert(objective: ObjectiveConfig, expert: str) -> ObjectiveConfig:
@@ -39,7 +39,7 @@ def of_expert(objective: ObjectiveConfig, expert: str) -> ObjectiveConfig:
     if objective.window != WHOLE:
         raise UserError(f"window is {objective.window} in Timestep and Loss Settings, but with model_low each expert "
                         "is trained in its own; set window to whole.")
-    return replace(objective, window=f"{expert} expert")
+    return replace(objective, window=WINDOWS[1 + EXPERTS.index(expert)])
 
 
 def in_numbers(objective: ObjectiveConfig, family: ModelFamily) -> ObjectiveConfig:
@@ -59,10 +59,10 @@ def in_numbers(objective: ObjectiveConfig, family: ModelFamily) -> ObjectiveConf
 
 def contradiction(expert: str, model_file: str) -> str:
     """A sentence where the name of a model's file tells of the other expert than the one it is trained as; else ""."""
-    told = told_by_name(model_file)
-    if not expert or "-noise expert" not in told or f"{expert}-noise" in told:
+    told = expert_by_name(model_file)
+    if not expert or told in ("", expert):
         return ""
-    return f"By its file's name the model is {told}, but it is trained as the {expert}-noise one."
+    return f"By its file's name the model is the {told}-noise expert, but it is trained as the {expert}-noise one."
 
 
 def check_pair(high: Denoiser, low: Denoiser) -> None:

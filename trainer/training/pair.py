@@ -83,8 +83,10 @@ class Pair:
                 run.pause_at = event.step + steps
                 continue
             self._turns.see(expert, event)
-            if isinstance(event, Started) and alternates:
+            if alternates and isinstance(event, Started):
                 run.pause_at = event.step + LEAST_STEPS
+            elif alternates and isinstance(event, StepDone):  # only ever later: the next step may be under way
+                run.pause_at = max(run.pause_at, event.step + self._turns.steps_left(expert))
             yield expert, event
             run.stop = self.stop
         return True
