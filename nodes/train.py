@@ -71,13 +71,7 @@ class TrainWanLoRA(io.ComfyNode):
                 io.MultiType.Input("continue_from", types=[io.LoraModel, io.String], optional=True, tooltip="A LoRA of "
                                    "any trainer to begin with, or a name of ComfyUI's LoRA lists; rank and alpha are "
                                    "then its own."),
-                sockets.AdapterChoice.Input("adapter", optional=True, tooltip="From Adapter Settings."),
-                sockets.Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings."),
-                sockets.Objective.Input("objective", optional=True, tooltip="From Timestep and Loss Settings."),
-                sockets.Validation.Input("validation", optional=True,
-                                         tooltip="From Validation and Checkpoint Settings."),
-                sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
-                sockets.Memory.Input("memory", optional=True, tooltip="From Memory Settings."),
+                *_settings_inputs(),
                 *_pair_inputs(),
             ],
             outputs=[
@@ -116,25 +110,26 @@ class TrainWanLoRA(io.ComfyNode):
         cls, model, cache, run_name, restart=False, attempt=0, previews=None, preset=CUSTOM, continue_from=None,
         model_low=None, order=pair.BY_TURNS, continue_from_low=None, **settings
     ) -> io.NodeOutput:
-        continued = resolve(continue_from) if continue_from is not None else None
-        if model_low is None and continue_from_low is not None:
-            raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or use "
-                            "continue_from.")
         if remark := overruled(preset, settings):
             Live.say(remark)
-        config, file = _config(preset, **settings), named.file_of(model, cls.hidden)
+        config, high = _config(preset, **settings), _expert(cls.hidden, "model", model, continue_from)
         if model_low is None:
+            if continue_from_low is not None:
+                raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or "
+                                "use continue_from.")
             lora, losses, folder = train(model, cache, run_name, config, Live(cls.hidden), restart, previews,
-                                         continued, attempt, file)
+                                         high.continued, attempt, high.file)
             return io.NodeOutput(lora, {"loss": losses}, str(folder), None, None)
-        continued_low = resolve(continue_from_low) if continue_from_low is not None else None
-        file_low = named.file_of(model_low, cls.hidden, "model_low")
-        both = {HIGH: pair.Expert(model=model, file=file, continued=continued),
-                LOW: pair.Expert(model=model_low, file=file_low, continued=continued_low)}
-        trained = pair.train(both, cache, run_name, config, PairLive(cls.hidden), order, restart, previews, attempt)
-        high, low = trained[HIGH], trained[LOW]
-        # one after the other, as one curve of both would jump between the windows
-        return io.NodeOutput(high.lora, {"loss": [*high.losses, *low.losses]}, high.folder, low.lora, low.folder)
+        both = {HIGH: high, LOW: _expert(cls.hidden, "model_low", model_low, continue_from_low)}
+        found = pair.train(both, cache, run_name, config, PairLive(cls.hidden), order, restart, previews, attempt)
+        losses = [*found[HIGH].losses, *found[LOW].losses]  # step by step they would jump between the windows
+        return io.NodeOutput(found[HIGH].lora, {"loss": losses}, found[HIGH].folder, found[LOW].lora, found[LOW].folder)
+
+
+def _expert(hidden, socket: str, model, continue_from) -> pair.Expert:
+    """A MODEL with the name of its file and the LoRA that is continued on it."""
+    continued = resolve(continue_from) if continue_from is not None else None
+    return pair.Expert(model=model, file=named.file_of(model, hidden, socket), continued=continued)
 
 
 def _preset_input() -> io.Combo.Input:
@@ -145,6 +140,17 @@ def _preset_input() -> io.Combo.Input:
                             "person, a style, motion, or a quick try.")
     preset.extra_dict = {**preset.extra_dict, "presets": PRESETS}  # inputs take no such argument in ComfyUI 0.3.75
     return preset
+
+
+def _settings_inputs() -> list:
+    return [
+        sockets.AdapterChoice.Input("adapter", optional=True, tooltip="From Adapter Settings."),
+        sockets.Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings."),
+        sockets.Objective.Input("objective", optional=True, tooltip="From Timestep and Loss Settings."),
+        sockets.Validation.Input("validation", optional=True, tooltip="From Validation and Checkpoint Settings."),
+        sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
+        sockets.Memory.Input("memory", optional=True, tooltip="From Memory Settings."),
+    ]
 
 
 def _pair_inputs() -> list:

@@ -101,10 +101,6 @@ def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
     Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-
-
 def train_pair(folder: str, low: str, place: str, epochs: int) -> None:
     """Train both experts on `folder` by turns of two steps, `low` being the file of the low-noise one.
 
@@ -135,3 +131,7 @@ def train_pair(folder: str, low: str, place: str, epochs: int) -> None:
                         "lora": {key: value.flatten().tolist() for key, value in each.lora.items()}}
                for expert, each in trained.items()}
     Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
