@@ -24,7 +24,9 @@ from .backend.fingerprint import of_weights
 from .media.previewer import PreviewConfig, Previewer
 from .page.pair_live import PairLive
 
-BY_TURNS, IN_ORDER = ORDERS = ("by turns", "high, then low")
+BY_TURNS = "by turns"
+
+ORDERS = (BY_TURNS, "high, then low")
 """In which order the experts of a pair are trained."""
 
 INPUTS = ("model_low", "order", "continue_from_low")

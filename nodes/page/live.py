@@ -131,7 +131,7 @@ class Live:
                   for node, content in (getattr(self._hidden, "prompt", None) or {}).items()}
         started = history.read_json(folder.path / "origin.json").get("started", time.time())
         origin = {"workflow": self._workflow, "node": self._node, "user": running_user(), "base": base,
-                  "started": started, "notes": notes, **({"expert": self._expert} if self._expert else {})}
+                  "started": started, "notes": notes}
         folder.describe(origin, {"workflow": extra.get("workflow"), "prompt": prompt or None})
 
     @contextmanager

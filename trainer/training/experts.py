@@ -57,12 +57,17 @@ def in_numbers(objective: ObjectiveConfig, family: ModelFamily) -> ObjectiveConf
     return replace(objective, window=WHOLE, boundary=0.0, min_t=least, max_t=most)
 
 
-def contradiction(expert: str, model_file: str) -> str:
-    """A sentence where the name of a model's file tells of the other expert than the one it is trained as; else ""."""
-    told = expert_by_name(model_file)
-    if not expert or told in ("", expert):
+def note_of_name(objective: ObjectiveConfig, model_file: str) -> str:
+    """A sentence where the name of a model's file tells of an expert, and the settings of the other one or of none."""
+    told, expert = expert_by_name(model_file), expert_of(objective)
+    if told == expert or not told:
         return ""
-    return f"By its file's name the model is the {told}-noise expert, but it is trained as the {expert}-noise one."
+    if expert:
+        return f"By its file's name the model is the {told}-noise expert, but it is trained as the {expert}-noise one."
+    if (objective.min_t, objective.max_t) != (0.0, 1.0):
+        return ""
+    return (f"By its file's name the model is the {told}-noise expert of Wan2.2 A14B, and it is trained on all noise "
+            f"levels; set window to {told} expert in Timestep and Loss Settings.")
 
 
 def check_pair(high: Denoiser, low: Denoiser) -> None:
@@ -80,7 +85,7 @@ def check_pair(high: Denoiser, low: Denoiser) -> None:
 
 def check_names(files: dict[str, str]) -> None:
     """UserError where the names of both files of a pair, by the expert they are trained as, tell of the other one."""
-    if all(contradiction(expert, files.get(expert, "")) for expert in EXPERTS):
+    if (expert_by_name(files[HIGH]), expert_by_name(files[LOW])) == (LOW, HIGH):
         raise UserError(f"By their names {files[HIGH]} is the low-noise expert and {files[LOW]} the high-noise one; "
                         "swap model and model_low.")
 

@@ -87,6 +87,7 @@ class Run:
             config = replace(config, lora=lora)
         self.expert = experts.expert_of(config.objective)
         """Which expert of Wan2.2 A14B is trained, one of experts.EXPERTS; "" where nobody said."""
+        self._note = experts.note_of_name(config.objective, model_file)
         config = replace(config, objective=experts.in_numbers(config.objective, denoiser.family))
         self.config = config
         self.stop = False
@@ -97,7 +98,6 @@ class Run:
         self.base_model = made_for.describe_model(denoiser.linear_sizes()) + (
             f"; by its file's name {told}" if told else "")
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
-        self._contradiction = experts.contradiction(self.expert, model_file)
         self._denoiser = denoiser
         self._memory: MemoryPlan | None = None
         self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0, self.expert)
@@ -133,7 +133,7 @@ class Run:
     def notes(self) -> tuple[str, ...]:
         """Sentences about how it is trained that the user should know."""
         fault = self._lock.fault if self._lock is not None else ""
-        return tuple(filter(None, (fault, self._contradiction, self._memory and self._memory.told())))
+        return tuple(filter(None, (fault, self._note, self._memory and self._memory.told())))
 
     def memory_plan(self, previews: Previews | None = None, beside: int = 0) -> MemoryPlan:
         """What is kept of forward passes; chosen when this is first called, by what is free then.

@@ -278,14 +278,17 @@ def test_models_of_other_kinds_are_no_pair():
     experts.check_pair(SmallModel(), SmallModel())
 
 
-@pytest.mark.parametrize(("expert", "file", "sentence"), [
-    ("high", "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors", "By its file's name the model is the low-noise expert"),
-    ("low", "Wan2_2-T2V-A14B-HIGH_fp8.safetensors", "but it is trained as the low-noise one."),
-    ("high", "wan2.2_t2v_high_noise_14B.safetensors", ""), ("", "wan2.2_t2v_low_noise_14B.safetensors", ""),
-    ("low", "wan2.2_mine.safetensors", ""), ("low", "", ""),
+@pytest.mark.parametrize(("objective", "file", "sentence"), [
+    ({"window": "high expert"}, "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+     "By its file's name the model is the low-noise expert, but it is trained as the high-noise one."),
+    ({"window": "low expert"}, "Wan2_2-T2V-A14B-HIGH_fp8.safetensors", "but it is trained as the low-noise one."),
+    ({"window": "high expert"}, "wan2.2_t2v_high_noise_14B.safetensors", ""), ({"window": "low expert"}, "", ""),
+    ({"window": "low expert"}, "wan2.2_mine.safetensors", ""), ({}, "wan2.1_t2v_14B.safetensors", ""),
+    ({}, "wan2.2_t2v_low_noise_14B.safetensors", "trained on all noise levels; set window to low expert in Timestep"),
+    ({"max_t": 0.9}, "wan2.2_t2v_low_noise_14B.safetensors", ""),
 ])
-def test_a_name_that_tells_of_the_other_expert_is_said(expert, file, sentence):
-    found = experts.contradiction(expert, file)
+def test_what_a_name_tells_of_an_expert_is_said_where_the_settings_do_not(objective, file, sentence):
+    found = experts.note_of_name(ObjectiveConfig(**objective), file)
     assert sentence in found and bool(sentence) == bool(found)
 
 
