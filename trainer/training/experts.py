@@ -43,18 +43,20 @@ def of_expert(objective: ObjectiveConfig, expert: str) -> ObjectiveConfig:
 
 
 def in_numbers(objective: ObjectiveConfig, family: ModelFamily) -> ObjectiveConfig:
-    """The settings with the window in min_t and max_t, which counted inside it, and nothing else said of experts.
+    """The settings with the window in min_t and max_t, which counted inside it, and its boundary in numbers.
 
     Raises:
         UserError: min_t and max_t leave nothing of the window.
     """
+    if objective.window == WHOLE:
+        return replace(objective, boundary=0.0)
     boundary = objective.boundary or BOUNDARIES.get(family.name, BOUNDARY)
-    low, high = {"": (0.0, 1.0), LOW: (0.0, boundary), HIGH: (boundary, 1.0)}[expert_of(objective)]
+    low, high = (boundary, 1.0) if expert_of(objective) == HIGH else (0.0, boundary)
     least, most = max(objective.min_t, low), min(objective.max_t, high)
     if least >= most:
         raise UserError(f"min_t and max_t are {objective.min_t:g} and {objective.max_t:g}, which leaves nothing of the "
                         f"{objective.window}'s noise levels, {low:g} to {high:g}; choose them inside.")
-    return replace(objective, window=WHOLE, boundary=0.0, min_t=least, max_t=most)
+    return replace(objective, boundary=boundary, min_t=least, max_t=most)
 
 
 def note_of_name(objective: ObjectiveConfig, model_file: str) -> str:

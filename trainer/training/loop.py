@@ -66,7 +66,7 @@ class Trainer:
         self.total_steps = total_steps(config, self.sampler.steps_per_epoch)
         self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
-        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
+        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out, config.objective)
         # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
         self._steps = Steps(self, step_down)

@@ -13,7 +13,7 @@ from wantune.trainer.memory.choice import GIB
 from wantune.trainer.model.family import ModelFamily
 from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.runs.checkpoints import checkpoints
-from wantune.trainer.runs.events import Finished, Paused, StepDone
+from wantune.trainer.runs.events import Evaluated, Finished, Paused, StepDone
 from wantune.trainer.settings.training import (
     LoraConfig,
     ObjectiveConfig,
@@ -214,20 +214,33 @@ WINDOWS = {"high": (0.875, 1.0), "low": (0.0, 0.875)}
 
 
 @pytest.mark.parametrize("expert", WINDOWS)
-def test_the_window_of_an_expert_is_a_run_by_its_numbers(opened, tmp_path, expert):
+def test_an_expert_learns_what_a_model_learns_in_its_window_by_numbers(opened, tmp_path, expert):
     low, high = WINDOWS[expert]
     run = opened()[expert]
-    assert (run.config.objective.min_t, run.config.objective.max_t) == (low, high)
-    assert run.expert == expert and run.config.objective == ObjectiveConfig(min_t=low, max_t=high)
+    assert (run.config.objective.min_t, run.config.objective.max_t) == (low, high) and run.expert == expert
     seen = [t for event in run.events() if isinstance(event, StepDone) for t in event.timesteps]
     assert len(seen) == 60 and all(low <= t <= high for t in seen)
     assert run.lora.metadata["wantune.expert"] == expert
     assert run.lora.metadata["ss_base_model_version"] == "Wan Video 2.2 T2V-A14B"
     data = dataset(tmp_path / "data")
     by_numbers = config(objective=ObjectiveConfig(min_t=low, max_t=high))
-    with Run(SmallModel(), data, "by_numbers", by_numbers, tmp_path / "here") as same_run:
-        assert same_run.is_finished and same_run.folder.path == run.folder.path, "it is the same run"
-    assert "wantune.expert" not in same_run.lora.metadata
+    with Run(SmallModel(), data, "by_numbers", by_numbers, tmp_path / "here") as other:
+        list(other.events())
+    assert same(other, run) and "wantune.expert" not in other.lora.metadata
+
+
+@pytest.mark.parametrize("expert", WINDOWS)
+def test_an_expert_is_measured_on_the_noise_levels_it_is_used_for(tmp_path, expert):
+    low, high = WINDOWS[expert]
+    data = dataset(tmp_path / "data", held_out=2)
+    with Run(SmallModel(), data, "a", config(expert), tmp_path / "runs") as run:
+        measured = [event for event in run.events() if isinstance(event, Evaluated)]
+    levels = [level for level, _ in measured[0].levels]
+    assert len(measured) == 13 and levels == pytest.approx([low + (high - low) * k / 10 for k in range(1, 10)])
+    assert all([level for level, _ in event.levels] == levels for event in measured)
+    by_numbers = config(objective=ObjectiveConfig(min_t=low, max_t=high))
+    with Run(SmallModel(), data, "a", by_numbers, tmp_path / "runs") as whole:
+        assert whole.folder.path != run.folder.path, "of the whole model another loss is measured"
 
 
 def family(name: str) -> ModelFamily:
@@ -245,7 +258,9 @@ def family(name: str) -> ModelFamily:
 ])
 def test_windows_in_numbers(objective, name, window):
     found = experts.in_numbers(ObjectiveConfig(**objective), family(name))
-    assert (found.min_t, found.max_t) == window and (found.window, found.boundary) == ("whole", 0.0)
+    assert (found.min_t, found.max_t) == window
+    assert experts.in_numbers(found, family(name)) == found, "nothing is left to be found out"
+    assert found.boundary or found == ObjectiveConfig()
 
 
 @pytest.mark.parametrize(("make", "sentence"), [

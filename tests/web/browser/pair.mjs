@@ -2,7 +2,9 @@
 
 import assert from 'node:assert/strict'
 import { assertReadable, inTheme } from './looks.mjs'
-import { ask, openTemplate, panelOf, pressRun, scenario, screenshot, step, text, untilIdle, untilNodes } from './scenario.mjs'
+import {
+  ask, given, openTemplate, panelOf, pressRun, scenario, screenshot, step, text, untilIdle, untilNodes,
+} from './scenario.mjs'
 
 const TRAIN = 'WanTune_TrainWanLoRA'
 const EXPERTS = ['high', 'low'].map((expert) => text(`chart.${expert}_expert`))
@@ -52,7 +54,7 @@ await scenario(async ({ open, note }) => {
   await page.getByRole('button', { name: new RegExp(`^(${text('runs.tab')}|${text('runs.tooltip')})`) }).first().click()
   const list = page.getByRole('list', { name: text('runs.tab') })
   const { runs } = await ask('/wantune/runs')
-  const both = runs.filter(({ name }) => /^pair_.*_(high|low)$/.test(name))
+  const both = runs.filter(({ name }) => name.startsWith(`${given.template}_`))
   assert.equal(both.length, 2)
   for (const { run, name } of both) {
     await list.getByTitle(run, { exact: true }).getByRole('checkbox', { name: text('runs.compare', { name }) }).check()
