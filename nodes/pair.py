@@ -70,6 +70,7 @@ def train(
     Raises:
         UserError: the two cannot be a pair, or one cannot be trained, see `Run`.
     """
+    check_order(order)
     check(pair)
     denoisers = {expert: ComfyDenoiser(each.model) for expert, each in pair.items()}
     experts.check_pair(denoisers[HIGH], denoisers[LOW])
@@ -116,6 +117,12 @@ def _train(
     for expert, run in left.items():
         if not run.steps:
             live.say(f"{expert} expert: stopped before its first step, so its LoRA changes nothing yet")
+
+
+def check_order(order: str) -> None:
+    """UserError unless it is one of ORDERS."""
+    if order not in ORDERS:
+        raise UserError(f"order is {order!r}; choose one of {'; '.join(ORDERS)}.")
 
 
 def check(pair: Mapping[str, Expert]) -> None:

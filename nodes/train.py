@@ -93,6 +93,7 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
+            pair.check_order(known.get("order", pair.BY_TURNS))
             for name in ("restart", "attempt", "previews", "model", "cache", "continue_from", *pair.INPUTS):
                 known.pop(name, None)
             _config(**known)

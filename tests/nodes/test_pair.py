@@ -329,4 +329,6 @@ def test_the_node_gives_both_loras_one_after_the_other_in_the_loss_graph(models,
     with pytest.raises(UserError, match="continue_from_low is connected, but not model_low"):
         TrainWanLoRA.execute(**inputs, continue_from_low=lora_low)
     assert "boundary is 1.5; choose" in TrainWanLoRA.validate_inputs(run_name="mine", boundary=1.5)
+    assert TrainWanLoRA.validate_inputs(run_name="mine", order="low first") == (
+        "order is 'low first'; choose one of by turns; high, then low.")
     assert TrainWanLoRA.validate_inputs(run_name="mine", boundary=0.9, order="by turns", model_low=None) is True

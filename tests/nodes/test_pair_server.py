@@ -134,6 +134,17 @@ def test_stopped_both_go_on_and_a_node_knows_both_runs(server, graph):
         assert [line["step"] for line in lines if line["event"] == "Started"] == [0, len(steps)]
 
 
+def test_with_one_model_the_outputs_of_the_other_give_nothing_and_what_they_are_linked_to_goes_on(server, graph):
+    del node(graph, TRAIN)["model_low"]
+    for name in ("model_low", "lora_low"):
+        del node(graph, APPLY)[name]
+    graph["second"]["inputs"]["model"] = [graphs.only(graph, APPLY), 0]
+    node(graph, TRAIN).update(max_steps=1, run_name="alone")
+    node(graph, SAVE).update(filename="alone")
+    server.run(graph)
+    assert [path.name for path in server.folder("loras").glob("alone*")] == ["alone_00001.safetensors"]
+
+
 @pytest.mark.parametrize(("changes", "sentence"), [
     ({"model_low": ["37", 0]}, "model and model_low hold the same weights; connect the high-noise expert to model"),
     ({"model": ["low", 0], "model_low": ["37", 0]}, "By their names wan2.2_t2v_low_noise_tiny.safetensors is the low"),
