@@ -74,7 +74,9 @@ def train(
     check(pair)
     denoisers = {expert: ComfyDenoiser(each.model) for expert, each in pair.items()}
     experts.check_pair(denoisers[HIGH], denoisers[LOW])
-    configs = {expert: replace(config, objective=experts.of_expert(config.objective, expert)) for expert in pair}
+    family = denoisers[HIGH].family
+    configs = {expert: replace(config, objective=experts.in_numbers(
+        experts.of_expert(config.objective, expert), family)) for expert in pair}
     with ExitStack() as stack:
         # as in nodes/train.py
         stack.enter_context(torch.inference_mode(False))

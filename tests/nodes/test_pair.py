@@ -306,6 +306,9 @@ def test_what_cannot_be_a_pair_is_refused_before_anything_is_written(models, cac
         pair.train(named, cached, "a", config(), tools.PairWatch())
     with pytest.raises(UserError, match="window is high expert .* set window to whole"):
         trained(models, cached, tools.PairWatch(), config("high expert"))
+    for narrow, expert in (({"min_t": 0.9}, "low"), ({"max_t": 0.8}, "high")):
+        with pytest.raises(UserError, match=f"leaves nothing of the {expert} expert's noise levels"):
+            trained(models, cached, tools.PairWatch(), config(objective=ObjectiveConfig(**narrow)))
     assert not root.exists()
 
 
