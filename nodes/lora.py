@@ -38,8 +38,13 @@ class SaveLoRA(io.ComfyNode):
                 io.String.Input("filename", default="wantune/my_lora", tooltip="Name in the loras folder; a number "
                                 "is added, so that no file is ever overwritten. May hold %date:yyyy-MM-dd%."),
                 io.Model.Input("model", optional=True, tooltip="If given, the LoRA must fit this model."),
+                io.LoraModel.Input("lora_low", optional=True, tooltip="Of the low-noise expert of Wan2.2: two files "
+                                   "are written, with _high and _low in their names."),
             ],
-            outputs=[io.String.Output(display_name="lora_name", tooltip="As ComfyUI's LoRA lists show it.")],
+            outputs=[
+                io.String.Output(display_name="lora_name", tooltip="As ComfyUI's LoRA lists show it."),
+                io.String.Output(display_name="lora_name_low", tooltip="That of lora_low; nothing without it."),
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
@@ -59,17 +64,25 @@ class SaveLoRA(io.ComfyNode):
         return saved_names.expand(filename or "", None)
 
     @classmethod
-    def execute(cls, lora, filename, model=None) -> io.NodeOutput:
-        state = lora_keys.normalize(lora)
-        whole = lora_keys.check_complete(state)
-        path, name = paths.new_lora_file(saved_names.expand(filename, cls.hidden and cls.hidden.prompt))
-        fit = _checked(model, state) if model is not None else None
-        lora_file.save(path, state, getattr(lora, "metadata", {}))
-        written = lora_keys.check_complete(lora_file.load(path))
-        text = f"{name}\n{fit or f'{written} of {whole} modules matched'}"
-        logger.info("Saved %s", text.replace("\n", ": "))
+    def execute(cls, lora, filename, model=None, lora_low=None) -> io.NodeOutput:
+        filename = saved_names.expand(filename, cls.hidden and cls.hidden.prompt)
+        given = {"": lora} if lora_low is None else {"_high": lora, "_low": lora_low}
+        if lora_low is not None:
+            made_for.check_not_swapped(*(getattr(each, "metadata", {}) for each in given.values()))
+        states = [lora_keys.normalize(each) for each in given.values()]
+        counts = [lora_keys.check_complete(state) for state in states]
+        files = paths.new_lora_files(filename, *given)
+        fits = [_checked(model, state) if model is not None else None for state in states]
+        lines = []
+        for each, state, whole, (path, name), fit in zip(given.values(), states, counts, files, fits, strict=True):
+            lora_file.save(path, state, getattr(each, "metadata", {}))
+            written = lora_keys.check_complete(lora_file.load(path))
+            lines.append(f"{name}\n{fit or f'{written} of {whole} modules matched'}")
+            logger.info("Saved %s", lines[-1].replace("\n", ": "))
+        text = "\n".join(lines)
         show_text(cls.hidden, text)
-        return io.NodeOutput(name, ui=ui.PreviewText(text))
+        names = [name for _, name in files]
+        return io.NodeOutput(*names, *[None] * (2 - len(names)), ui=ui.PreviewText(text))
 
 
 def _checked(model, state: Mapping) -> lora_keys.Fit:
@@ -98,21 +111,46 @@ class ApplyLoRA(io.ComfyNode):
                                "0 = the base model."),
                 io.Combo.Input("file", options=[FROM_INPUT, *folder_paths.get_filename_list("loras")],
                                default=FROM_INPUT, optional=True, tooltip="A LoRA file, when no lora is connected."),
+                io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of Wan2.2, where model is the "
+                               "high-noise one."),
+                io.MultiType.Input("lora_low", types=[io.LoraModel, io.String], optional=True, tooltip="The LoRA for "
+                                   "model_low; both get the same strength."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="The model with the LoRA.")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
+                io.Model.Output(display_name="model_low", tooltip="model_low with lora_low; nothing without them."),
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, model, strength, lora=None, file=FROM_INPUT) -> io.NodeOutput:
+    def execute(cls, model, strength, lora=None, file=FROM_INPUT, model_low=None, lora_low=None) -> io.NodeOutput:
+        if (model_low is None) != (lora_low is None):
+            has, lacks = ("lora_low", "model_low") if model_low is None else ("model_low", "lora_low")
+            raise UserError(f"Apply LoRA has {has}, but no {lacks}; connect both, or neither.")
         found = resolve(lora, file)
-        applied, reading = put_on(model, found, strength)
-        notes = (*reading.notes, *made_for.differences(_told(found), named.file_of(model, cls.hidden)),
-                 getattr(found, "note", ""))
-        text = "\n".join(filter(None, (f"{reading.fit}, strength {strength:g}", *notes)))
+        if model_low is None:
+            applied, text = cls._apply("model", model, found, strength)
+            return cls._shown(text, applied, None)
+        found_low = resolve(lora_low)
+        made_for.check_not_swapped(getattr(found, "metadata", {}), getattr(found_low, "metadata", {}))
+        applied, text = cls._apply("model", model, found, strength, "high")
+        applied_low, text_low = cls._apply("model_low", model_low, found_low, strength, "low")
+        return cls._shown(f"high: {text}\nlow: {text_low}", applied, applied_low)
+
+    @classmethod
+    def _apply(cls, socket: str, model, lora: Mapping, strength: float, expert: str = "") -> tuple[object, str]:
+        """The MODEL of a socket with its LoRA, and what is to be said of it; `expert` is which of a pair it is."""
+        applied, reading = put_on(model, lora, strength)
+        file, made = named.file_of(model, cls.hidden, socket), made_for.expert_of(getattr(lora, "metadata", {}))
+        notes = (*reading.notes, *made_for.differences(_told(lora), file, made, expert), getattr(lora, "note", ""))
+        return applied, "\n".join(filter(None, (f"{reading.fit}, strength {strength:g}", *notes)))
+
+    @classmethod
+    def _shown(cls, text: str, *models) -> io.NodeOutput:
         logger.info("Applied LoRA: %s", text.replace("\n", " "))
         show_text(cls.hidden, text)
-        return io.NodeOutput(applied, ui=ui.PreviewText(text))
+        return io.NodeOutput(*models, ui=ui.PreviewText(text))
 
 
 def _told(lora: Mapping) -> str:

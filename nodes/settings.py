@@ -13,6 +13,8 @@ from ..trainer.settings.training import (
     SCHEDULES,
     TIMESTEPS,
     WEIGHTINGS,
+    WHOLE,
+    WINDOWS,
     LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -158,6 +160,9 @@ class ObjectiveSettings(_Settings):
                                tooltip="Errors above this count linearly."),
                 io.Float.Input("noise_offset", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Lets brightness be "
                                "learned, at the price of a different noise; usually 0."),
+                io.Combo.Input("window", options=list(WINDOWS), default=WHOLE, optional=True, tooltip="For Wan2.2 A14B "
+                               "with one model: train only on the noise levels of this expert. min_t and max_t count "
+                               "inside it."),
             ],
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For Train Wan LoRA.")],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
@@ -16,13 +17,15 @@ from ..trainer.runs.folder import check_name
 from ..trainer.settings.memory import MemoryConfig
 from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
 from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.run import Run
-from . import sockets
+from . import pair, sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
 from .media.previewer import PreviewConfig, Previewer, PreviewSize, check, is_low_expert
 from .page.live import Live, num_stopped
+from .page.pair_live import PairLive
 
 
 class TrainWanLoRA(io.ComfyNode):
@@ -70,18 +73,17 @@ class TrainWanLoRA(io.ComfyNode):
                 io.MultiType.Input("continue_from", types=[io.LoraModel, io.String], optional=True, tooltip="A LoRA of "
                                    "any trainer to begin with, or a name of ComfyUI's LoRA lists; rank and alpha are "
                                    "then its own."),
-                sockets.AdapterChoice.Input("adapter", optional=True, tooltip="From Adapter Settings."),
-                sockets.Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings."),
-                sockets.Objective.Input("objective", optional=True, tooltip="From Timestep and Loss Settings."),
-                sockets.Validation.Input("validation", optional=True,
-                                         tooltip="From Validation and Checkpoint Settings."),
-                sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
-                sockets.Memory.Input("memory", optional=True, tooltip="From Memory Settings."),
+                *_settings_inputs(),
+                *_pair_inputs(),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Save LoRA."),
                 io.LossMap.Output(display_name="loss", tooltip="The loss of each step, for Plot Loss Graph."),
-                io.String.Output(display_name="run", tooltip="The run's folder, with its log."),
+                io.String.Output(display_name="run", tooltip="The run's folder, with its log; of a pair, that of the "
+                                 "high-noise expert."),
+                io.LoraModel.Output(display_name="lora_low", tooltip="Of the low-noise expert; nothing without "
+                                    "model_low."),
+                io.String.Output(display_name="run_low", tooltip="The folder of its run."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -93,7 +95,8 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
-            for name in ("restart", "attempt", "previews", "model", "cache", "continue_from"):
+            pair.check_order(known.get("order", pair.BY_TURNS))
+            for name in ("restart", "attempt", "previews", "model", "cache", "continue_from", *pair.INPUTS):
                 known.pop(name, None)
             _config(**known)
         except UserError as error:
@@ -108,14 +111,28 @@ class TrainWanLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, cache, run_name, restart=False, attempt=0, previews=None, preset=CUSTOM, continue_from=None,
-        **settings
+        model_low=None, order=pair.BY_TURNS, continue_from_low=None, **settings
     ) -> io.NodeOutput:
-        continued = resolve(continue_from) if continue_from is not None else None
         if remark := overruled(preset, settings):
             Live.say(remark)
-        lora, losses, folder = train(model, cache, run_name, _config(preset, **settings), Live(cls.hidden), restart,
-                                     previews, continued, attempt, named.file_of(model, cls.hidden))
-        return io.NodeOutput(lora, {"loss": losses}, str(folder))
+        config, high = _config(preset, **settings), _expert(cls.hidden, "model", model, continue_from)
+        if model_low is None:
+            if continue_from_low is not None:
+                raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or "
+                                "use continue_from.")
+            lora, losses, folder = train(model, cache, run_name, config, Live(cls.hidden), restart, previews,
+                                         high.continued, attempt, high.file)
+            return io.NodeOutput(lora, {"loss": losses}, str(folder), None, None)
+        both = {HIGH: high, LOW: _expert(cls.hidden, "model_low", model_low, continue_from_low)}
+        found = pair.train(both, cache, run_name, config, PairLive(cls.hidden), order, restart, previews, attempt)
+        losses = [*found[HIGH].losses, *found[LOW].losses]  # step by step they would jump between the windows
+        return io.NodeOutput(found[HIGH].lora, {"loss": losses}, found[HIGH].folder, found[LOW].lora, found[LOW].folder)
+
+
+def _expert(hidden, socket: str, model, continue_from) -> pair.Expert:
+    """A MODEL with the name of its file and the LoRA that is continued on it."""
+    continued = resolve(continue_from) if continue_from is not None else None
+    return pair.Expert(model=model, file=named.file_of(model, hidden, socket), continued=continued)
 
 
 def _preset_input() -> io.Combo.Input:
@@ -128,15 +145,42 @@ def _preset_input() -> io.Combo.Input:
     return preset
 
 
+def _settings_inputs() -> list:
+    return [
+        sockets.AdapterChoice.Input("adapter", optional=True, tooltip="From Adapter Settings."),
+        sockets.Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings."),
+        sockets.Objective.Input("objective", optional=True, tooltip="From Timestep and Loss Settings."),
+        sockets.Validation.Input("validation", optional=True, tooltip="From Validation and Checkpoint Settings."),
+        sockets.Previews.Input("previews", optional=True, tooltip="From Preview Settings."),
+        sockets.Memory.Input("memory", optional=True, tooltip="From Memory Settings."),
+    ]
+
+
+def _pair_inputs() -> list:
+    return [
+        io.Model.Input("model_low", optional=True, tooltip="The low-noise expert of Wan2.2 A14B, where model is the "
+                       "high-noise one: a LoRA is trained for each, in its own noise levels."),
+        io.Float.Input("boundary", default=0.0, min=0.0, max=0.999, step=0.005, round=False, optional=True,
+                       tooltip="The noise level between the experts of Wan2.2; 0 = the model's own: 0.875, and 0.9 for "
+                       "image-to-video."),
+        io.Combo.Input("order", options=list(pair.ORDERS), default=pair.BY_TURNS, optional=True, tooltip="With "
+                       "model_low. by turns: both grow together, and changing models takes at most 5 % of the time. "
+                       "high, then low: needs less memory."),
+        io.MultiType.Input("continue_from_low", types=[io.LoraModel, io.String], optional=True, tooltip="As "
+                           "continue_from, for model_low."),
+    ]
+
+
 def _config(
     preset: str = CUSTOM, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
     objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None,
-    memory: MemoryConfig | None = None, **inputs
+    memory: MemoryConfig | None = None, boundary: float = 0.0, **inputs
 ) -> TrainConfig:
+    objective = replace(objective or ObjectiveConfig(), boundary=boundary)
     values = fill(preset, inputs)
     lora = LoraConfig(rank=values.pop("rank", 32), alpha=values.pop("alpha", 32.0), **(adapter or {}))
     return TrainConfig(
-        lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective or ObjectiveConfig(),
+        lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective,
         validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)
 
 

@@ -7,7 +7,7 @@ other, with its own patches of the weights, and puts the weights back bit for bi
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -17,16 +17,18 @@ from .denoiser import ComfyDenoiser
 
 
 @contextmanager
-def aside(denoiser: ComfyDenoiser) -> Iterator[None]:
+def aside(denoiser: ComfyDenoiser, waiting: Iterable[ComfyDenoiser] = ()) -> Iterator[None]:
     """Inside the context the network and the device are ComfyUI's, as when it runs a node; afterwards training's again.
 
     Args:
         denoiser: attached, and between steps.
+        waiting: others that may be attached and are loaded again when it is their turn.
     """
     management = comfy.model_management
     device = denoiser.device
     devices = [] if device.type == "cpu" else [device]
-    denoiser.take_out()
+    for each in (denoiser, *waiting):
+        each.take_out()
     management.soft_empty_cache()  # a step's memory, which torch still holds in pieces of its sizes
     try:
         with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type), torch.inference_mode():

@@ -18,6 +18,12 @@ def fingerprint(patcher, **others: object) -> str:
     Args:
         others: JSON of what else changes the computation, by name; empty where nothing does.
     """
+    patches = {key: [_describe(patch) for patch in value] for key, value in sorted(patcher.patches.items())}
+    return content_hash(of_weights(patcher), patches, *_beyond(patcher, others))
+
+
+def of_weights(patcher) -> str:
+    """The same of the weights alone, without what is put on them."""
     digest = hashlib.sha256()
     backup = getattr(patcher, "backup", {})
     for name, value in sorted(patcher.model.state_dict().items()):
@@ -25,8 +31,7 @@ def fingerprint(patcher, **others: object) -> str:
             value = getattr(backup[name], "weight", value)
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(sampled(value))
-    patches = {key: [_describe(patch) for patch in value] for key, value in sorted(patcher.patches.items())}
-    return content_hash(digest.hexdigest(), patches, *_beyond(patcher, others))
+    return digest.hexdigest()
 
 
 def _describe(patch: tuple) -> list:

@@ -64,11 +64,12 @@ def saved_result(path: Path) -> dict[str, str]:
     return {"filename": path.name, "subfolder": subfolder, "type": "output"}
 
 
-def new_lora_file(filename: str) -> tuple[Path, str]:
-    """The path of a new file in ComfyUI's first loras folder, and its name in ComfyUI's LoRA lists.
+def new_lora_files(filename: str, *endings: str) -> list[tuple[Path, str]]:
+    """The paths of new files in ComfyUI's first loras folder, and their names in ComfyUI's LoRA lists.
 
-    Its number is one more than the highest of this name, whether in capitals or not: some systems do not tell these
-    apart, and ComfyUI shows the old content of a name that it has loaded before.
+    There is one file for each ending of the name, such as "_high" and "_low". Their number is one more than the highest
+    of these names, whether in capitals or not: some systems do not tell these apart, and ComfyUI shows the old content
+    of a name that it has loaded before.
 
     Raises:
         UserError: the name leads out of the folder, or some system refuses it.
@@ -76,13 +77,14 @@ def new_lora_file(filename: str) -> tuple[Path, str]:
     *folders, stem = saved_names.check(filename)
     root = Path(folder_paths.get_folder_paths("loras")[0]).resolve()
     folder = root.joinpath(*folders)
-    form = re.compile(rf"{re.escape(stem.casefold())}_(\d+)\.safetensors")
+    either = "|".join(re.escape(ending.casefold()) for ending in endings)
+    form = re.compile(rf"{re.escape(stem.casefold())}(?:{either})_(\d+)\.safetensors")
     numbers = []
     with suppress(OSError):  # there is no such folder yet
         numbers = [int(found[1]) for path in folder.iterdir() if (found := form.fullmatch(path.name.casefold()))]
     number = 1 + max(numbers, default=0)
-    path = folder / f"{stem}_{number:05d}.safetensors"
-    return path, str(path.relative_to(root))
+    found = [folder / f"{stem}{ending}_{number:05d}.safetensors" for ending in endings]
+    return [(path, str(path.relative_to(root))) for path in found]
 
 
 def lora_file(name: str) -> Path:

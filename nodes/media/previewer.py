@@ -143,18 +143,21 @@ class Previewer(PreviewSize):
         switches: gives a context in which the process computes as it does outside of training.
         is_low: whether the adapter is that of the low-noise expert.
         other: gives the LoRA of the other expert, as it is now; None where there is none yet.
+        waiting: the denoiser of the other expert, where both are trained.
     """
 
     def __init__(
         self, config: PreviewConfig, denoiser: ComfyDenoiser, folder: Path,
         switches: Callable[[], AbstractContextManager[None]], is_low: bool = False,
         other: Callable[[], Mapping[str, torch.Tensor] | None] = lambda: None,
+        waiting: ComfyDenoiser | None = None,
     ) -> None:
         super().__init__(config, denoiser)
         self._folder = folder / "samples"
         self._switches = switches
         self._is_low = is_low
         self._other = other
+        self._waiting = () if waiting is None else (waiting,)
 
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether a preview is made after this step; also at the end."""
@@ -178,7 +181,7 @@ class Previewer(PreviewSize):
         """pixels_FHW3 uint8 of each prompt; all are sampled before the VAE takes the place of the model."""
         if self.config.model is not None:
             made = lora and lora()
-            with aside(self._denoiser), self._switches():
+            with aside(self._denoiser, self._waiting), self._switches():
                 return [self._decoded(name, latent) for name, latent in zip(names, self._sampled(made), strict=True)]
         config = self.config
         latents = [ways.sample_in_training(self._denoiser, positive, config.sampling, config.shift)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import comfy.model_management
-import comfy.utils
 from server import PromptServer
 
 from ...trainer.runs import history
@@ -18,14 +17,12 @@ from ...trainer.runs.events import Evaluated, Event, Finished, Noted, Previewed,
 from ...trainer.runs.folder import RunFolder
 from . import shown
 from .asking import pages_of, running_user
+from .bar import Bar, Turn
 
 logger = logging.getLogger("wantune")
 
 SECONDS_BETWEEN_MESSAGES = 0.6
 """Between messages about steps; with two for ComfyUI's bar and rare events the page gets at most 4 a second."""
-
-SECONDS_BETWEEN_BARS = 1.0
-"""Between updates of ComfyUI's progress bar; for each the page redraws its whole graph."""
 
 SECONDS_BETWEEN_LINES = 5.0
 """Between lines about steps in the log."""
@@ -39,14 +36,16 @@ PACE_DECAY = 0.9
 
 @dataclass(slots=True)
 class Current:
-    """The run that is going on; ComfyUI runs one prompt at a time, so there is one at most."""
+    """What is going on: a run, or the two of a pair; ComfyUI runs one prompt at a time, so there is one at most."""
 
-    run: str
-    """Its folder's name."""
+    runs: tuple[str, ...]
+    """Names of folders."""
     user: str | None
     """ComfyUI's user whose page queued it."""
+    run: str = ""
+    """Of `runs`, the one that is computed."""
     now: dict = field(default_factory=dict)
-    """Speed, time that is left and memory, as the page shows them."""
+    """Its speed, time that is left and memory, as the page shows them."""
     is_stop_asked: bool = False
 
 
@@ -62,38 +61,35 @@ def num_stopped() -> int:
 
 
 def current() -> Current | None:
-    """The run that is going on."""
+    """What is going on."""
     return _current
+
+
+@contextmanager
+def going_on(*runs: str) -> Iterator[None]:
+    """Make these the current runs, which can be stopped, for the time of a block."""
+    global _current
+    _current = Current(runs, running_user(), runs[0])
+    try:
+        yield
+    finally:
+        _current = None
 
 
 def ask_to_stop(run: str = "") -> bool:
     """End a run after its current step; the graph goes on with what was learned.
 
     Args:
-        run: the name of its folder; "" for whichever is running.
+        run: the name of its folder; "" for whichever is running. Both of a pair end.
 
     Returns:
         Whether that run is going on.
     """
     found = _current
-    if found is None or run not in ("", found.run):
+    if found is None or run not in ("", *found.runs):
         return False
     found.is_stop_asked = True
     return True
-
-
-class Turn:
-    """Limits how often something happens: once in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._due = seconds, 0.0
-
-    def has_come(self, now: float, is_last: bool) -> bool:
-        """Whether it may happen at time `now`, in seconds; the last time it always may."""
-        if now < self._due and not is_last:
-            return False
-        self._due = now + self._seconds
-        return True
 
 
 class Live:
@@ -101,17 +97,21 @@ class Live:
 
     Args:
         hidden: the node's hidden inputs; None where there is no node.
+        expert: which one of a pair the run trains, "" where it is alone.
+        bar: the bar of the pair.
     """
 
-    def __init__(self, hidden) -> None:
-        self._hidden = hidden
+    def __init__(self, hidden, expert: str = "", bar: Bar | None = None) -> None:
+        self._hidden, self._expert = hidden, expert
         self._workflow, self._node = shown.key_of(hidden)
-        self._run = ""
-        self._bar: comfy.utils.ProgressBar | None = None
-        self._bar_turn, self._message_turn = Turn(SECONDS_BETWEEN_BARS), Turn(SECONDS_BETWEEN_MESSAGES)
+        self.run = ""
+        """The name of its folder."""
+        self._bar, self._message_turn = bar or Bar(hidden), Turn(SECONDS_BETWEEN_MESSAGES)
         self._line_turn = Turn(SECONDS_BETWEEN_LINES)
         self._points: list[tuple[int, float | None, float]] = []
-        self._pace, self._last_time = 0.0, time.monotonic()
+        self._untold: StepDone | None = None
+        self._pace = 0.0
+        self._last_time: float | None = time.monotonic()
 
     def describe(self, folder: RunFolder, base: str, notes: tuple[str, ...] = (), is_finished: bool = False) -> None:
         """Write the run's owner and graph into its folder, and let the node's panel show the run.
@@ -121,8 +121,9 @@ class Live:
             notes: sentences about how it is trained, for the page.
             is_finished: it is only loaded, and its folder stays as it is.
         """
-        self._run = folder.path.name
-        shown.remember(self._hidden, "run", self._run)
+        self.run = folder.path.name
+        if not self._expert:
+            shown.remember_runs(self._hidden, self.run)
         if is_finished:
             return
         extra = getattr(self._hidden, "extra_pnginfo", None) or {}
@@ -136,13 +137,15 @@ class Live:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Make it the current run, which can be stopped, for the time of a block."""
-        global _current
-        _current = Current(self._run, running_user())
         try:
-            yield
+            with going_on(self.run):
+                yield
         finally:
-            _current = None
-            self._send("ended", {})
+            self.end()
+
+    def end(self) -> None:
+        """Tell the page that the run is no longer going on, however that came."""
+        self._send("ended", {})
 
     def publish(self, event: Event) -> None:
         """Show one event.
@@ -150,6 +153,8 @@ class Live:
         Raises:
             InterruptProcessingException: ComfyUI's, when the user pressed Cancel.
         """
+        if _current is not None and _current.run != self.run:  # its turn of a pair begins
+            _current.run, _current.now, self._last_time = self.run, {}, None
         if isinstance(event, Started):
             self._start(event)
         elif isinstance(event, StepDone):
@@ -166,7 +171,7 @@ class Live:
             skipped = f", {event.skipped} of them without a finite loss and so without effect" if event.skipped else ""
             if event.reason == "stopped":
                 _stopped.append(event.step)
-            self.say(f"{event.reason}: {event.step} steps{skipped}")
+            self.say(f"{self._expert and f'{self._expert} expert, '}{event.reason}: {event.step} steps{skipped}")
         if not isinstance(event, StepDone):
             self._send(type(event).__name__.lower(), to_json(event))
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -182,7 +187,7 @@ class Live:
         return _current is not None and _current.is_stop_asked
 
     def _start(self, event: Started) -> None:
-        self._bar = comfy.utils.ProgressBar(event.total_steps, node_id=self._hidden and self._hidden.unique_id)
+        self._bar.start(self.run, event.step, event.total_steps)
         self._last_time = time.monotonic()
         for fault in event.passed_over:
             logger.warning("%s", fault)
@@ -194,33 +199,42 @@ class Live:
         """Send the message wantune.<name> to every page of the user who queued the run."""
         server = getattr(PromptServer, "instance", None)
         if server is not None:
-            message = {**content, "workflow": self._workflow, "node": self._node, "run": self._run}
+            message = {**content, "workflow": self._workflow, "node": self._node, "run": self.run}
             for page in pages_of(running_user()):
                 server.send_sync(f"wantune.{name}", message, page)
 
     def _show_step(self, event: StepDone) -> None:
         now, last = time.monotonic(), event.step == event.total_steps
-        if self._bar_turn.has_come(now, last):
-            self._bar.update_absolute(event.step, event.total_steps)
-        seconds = now - self._last_time
+        seconds = event.seconds if self._last_time is None else now - self._last_time
         self._pace = PACE_DECAY * self._pace + (1 - PACE_DECAY) * seconds if self._pace else seconds
         self._last_time = now
+        self._bar.show(self.run, event.step, event.total_steps, self._pace, now)
         loss = event.loss if math.isfinite(event.loss) else None
         self._points = [*self._points, (event.step, loss, event.learning_rate)][-MAX_POINTS:]
+        self._untold = event
         if self._message_turn.has_come(now, last):
+            self.tell()
+        if self._line_turn.has_come(now, last):
+            logger.info("%s", f"{self._expert} expert, {line(event)}" if self._expert else line(event))
+
+    def tell(self) -> None:
+        """Tell the page of the steps that it has not heard of."""
+        event, self._untold = self._untold, None
+        if event is not None:
             self._send("step", {"step": event.step, "total_steps": event.total_steps, "epoch": event.epoch,
                                 "points": self._points, **self._now(event)})
             self._points = []
-        if self._line_turn.has_come(now, last):
-            logger.info("%s", line(event))
 
     def _now(self, event: StepDone) -> dict:
-        """Speed, time left and memory; the time left includes evaluation and previews, the speed does not."""
+        """Speed, time left and memory; the time left includes evaluation and previews, the speed does not.
+
+        The time left is that of all runs of the node.
+        """
         total = comfy.model_management.get_total_memory()
         now = {
             "seconds_per_step": event.seconds,
             "samples_per_second": event.samples_per_second,
-            "seconds_left": self._pace * (event.total_steps - event.step),
+            "seconds_left": self._bar.seconds_left,
             "memory_bytes": total - comfy.model_management.get_free_memory(),
             "memory_total_bytes": total,
         }

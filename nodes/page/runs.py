@@ -11,6 +11,7 @@ from pathlib import Path
 from ...trainer.base.errors import UserError
 from ...trainer.runs import history, lock
 from ...trainer.runs.folder import delete_run
+from ...trainer.training.experts import EXPERTS
 from ..backend import paths
 from . import live, shown
 from .asking import Asked, Door, NotFound, is_theirs
@@ -39,13 +40,24 @@ def register(door: Door) -> None:
 
 
 def _node(asked: Asked) -> dict:
-    """What a node showed last, and the run of Train Wan LoRA: as remembered, else the newest run of the name."""
+    """What a node showed last, and the run of Train Wan LoRA: as remembered, else the newest run of the name.
+
+    Where it trained two experts, `run` is that of the high-noise one, and `run_low` that of the other.
+    """
     found = shown.recall(asked.user, asked.text("workflow", ""), asked.text("node", ""))
-    run, name = found.get("run"), asked.text("run_name", "").strip()
+    run, low, name = found.get("run"), found.get("run_low"), asked.text("run_name", "").strip()
     if not isinstance(run, str) or _find(run, asked.user) is None:
-        named = [folder for folder in _folders(asked.user) if name and history.name_of(folder) == name]
-        run = max(named, key=lambda folder: (folder / "config.json").stat().st_mtime).name if named else None
-    return {"run": run, "shown": found}
+        run, low = _newest(name, asked.user), None
+        if name and run is None:
+            run, low = (_newest(f"{name}_{expert}", asked.user) for expert in EXPERTS)
+    has_low = isinstance(low, str) and _find(low, asked.user) is not None
+    return {"run": run, "shown": found, **({"run_low": low} if has_low else {})}
+
+
+def _newest(name: str, user: str) -> str | None:
+    """The newest run of a name."""
+    named = [folder for folder in _folders(user) if name and history.name_of(folder) == name]
+    return max(named, key=lambda folder: (folder / "config.json").stat().st_mtime).name if named else None
 
 
 def _list(asked: Asked) -> dict:
@@ -73,7 +85,8 @@ def _one(asked: Asked) -> dict:
         "ema_decay": history.EMA_DECAY,
         "held_out": log.evaluated,
         "previews": [each for each in log.previewed if _is_there(folder, each)],
-        "now": current.now or None if current else None,
+        "now": current.now or None if current and current.run == folder.name else None,
+        "is_waiting": bool(current and current.run != folder.name),
         "stopping": bool(current and current.is_stop_asked),
     }
 
@@ -115,7 +128,7 @@ def _stop(asked: Asked) -> dict:
 def _current(folder: Path) -> live.Current | None:
     """The state of a run that is going on; None when it is not."""
     current = live.current()
-    return current if current and current.run == folder.name else None
+    return current if current and folder.name in current.runs else None
 
 
 def _summary(folder: Path) -> dict:

@@ -53,6 +53,12 @@ def remember(hidden, kind: str, data: object) -> None:
                       (_FORGET, [(MAX_NODES,)]))
 
 
+def remember_runs(hidden, run: str, low: str = "") -> None:
+    """Keep which run Train Wan LoRA shows, and of a pair also that of the low-noise expert."""
+    remember(hidden, "run", run)
+    remember(hidden, "run_low", low)
+
+
 def recall(user: str, workflow: str, node: str) -> dict[str, object]:
     """What this node of a user's workflow showed last, by kind."""
     database, found = _database(), {}

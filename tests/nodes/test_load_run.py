@@ -66,7 +66,7 @@ def test_each_step_is_another_lora_and_works_where_train_s_does(world, tmp_path,
     assert not torch.equal(videos[0], videos[2])
     assert applied_loras(apply(world.model, found[1], 0.5)[0]) == ("best, step 4, strength 0.5",)
     monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(tmp_path)])
-    (name,) = SaveLoRA.execute(found[1], "of a run").result
+    name, _ = SaveLoRA.execute(found[1], "of a run").result
     assert same(lora_file.load(tmp_path / name), found[1])
 
 

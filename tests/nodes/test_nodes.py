@@ -28,8 +28,8 @@ CONTRACT = {
     "WanTune_PruneCache": ({"max_age_days": 30.0, "max_size_gb": 50.0}, ["STRING"], "Prune Cache"),
     "WanTune_TrainWanLoRA": (
         {"model": None, "cache": None, "run_name": "my_lora", "epochs": 20, "max_steps": 0, "batch_size": 1,
-         "learning_rate": 1e-4, "rank": 32, "alpha": 32, "seed": 0}, ["LORA_MODEL", "LOSS_MAP", "STRING"],
-        "Train Wan LoRA"),
+         "learning_rate": 1e-4, "rank": 32, "alpha": 32, "seed": 0},
+        ["LORA_MODEL", "LOSS_MAP", "STRING", "LORA_MODEL", "STRING"], "Train Wan LoRA"),
     "WanTune_AdapterSettings": ({"kind": "lora"}, ["WANTUNE_ADAPTER"], "Adapter Settings"),
     "WanTune_OptimizerSettings": ({"name": "adamw"}, ["WANTUNE_OPTIMIZER"], "Optimizer Settings"),
     "WanTune_ObjectiveSettings": (
@@ -42,8 +42,8 @@ CONTRACT = {
         {"whole_blocks": -1, "segments": "auto", "keep_attention": "auto", "inputs_in_ram": "auto", "keep_free": 0.0},
         ["WANTUNE_MEMORY"], "Memory Settings"),
     "WanTune_LoadRunLoRA": ({"run": "", "checkpoint": "best"}, ["LORA_MODEL", "STRING"], "Load Run LoRA"),
-    "WanTune_SaveLoRA": ({"lora": None, "filename": "wantune/my_lora"}, ["STRING"], "Save LoRA"),
-    "WanTune_ApplyLoRA": ({"model": None, "lora": None, "strength": 1.0}, ["MODEL"], "Apply LoRA"),
+    "WanTune_SaveLoRA": ({"lora": None, "filename": "wantune/my_lora"}, ["STRING", "STRING"], "Save LoRA"),
+    "WanTune_ApplyLoRA": ({"model": None, "lora": None, "strength": 1.0}, ["MODEL", "MODEL"], "Apply LoRA"),
     "WanTune_CompareVideos": ({"base": None, "tuned": None, "fps": 16}, ["VIDEO"], "Compare Videos"),
     "WanTune_CompareCheckpoints": (
         {"model": None, "run": "", "positive": None, "negative": None, "vae": None, "checkpoints": "all",

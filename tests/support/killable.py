@@ -1,8 +1,8 @@
 """A process that has loaded ComfyUI and the small world once, and forks a child for each command it gets.
 
 Started by killer.py as `python killable.py COMFYUI_FOLDER`. Each line on stdin is a command in JSON, the name of a
-function below (fill or train) and its arguments. It prints the child's process id and, at its end, its exit code, which
-is -9 where it was killed.
+function below (fill, train or train_pair) and its arguments. It prints the child's process id and, at its end, its exit
+code, which is -9 where it was killed.
 """
 
 import json
@@ -41,7 +41,7 @@ def main(comfyui: Path) -> None:
         name, *arguments = json.loads(line)
         child = os.fork()
         if not child:
-            {"fill": fill, "train": train}[name](*arguments)
+            {"fill": fill, "train": train, "train_pair": train_pair}[name](*arguments)
             os._exit(0)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -98,6 +98,38 @@ def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
             every_epochs=0, every_steps=3).result
         lora, losses, _ = train.train(world["model"], cached, "killed", settings, tools.Watch(), previews=previews)
     content = {"losses": losses, "lora": {key: value.flatten().tolist() for key, value in lora.items()}}
+    Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def train_pair(folder: str, low: str, place: str, epochs: int) -> None:
+    """Train both experts on `folder` by turns of two steps, `low` being the file of the low-noise one.
+
+    Writes the LoRAs and each loss to `place`/result.json.
+    """
+    import folder_paths
+
+    from wantune.nodes import pair
+    from wantune.tests.support import tools
+    from wantune.trainer.data import scan
+    from wantune.trainer.encoded import fill as filling
+    from wantune.trainer.encoded.store import Store
+    from wantune.trainer.settings.data import DatasetConfig
+    from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
+    from wantune.trainer.training import pair as turns
+
+    turns.LEAST_STEPS, turns.SHARE_OF_SWAPS = 2, 1e6
+    folder_paths.output_directory = place
+    config = DatasetConfig(folder=folder, resolution=64, num_repeats=2, trigger_word="zwx", validation_items=1)
+    store = Store(Path(folder).parent / "cache")
+    cached = tools.drained(filling.fill(scan.scan(config), store, *world["encoders"]))[1]
+    settings = TrainConfig(
+        epochs=epochs, learning_rate=1e-3, lora=LoraConfig(rank=4), optimizer=OptimizerConfig(ema_decay=0.9),
+        validation=ValidationConfig(every_steps=2, evaluate_steps=3, every_epochs=0))
+    both = {"high": pair.Expert(model=world["model"]), "low": pair.Expert(model=tools.load_dit(Path(low)))}
+    trained = pair.train(both, cached, "killed", settings, tools.PairWatch())
+    content = {expert: {"losses": each.losses,
+                        "lora": {key: value.flatten().tolist() for key, value in each.lora.items()}}
+               for expert, each in trained.items()}
     Path(place, "result.json").write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -19,7 +19,8 @@ SPOKEN = ("nodes/page/asking.py", "nodes/page/clip_progress.py", "nodes/page/dat
           "nodes/lora.py", "nodes/backend/applied.py", "nodes/backend/paths.py", "trainer/base",
           "trainer/settings/data.py", "trainer/memory/choice.py", "trainer/model/family.py", "trainer/memory/plan.py",
           "trainer/data", "trainer/encoded", "trainer/lora/keys.py", "trainer/runs/folder.py",
-          "trainer/runs/reading.py", "trainer/runs/history.py", "trainer/training/memory.py",
+          "trainer/runs/reading.py", "trainer/runs/history.py", "trainer/training/experts.py",
+           "trainer/training/batch_size.py", "trainer/training/memory.py",
           "trainer/training/retry.py")
 """Files and folders whose sentences may reach the page: answers of routes, notes, reasons, texts in nodes."""
 

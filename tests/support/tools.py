@@ -111,6 +111,38 @@ class Watch:
         return self.stop
 
 
+class PairWatch:
+    """Stands in for `PairLive` (nodes/page/pair_live.py): keeps (expert, event), shows each to `look`.
+
+    Args:
+        stop_after: asks to stop after so many steps of both; 0 = never.
+    """
+
+    def __init__(self, stop_after: int = 0, look=lambda expert, event: None) -> None:
+        self.events, self.said, self.described, self._stop_after, self._look = [], [], {}, stop_after, look
+
+    def describe(self, expert, folder, base: str, notes=(), is_finished: bool = False) -> None:
+        self.described[expert] = folder.path, notes, is_finished
+
+    def running(self, experts):
+        return contextlib.nullcontext()
+
+    def publish(self, expert: str, event) -> None:
+        self.events.append((expert, event))
+        self._look(expert, event)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @property
+    def steps(self) -> str:
+        """The first letter of the expert of each step."""
+        return "".join(expert[0] for expert, event in self.events if type(event).__name__ == "StepDone")
+
+    def is_stop_asked(self) -> bool:
+        return bool(self._stop_after) and len(self.steps) >= self._stop_after
+
+
 def drained(progress) -> tuple[list, object]:
     """What a generator yields, and what it returns."""
     events = []

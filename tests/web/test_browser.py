@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from wantune.demo import browser as browsers
 from wantune.demo import graph as graphs
@@ -23,6 +24,7 @@ from wantune.demo import page
 from wantune.demo.server import Server
 from wantune.tests.conftest import ROOT
 from wantune.tests.support import clips
+from wantune.tests.support.tools import WORLD
 
 SCRIPTS = ROOT / "tests" / "web" / "browser"
 ARTIFACTS = ROOT / "test_artifacts"
@@ -34,6 +36,8 @@ EVER = 5000
 
 SAVED_BEFORE = "WANTUNE_KEEP"
 """The type of the validation socket in graphs that were saved before it was renamed: they still open and run."""
+
+LOW = "low_noise.safetensors"
 
 RENDERERS = {"classic": False, "nodes2": True}
 
@@ -102,8 +106,19 @@ def site(request, browser, comfy, tmp_path_factory):
     print(f"{label}: {browser.chromium}")
     workspace = tmp_path_factory.mktemp("page")
     pack = write_templates(workspace)
+    arguments = (*arguments, "--extra-model-paths-config", str(_low_noise_expert(workspace)))
     with Server(Path(sys.executable), comfy, ROOT, workspace, (pack,), arguments) as running:
         yield Site(running, browser, label)
+
+
+def _low_noise_expert(workspace: Path) -> Path:
+    """A second model of the small world's shape, LOW; returns the file that tells ComfyUI of its folder."""
+    folder = workspace / "experts"
+    folder.mkdir()
+    save_file({name: value * 1.01 for name, value in load_file(WORLD / "dit.safetensors").items()}, folder / LOW)
+    paths = workspace / "experts.yaml"
+    paths.write_text(json.dumps({"experts": {"diffusion_models": str(folder)}}), encoding="utf-8")
+    return paths
 
 
 def write_templates(workspace: Path) -> Path:
@@ -113,7 +128,7 @@ def write_templates(workspace: Path) -> Path:
     pack = page.write_pack(ROOT, adapted, workspace / "packs")
     templates = pack / "example_workflows"
     text = (templates / f"{page.WORKFLOW}.json").read_text(encoding="utf-8")
-    scenarios = {"noise": 1, "presets": 1, "training": EVER, "sheet": 1, "runs": 1}
+    scenarios = {"noise": 1, "presets": 1, "training": EVER, "sheet": 1, "runs": 1, "pair": EVER}
     for renderer in RENDERERS:
         for scenario, epochs in scenarios.items():
             name = f"{scenario}_{renderer}"
@@ -123,6 +138,8 @@ def write_templates(workspace: Path) -> Path:
             workflow["id"] = str(uuid.uuid4())
             _set(workflow, "WanTune_TrainWanLoRA", {0: name, 1: epochs, 7: seed})
             _set(workflow, "KSampler", {0: seed, 2: 2})
+            if scenario == "pair":
+                _add_expert(workflow)
             (templates / f"{name}.json").write_text(json.dumps(workflow), encoding="utf-8")
     return pack
 
@@ -143,6 +160,21 @@ def _measured(workflow: dict, pictures: str) -> dict:
     return workflow
 
 
+def _add_expert(workflow: dict) -> None:
+    """The model LOW at model_low."""
+    loader, train = (next(node for node in workflow["nodes"] if node["type"] == kind)
+                     for kind in ("UNETLoader", "WanTune_TrainWanLoRA"))
+    link, number = workflow["last_link_id"] + 1, workflow["last_node_id"] + 1
+    low = json.loads(json.dumps({**loader, "id": number, "pos": [loader["pos"][0], loader["pos"][1] - 200]}))
+    low["widgets_values"][0] = LOW
+    low["outputs"] = [{"name": "MODEL", "type": "MODEL", "links": [link]}]
+    slot = next(index for index, each in enumerate(train["inputs"]) if each["name"] == "model_low")
+    train["inputs"][slot]["link"] = link
+    workflow["nodes"].append(low)
+    workflow["links"].append([link, number, 0, train["id"], slot, "MODEL"])
+    workflow.update(last_link_id=link, last_node_id=number)
+
+
 def _set(workflow: dict, kind: str, values: dict) -> None:
     for node in workflow["nodes"]:
         if node["type"] == kind:
@@ -158,6 +190,11 @@ def test_nodes_and_presets(site, renderer):
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_run_from_queue_to_comparison(site, renderer):
     site.scenario("training", renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_pair_of_experts(site, renderer):
+    site.scenario("pair", renderer)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

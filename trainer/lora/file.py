@@ -61,11 +61,15 @@ def from_adapter(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, t
 
 
 def metadata(
-    config: TrainConfig, dataset: CachedDataset, name: str, base_model: str, base_digest: str, step: int
+    config: TrainConfig, dataset: CachedDataset, name: str, base_model: str, base_digest: str, step: int,
+    expert: str = "",
 ) -> dict[str, str]:
     """The metadata of a file, as LoRA managers show it: kohya's `ss_*`, Stability's `modelspec.*`, our own `wantune.*`.
 
     Sources: kohya-ss/sd-scripts docs/train_network_README; Stability-AI/ModelSpec.
+
+    Args:
+        expert: "high" or "low" where it was trained for an expert of Wan2.2 A14B.
     """
     frequency = {f"{len(dataset.samples)}_{dataset.trigger_word or name}": Counter(dataset.captions)}
     return {
@@ -92,6 +96,19 @@ def metadata(
         "wantune.trigger_word": dataset.trigger_word,
         "wantune.step": str(step),
         "wantune.config": json.dumps(config.to_dict()),
+        **(_of_expert(expert, dataset) if expert else {}),
+    }
+
+
+def _of_expert(expert: str, dataset: CachedDataset) -> dict[str, str]:
+    """What differs for an expert of Wan2.2 A14B: its base model has the name by which Civitai and LoRA managers file it
+    (musubi-tuner writes "wan" for every Wan, ai-toolkit "wan22_14b")."""
+    kind = "I2V" if "I2V" in dataset.family.name else "T2V"
+    return {
+        "ss_base_model_version": f"Wan Video 2.2 {kind}-A14B",
+        "modelspec.architecture": "wan2.2/lora",
+        "modelspec.implementation": "https://github.com/Wan-Video/Wan2.2",
+        "wantune.expert": expert,
     }
 
 

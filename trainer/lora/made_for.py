@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ..base.errors import UserError
 from .matrices import size
 
 _WIDTHS = {1536: "Wan2.1 1.3B", 3072: "Wan2.2 5B", 5120: "Wan 14B"}
@@ -76,37 +77,59 @@ def base_model(family: str, sizes: Mapping[str, tuple[int, int]], file: str = ""
     return words if told in words else words + said
 
 
-def differences(lora: str, model: str) -> tuple[str, ...]:
+def differences(lora: str, model: str, lora_expert: str = "", model_expert: str = "") -> tuple[str, ...]:
     """Sentences about what the names of a LoRA (file, header) and of a model (file) tell, where they differ.
 
     Wan2.1 14B and both experts of Wan2.2 A14B have the same shapes, so that only names tell them apart.
+
+    Args:
+        lora_expert: "high" or "low" where the LoRA's header says for which expert it was trained (`expert_of`).
+        model_expert: likewise where the user says which expert the model is.
     """
     sentences = []
-    for kind, of in (("noise", _noise), ("version", _version)):
-        theirs, ours = of(lora), of(model)
-        if theirs and ours and theirs != ours:
-            what = f"the {theirs} expert" if kind == "noise" else theirs
-            sentences.append(f"By its name the LoRA was made for {what}, by its name the model is "
-                             f"{f'the {ours} expert' if kind == 'noise' else ours}.")
+    theirs, ours = lora_expert or expert_by_name(lora), model_expert or expert_by_name(model)
+    if theirs and ours and theirs != ours:
+        if lora_expert or model_expert:
+            sentences.append(f"The LoRA was made for the {theirs}-noise expert, and it is on the {ours}-noise one.")
+        else:
+            sentences.append(f"By its name the LoRA was made for the {theirs}-noise expert, by its name the model is "
+                             f"the {ours}-noise expert.")
+    theirs, ours = _version(lora), _version(model)
+    if theirs and ours and theirs != ours:
+        sentences.append(f"By its name the LoRA was made for {theirs}, by its name the model is {ours}.")
     return tuple(sentences)
+
+
+def expert_of(metadata: Mapping[str, str]) -> str:
+    """For which expert of Wan2.2 A14B a LoRA was made by its header, "high" or "low"; "" where that says nothing."""
+    told = metadata.get("wantune.expert", "")
+    return told if told in ("high", "low") else ""
+
+
+def check_not_swapped(high: Mapping[str, str], low: Mapping[str, str]) -> None:
+    """UserError where the headers of two LoRAs say that each is for the other expert than the one it is taken for."""
+    if expert_of(high) == "low" and expert_of(low) == "high":
+        raise UserError("lora was trained for the low-noise expert and lora_low for the high-noise one; swap lora and "
+                        "lora_low.")
 
 
 def told_by_name(name: str) -> str:
     """What a model's file name tells of Wan2.2, such as "the low-noise expert of Wan2.2 A14B"; "" if nothing."""
-    noise = _noise(name)
+    noise = expert_by_name(name)
     if noise:
-        return f"the {noise} expert of Wan2.2 A14B"
+        return f"the {noise}-noise expert of Wan2.2 A14B"
     return "Wan2.2" if _version(name) == "Wan2.2" else ""
 
 
-def _noise(name: str) -> str:
+def expert_by_name(name: str) -> str:
+    """Which expert of Wan2.2 A14B a file's name tells of, "high" or "low"; "" if none."""
     name = name.lower()
     is_wan22 = _version(name) == "Wan2.2" or "a14b" in name  # elsewhere "low" may be of the resolution
     alone = r"|(?<![a-z0-9])(?:(high|low)|([hl])n?)(?![a-z0-9])" if is_wan22 else ""
     found = re.search(rf"(high|low)[ _.-]*noise{alone}", name)
     if not found:
         return ""
-    return "high-noise" if next(filter(None, found.groups())).startswith("h") else "low-noise"
+    return "high" if next(filter(None, found.groups())).startswith("h") else "low"
 
 
 def _version(name: str) -> str:

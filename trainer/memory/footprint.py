@@ -163,15 +163,22 @@ class Parts:
 
 def parts(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, work: Work, plan: Plan) -> Parts:
     """What a run takes by a plan with all weights on the device."""
-    state, of_sides = OPTIMIZER_STATE[optimizer.name]
     a_step = step(model, adapter, optimizer, work, plan)
+    of_adapter, of_optimizer = lasting(adapter, optimizer)
     return Parts(
         weights=model.weights,
-        adapter=adapter.numbers * (8 if optimizer.ema_decay else 4),
-        optimizer=int(state * adapter.numbers + of_sides * adapter.sides),
+        adapter=of_adapter,
+        optimizer=of_optimizer,
         activations=a_step,
         previews=max(0, _shown(model, adapter, optimizer, work) - a_step, work.decoding - model.weights - a_step),
         ram=_waiting(model, work, plan) if plan.inputs_in_ram else 0)
+
+
+def lasting(adapter: AdapterSize, optimizer: OptimizerConfig) -> tuple[int, int]:
+    """Bytes that stay as long as a run: of the adapter with its moving average, and of what the optimizer remembers."""
+    state, of_sides = OPTIMIZER_STATE[optimizer.name]
+    return (adapter.numbers * (8 if optimizer.ema_decay else 4),
+            int(state * adapter.numbers + of_sides * adapter.sides))
 
 
 def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, work: Work, plan: Plan) -> int:

@@ -89,6 +89,9 @@ class Denoiser(Protocol):
     def keep_free(self, memory: int) -> None:
         """Leave so many bytes free on the device whenever the attached model is loaded from now on."""
 
+    def reload(self) -> None:
+        """Bring the attached model to the device again, after another one may have displaced it."""
+
     def change_plan(self, plan: Plan) -> None:
         """Follow another plan from the next forward pass on; inside `attached`, between steps."""
 

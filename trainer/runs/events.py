@@ -84,6 +84,16 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """Where the caller asked for it: no step is under way, and the device may be used for something else.
+
+    It is no part of what happened, and not in the log.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """After the last step; `reason` is "done", "stopped" by the user, or "early stop"."""
 
@@ -94,7 +104,7 @@ class Finished:
     """Steps whose loss or gradient was not finite."""
 
 
-Event = Started | StepDone | Evaluated | Saved | Previewed | Noted | Finished
+Event = Started | StepDone | Evaluated | Saved | Previewed | Noted | Paused | Finished
 
 
 def to_json(event: Event) -> dict:

@@ -23,6 +23,11 @@ WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")
 
 LOSSES = ("mse", "huber")
 
+WHOLE = "whole"
+
+WINDOWS = (WHOLE, "high expert", "low expert")
+"""Noise levels of the whole model, or of one expert of Wan2.2 A14B; training/experts.py says which those are."""
+
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "came", "schedule_free")
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -109,6 +114,10 @@ class ObjectiveConfig:
     """No noise level below this is trained on."""
     max_t: float = 1.0
     """No noise level above this is trained on."""
+    window: str = WHOLE
+    """One of WINDOWS; min_t and max_t count inside it."""
+    boundary: float = 0.0
+    """The noise level at which one expert takes over from the other; 0 = that of the model."""
     stratified: bool = False
     """Spread the noise levels of the samples of an optimizer step evenly over the distribution."""
     weighting: str = "none"
@@ -121,13 +130,16 @@ class ObjectiveConfig:
     """Standard deviation of further noise that is constant over each channel of a sample; 0 = none."""
 
     def __post_init__(self) -> None:
-        check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES)
+        check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES, window=WINDOWS)
         check_least(self, logit_mean=-10, logit_std=0.01, beta_a=0.05, beta_b=0.05, shift=0.01, huber_delta=1e-6,
                      noise_offset=0)
         if not -1 <= self.mode_scale <= 1.75:  # beyond, t is no longer monotonous in u (arXiv:2403.03206, section 3.1)
             raise UserError(f"mode_scale is {self.mode_scale}; choose -1 to 1.75, for example 1.29.")
         if not 0 <= self.min_t < self.max_t <= 1:
             raise UserError(f"The noise window is {self.min_t} to {self.max_t}; choose 0 <= min_t < max_t <= 1.")
+        if not 0 <= self.boundary < 1:
+            raise UserError(f"boundary is {self.boundary}; choose more than 0 and less than 1, such as 0.875, or 0 for "
+                            "that of the model.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from ..encoded.batches import read_batch
 from ..encoded.cache import CachedSample
 from ..model.backend import Denoiser
 from ..runs.events import Evaluated
+from ..settings.training import WHOLE, ObjectiveConfig
 from . import objective
 from .optim import Averages
 
@@ -20,25 +21,34 @@ LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
 """Noise levels t at which the loss is measured."""
 
 
-def held_out_loss(denoiser: Denoiser, samples: Sequence[CachedSample]) -> dict[float, float]:
+def levels_of(settings: ObjectiveConfig) -> tuple[float, ...]:
+    """Of one expert of a pair those within its window, since it is used for no others; of a whole model all LEVELS."""
+    if settings.window == WHOLE:
+        return LEVELS
+    return tuple(round(settings.min_t + (settings.max_t - settings.min_t) * level, 6) for level in LEVELS)
+
+
+def held_out_loss(
+    denoiser: Denoiser, samples: Sequence[CachedSample], levels: Sequence[float] = LEVELS
+) -> dict[float, float]:
     """{noise level t: mean loss over the samples}, unweighted MSE, a function of the model and the samples alone.
 
     The noise of a sample is seeded by its latent's content key, so that adding files does not change that of the
     others. The caller sets the weights that are measured (adapter, moving average, or the model alone).
     """
-    sums = dict.fromkeys(LEVELS, 0.0)
+    sums = dict.fromkeys(levels, 0.0)
     for sample in samples:
         batch = read_batch([sample.visit(0)], denoiser.family.conditions)
         conditions = denoiser.prepared(batch.conditions, batch.latent_BCFHW.shape[2:])
         batch = replace(batch, conditions=conditions).to(denoiser.device)
         noise_BCFHW = objective.sample_noise(batch.latent_BCFHW, objective.generator(sample.latent_paths[0].stem))
         losses = []
-        for level in LEVELS:
+        for level in levels:
             t_B = torch.tensor([level], device=denoiser.device)
             with denoiser.training(), torch.no_grad():
                 losses.append(objective.denoising_loss(
                     denoiser, batch.latent_BCFHW, batch.conditions, t_B, noise_BCFHW, batch.mask_B11HW))
-        for level, loss in zip(LEVELS, torch.cat(losses).tolist(), strict=True):
+        for level, loss in zip(levels, torch.cat(losses).tolist(), strict=True):
             sums[level] += loss
     return {level: total / len(samples) for level, total in sums.items()}
 
@@ -47,8 +57,10 @@ class Judge:
     """Measures the held-out loss during a run, and keeps which step has the lowest."""
 
     def __init__(
-        self, denoiser: Denoiser, adapter: Adapter, averages: Averages, samples: Sequence[CachedSample]
+        self, denoiser: Denoiser, adapter: Adapter, averages: Averages, samples: Sequence[CachedSample],
+        settings: ObjectiveConfig | None = None,
     ) -> None:
+        self._levels = levels_of(settings or ObjectiveConfig())
         self._denoiser = denoiser
         self._adapter = adapter
         self._averages = averages
@@ -69,9 +81,9 @@ class Judge:
         """
         if math.isnan(self.base_loss):
             with self._adapter.switched_off():
-                self.base_loss = _mean(held_out_loss(self._denoiser, self._samples))
+                self.base_loss = _mean(held_out_loss(self._denoiser, self._samples, self._levels))
         with self._averages.in_place():
-            levels = held_out_loss(self._denoiser, self._samples)
+            levels = held_out_loss(self._denoiser, self._samples, self._levels)
         loss = _mean(levels)
         is_best = step > 0 and loss < self.best_loss
         if is_best:

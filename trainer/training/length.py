@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..base.errors import UserError
-from ..settings.training import TrainConfig
+from ..settings.training import TrainConfig, ValidationConfig
 
 
 def total_steps(config: TrainConfig, batches_per_epoch: int) -> int:
@@ -18,6 +18,14 @@ def is_due(step: int, every_steps: int, every_epochs: int, steps_per_epoch: int)
     """Whether something is done after this step that is done every so many steps and epochs; 0 = not by these."""
     period = every_epochs * steps_per_epoch
     return bool((every_steps and step % every_steps == 0) or (period and step % period == 0))
+
+
+def is_evaluation_due(settings: ValidationConfig, step: int, total_steps: int, steps_per_epoch: int) -> bool:
+    """Whether what is held out is measured on after this step; where it ever is, also at the start and at the end."""
+    if not (settings.evaluate_steps or settings.evaluate_epochs):
+        return False
+    return step in (0, total_steps) or is_due(
+        step, settings.evaluate_steps, settings.evaluate_epochs, steps_per_epoch)
 
 
 def is_over(config: TrainConfig, since_best: int) -> bool:

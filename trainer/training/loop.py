@@ -1,8 +1,8 @@
 """The training loop: `train_step` is one optimizer step, `run` a generator of events.
 
-The caller iterates over `run`, ends it after the current step by setting `stop`, or aborts it with `close()`; there are
-no threads but the one that prepares batches ahead. The generator never holds a torch context manager (such as no_grad)
-across a `yield`: inference mode is up to the caller.
+The caller iterates over `run`, ends it after the current step by setting `stop`, lets it wait after step `pause_at`, or
+aborts it with `close()`; there are no threads but the one that prepares batches ahead. The generator never holds a
+torch context manager (such as no_grad) across a `yield`: inference mode is up to the caller.
 
 A step is a function of (seed, step) and of the state before it: each step seeds a generator of its own for noise and
 noise levels, and the data position is two integers. So a run that is resumed from a checkpoint goes on as one that was
@@ -26,14 +26,14 @@ from ..base.switches import check_deterministic, deterministic
 from ..encoded.batches import BucketSampler, LookAhead
 from ..encoded.cache import CachedDataset
 from ..model.backend import Denoiser
-from ..runs.events import Event, Finished, Saved, Started, StepDone
+from ..runs.events import Event, Finished, Paused, Saved, Started, StepDone
 from ..runs.folder import Found, RunFolder
 from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
 from . import evaluate, inputs, objective, optim
 from .inputs import Inputs
-from .length import check_learned, is_due, is_over, total_steps
+from .length import check_learned, is_due, is_evaluation_due, is_over, total_steps
 from .results import Enqueued, Numbers, Results, num_late
 from .retry import Steps, enough_memory
 
@@ -66,11 +66,11 @@ class Trainer:
         self.total_steps = total_steps(config, self.sampler.steps_per_epoch)
         self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
-        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out)
+        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out, config.objective)
         # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
         self._steps = Steps(self, step_down)
-        self.stop = False
+        self.stop, self.pause_at = False, 0  # at no step
         self.results = Results(self.total_steps, self.steps_per_epoch, self.scaler)
         self.step = 0
         self._position = (0, 0)
@@ -214,15 +214,18 @@ class Trainer:
         return "early stop" if is_over(self.config, self.judge.since_best) else ""
 
     def _once_in_a_while(self) -> Iterator[Event]:
-        """Evaluate and save after a step, where the validation settings make it due."""
+        """Evaluate and save after a step, where the validation settings make it due; pause where the caller wants."""
         if self._is_evaluation_due():
             yield self._record(self.judge.measure(self.step))
         is_best = self.judge.best_step == self.step
         if is_best or self._is_time_to_save() or self._is_planned(self.step):
             yield self._record(self._save())
+        if self.step == self.pause_at and not self.is_done:
+            yield Paused(self.step)
 
     def _is_something_due(self) -> bool:
-        return self._is_evaluation_due() or self._is_time_to_save() or self._is_planned(self.step)
+        return self.step == self.pause_at or (
+            self._is_evaluation_due() or self._is_time_to_save() or self._is_planned(self.step))
 
     def _is_time_to_save(self) -> bool:
         minutes = self.config.validation.every_minutes
@@ -230,11 +233,8 @@ class Trainer:
         return bool(minutes) and time.monotonic() - self._saved_time >= pause
 
     def _is_evaluation_due(self) -> bool:
-        validation = self.config.validation
-        if not self.dataset.held_out or not (validation.evaluate_steps or validation.evaluate_epochs):
-            return False
-        return self.step in (0, self.total_steps) or is_due(
-            self.step, validation.evaluate_steps, validation.evaluate_epochs, self.steps_per_epoch)
+        return bool(self.dataset.held_out) and is_evaluation_due(
+            self.config.validation, self.step, self.total_steps, self.steps_per_epoch)
 
     def _is_planned(self, step: int) -> bool:
         """Whether the user asked for a checkpoint of this step."""

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ..adapter.adapter_size import adapter_size
 from ..encoded.cache import CachedDataset, CachedSample
 from ..memory.choice import Choice, Needs, choose
-from ..memory.footprint import Work
+from ..memory.footprint import Work, lasting
 from ..memory.plan import EVERYTHING, Plan, below
 from ..model.backend import Denoiser
 from ..settings.training import TrainConfig
@@ -38,17 +39,20 @@ class MemoryPlan:
 
     Args:
         previews: None where there are none.
+        beside: bytes on the device that something else will take.
 
     Raises:
         UserError: it does not fit; the sentence names the smallest change with which it does.
     """
 
     def __init__(
-        self, denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None = None
+        self, denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None = None,
+        beside: int = 0,
     ) -> None:
         self._denoiser = denoiser
         self._needs = needs(denoiser, dataset, config, previews)
         space = denoiser.space()
+        space = replace(space, free=space.free - beside)
         self._has_ram, self._offloads = space.ram > 0, space.offloads
         self.choice: Choice = choose(self._needs, space)
         self._passing = self.choice.parts.passing
@@ -95,14 +99,23 @@ class MemoryPlan:
         return smaller.told(self._needs.model.blocks)
 
 
+def lasting_bytes(denoiser: Denoiser, config: TrainConfig) -> int:
+    """Bytes of a run's adapter and of what its optimizer remembers."""
+    size, optimizer = adapter_size(config.lora, _sizes(denoiser)), config.optimizer
+    return sum(lasting(size, optimizer))
+
+
 def needs(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None = None) -> Needs:
     """All that the memory of a run depends on."""
-    linears = {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
     pins = config.memory
     if not config.gradient_checkpointing:
         pins = replace(pins, whole_blocks=EVERYTHING)
-    return Needs(model=denoiser.size, linears=linears, lora=config.lora, optimizer=config.optimizer, pins=pins,
+    return Needs(model=denoiser.size, linears=_sizes(denoiser), lora=config.lora, optimizer=config.optimizer, pins=pins,
                  work=_work(dataset, config, previews))
+
+
+def _sizes(denoiser: Denoiser) -> dict[str, tuple[int, int]]:
+    return {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
 
 
 def _work(dataset: CachedDataset, config: TrainConfig, previews: Shown | None) -> Work:

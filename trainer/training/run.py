@@ -29,13 +29,13 @@ from ..lora import made_for
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
-from ..runs.events import Event, Previewed, Started, StepDone
+from ..runs.events import Event, Paused, Previewed, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
-from . import batch_size, identity, length
+from . import batch_size, experts, identity, length
 from .loop import Trainer
-from .memory import MemoryPlan, Shown
+from .memory import MemoryPlan, Shown, lasting_bytes
 from .retry import left_out
 from .suited import suited
 
@@ -88,6 +88,10 @@ class Run:
             lora, self._start = lora_file.continued(
                 lora_keys.normalize(continued), config.lora, denoiser.linear_sizes())
             config = replace(config, lora=lora)
+        self.expert = experts.expert_of(config.objective)
+        """Which expert of Wan2.2 A14B is trained, one of experts.EXPERTS; "" where nobody said."""
+        self._note = experts.note_of_name(config.objective, model_file)
+        config = replace(config, objective=experts.in_numbers(config.objective, denoiser.family))
         keys = identity.keys(config, dataset, denoiser.id)
         self._batch_size = batch_size.of_run(config, denoiser, dataset, runs_folder, keys, previews)
         kept = config.to_dict()
@@ -97,11 +101,14 @@ class Run:
         self.config = config
         self.stop = False
         """Set by the caller of `events`: end after the current step."""
+        self.pause_at = 0
+        """Set by the caller of `events`: yield Paused after this step, and wait there for as long as it takes."""
         self.base_model = made_for.base_model(denoiser.family.name, denoiser.linear_sizes(), model_file)
         """The base model in words, such as "Wan2.1 1.3B of width 1536 with 30 blocks"."""
         self._denoiser = denoiser
         self._memory: MemoryPlan | None = None
-        self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0)
+        self._trainer: Trainer | None = None
+        self._metadata = lora_file.metadata(config, dataset, name, self.base_model, denoiser.id, 0, self.expert)
         total = length.total_steps(config, batches_per_epoch(dataset.samples, config.batch_size))
         wanted = Wanted(name=name, keys=keys, config=kept, attempt=attempt, restart=restart,
                         total_steps=total, is_length_fixed=config.optimizer.depends_on_length)
@@ -134,17 +141,25 @@ class Run:
         """Sentences about how it is trained that the user should know."""
         fault = self._lock.fault if self._lock is not None else ""
         chosen = self._batch_size and self._batch_size.told()
-        return tuple(filter(None, (fault, *self._data_notes, chosen, self._memory and self._memory.told())))
+        return tuple(filter(None, (fault, *self._data_notes, self._note, chosen, self._memory and self._memory.told())))
 
-    def memory_plan(self, previews: Previews | None = None) -> MemoryPlan:
+    def memory_plan(self, previews: Previews | None = None, beside: int = 0) -> MemoryPlan:
         """What is kept of forward passes; chosen when this is first called, by what is free then.
+
+        Args:
+            beside: bytes on the device for something else that will be there as long as the run.
 
         Raises:
             UserError: the run does not fit.
         """
         if self._memory is None:
-            self._memory = MemoryPlan(self._denoiser, self._dataset, self.config, previews)
+            self._memory = MemoryPlan(self._denoiser, self._dataset, self.config, previews, beside)
         return self._memory
+
+    @property
+    def lasting_bytes(self) -> int:
+        """What is on the device from the first step to the last, beside the weights of the model."""
+        return lasting_bytes(self._denoiser, self.config)
 
     @property
     def is_finished(self) -> bool:
@@ -178,6 +193,7 @@ class Run:
             adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
             adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
             trainer = Trainer(config, denoiser, adapter, self._dataset, self.folder, self._found, memory.step_down)
+            self._trainer = trainer
             del self._found  # its tensors would stay in memory while it trains
             attached = denoiser.attached(adapter, linears, memory.plan, memory.to_come)
             is_awaited = partial(_is_preview_due, trainer, previews)
@@ -188,12 +204,36 @@ class Run:
                     yield event
                     if previews is not None:
                         yield from _previewed(trainer, previews, event, self._lora_of)
-                    trainer.stop = self.stop
-        self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
+                    trainer.stop, trainer.pause_at = self.stop, self.pause_at
+                    if isinstance(event, Paused) and not self.stop:
+                        denoiser.reload()  # another model may have displaced it
+        self._learned, self._trainer = Checkpoint(trainer.step, trainer.adapter_state(), {}), None
         self.losses = trainer.results.losses
+
+    def leave_off(self) -> None:
+        """In the place of `events`: train nothing; `lora` and `losses` are those of the last checkpoint.
+
+        Where there is none, it is a LoRA without effect.
+        """
+        with closing(self):
+            self._learned, self.losses = self._found.checkpoint, self._found.losses
+            if self._learned is None:
+                adapter = Adapter(self.config.lora, self._denoiser.linears(), self._denoiser.device, self.config.seed)
+                adapter.start_from(self._start)
+                self._learned = Checkpoint(0, adapter.state_dict(), {})
 
     def _lora_of(self, trainer: Trainer) -> lora_file.LoraStateDict:
         return checkpoints.of_adapter(trainer.adapter.state_dict(), self.config.lora, self._metadata, trainer.step)
+
+    def lora_now(self) -> lora_file.LoraStateDict | None:
+        """The LoRA as it is, with its average where there is one, also while `events` waits; None before training."""
+        if self._learned is not None:
+            return self.lora
+        if self._trainer is not None:
+            with self._trainer.averages.in_place():
+                return self._lora_of(self._trainer)
+        found = self._found.checkpoint
+        return found and checkpoints.of_adapter(found.adapter, self.config.lora, self._metadata, found.step)
 
     def _mark_best(self, judge: Mapping) -> None:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""

@@ -9,16 +9,16 @@ export class CheckpointLine {
   #chosen = null
   element = el('div', { class: 'wt-line wt-checkpoint', role: 'status' })
 
-  choose(checkpoint) {
+  choose(run, checkpoint) {
+    this.#run = run
     this.#chosen = checkpoint
     this.#draw()
   }
 
-  /** The present checkpoints of a run: the chosen one may have been deleted, or be no longer the best. */
-  show(run, checkpoints) {
-    const step = run === this.#run ? this.#chosen?.step : undefined
-    this.#run = run
-    this.choose(checkpoints.find((each) => each.step === step) ?? null)
+  /** The present [{run, checkpoints}]: the chosen one may have been deleted, or be no longer the best. */
+  show(runs) {
+    const checkpoints = runs.find(({ run }) => run === this.#run)?.checkpoints ?? []
+    this.choose(this.#run, checkpoints.find(({ step }) => step === this.#chosen?.step) ?? null)
   }
 
   #draw() {
@@ -31,7 +31,7 @@ export class CheckpointLine {
       if (await copyText(run)) copy.textContent = t('chart.copied')
       else letCopy(copy, run)
     } }, t('chart.copy'))
-    const close = el('button', { type: 'button', 'aria-label': t('chart.close'), onclick: () => this.choose(null) }, '\u2715')
+    const close = el('button', { type: 'button', 'aria-label': t('chart.close'), onclick: () => this.choose(this.#run, null) }, '\u2715')
     const words = t(chosen.best ? 'chart.checkpoint_best' : 'chart.checkpoint', { step: chosen.step })
     this.element.replaceChildren(el('div', { class: 'wt-grow' }, el('strong', {}, words), el('br'),
       t('chart.load_with', { run, step: chosen.step })), copy, close)

@@ -1,4 +1,4 @@
-// The state of one run, from the server's answer and later messages. Pure, tested by
+// The state of a run, or of the two of a pair, from the server's answers and later messages. Pure, tested by
 // tests/web/training/run_state.test.mjs.
 //
 // Texts are {key, values} for t() of ../shared/messages.js.
@@ -7,11 +7,13 @@ import { append, epochOf, fromAnswer as curveOf } from '../chart/loss_series.js'
 
 const text = (key, values = {}) => ({ key: `chart.${key}`, values })
 
-/** The state after GET /wantune/runs/{run}. */
-export function fromAnswer(answer) {
+/** The state after GET /wantune/runs/{run}; `expert` is 'high' or 'low' for a run of a pair. */
+export function fromAnswer(answer, expert = '') {
   return {
     run: answer.run,
     name: answer.name,
+    expert,
+    isWaiting: answer.state === 'running' && Boolean(answer.is_waiting),
     state: answer.state,
     step: answer.step ?? 0,
     totalSteps: answer.total_steps ?? 0,
@@ -61,6 +63,7 @@ function running(state, message) {
   return {
     ...state,
     state: 'running',
+    isWaiting: false,
     continuesFrom: null,
     step: message.step,
     totalSteps: message.total_steps ?? state.totalSteps,
@@ -74,6 +77,24 @@ export function heard(state, name, message) {
   const [next, ask] = HEARD[name]?.(state, message) ?? [state, false]
   return { state: next, ask }
 }
+
+/** {states, ask}: heard() for the runs of a node; of a pair, one waits while the other one is computed. */
+export function heardByAll(states, name, message) {
+  const index = states.findIndex(({ run }) => run === message.run)
+  if (index < 0) return { states, ask: true }
+  const { state, ask } = heard(states[index], name, message)
+  const isTurn = name === 'step' || name === 'started'
+  const others = (each) => (isTurn && each.state === 'running' ? { ...each, isWaiting: true, now: null } : each)
+  return { states: states.map((each, at) => (at === index ? state : others(each))), ask }
+}
+
+/** The run of a node that is computed, or else the one that is to be, or the first. */
+export const presentOf = (states) =>
+  states.find(({ state, isWaiting }) => state === 'running' && !isWaiting)
+    ?? states.find(({ state }) => state === 'running') ?? states[0] ?? null
+
+/** The name of an expert, null for a run that is alone. */
+export const expertOf = ({ expert }) => (expert ? text(`${expert}_expert`) : null)
 
 /** A text for seconds, in the two largest of days, hours, minutes and seconds; null for no duration. */
 export function duration(seconds) {
@@ -110,6 +131,7 @@ const KNOWN = ['running', 'done', 'stopped', 'early stop', 'interrupted', 'unrea
 /** Whether it is running, stopping or how it ended, in a word or two. */
 export function condition(state) {
   if (state.isStopping) return text('state_stopping')
+  if (state.isWaiting) return text('state_waiting')
   return text(`state_${KNOWN.includes(state.state) ? NAMES[state.state] ?? state.state : 'interrupted'}`)
 }
 

@@ -9,10 +9,11 @@ import { addPanel, isAbout, nodeKey, whenPlaced } from '../shared/panel.js'
 import { redrawing } from '../shared/redrawing.js'
 import { get, pathOfRun, post } from '../shared/server.js'
 import { fromAnswer as curveOf, lastStep, MOST_POINTS } from '../chart/loss_series.js'
-import { fromAnswer, heard } from './run_state.js'
+import { fromAnswer, heardByAll, presentOf } from './run_state.js'
 import { TrainView } from './train_view.js'
 
 const NODE = 'WanTune_TrainWanLoRA'
+const EXPERTS = ['high', 'low']
 const HEIGHT = 440
 const MILLISECONDS_BETWEEN_ASKING = 1000
 const MILLISECONDS_OF_SILENCE = 10000
@@ -51,8 +52,8 @@ function follow(node, element) {
 
 class TrainPanel {
   #node
-  #state = null // of the run, as run_state.js describes it
-  #detail = null // the curve within the window that was zoomed to
+  #states = [] // of the run, or of the two of a pair, as run_state.js describes them
+  #details = {} // by run, the curve within the window that was zoomed to
   #zoomWindow = null
   #error = ''
   // one request at a time and at most one a second; #isStale: another one is needed afterwards
@@ -65,13 +66,13 @@ class TrainPanel {
   #view
   #screen
   #silence = setInterval(() => {
-    if (this.#state?.state === 'running' && performance.now() - this.#heardAt > MILLISECONDS_OF_SILENCE) this.ask()
+    if (this.#states.some(({ state }) => state === 'running') && performance.now() - this.#heardAt > MILLISECONDS_OF_SILENCE) this.ask()
   }, MILLISECONDS_OF_SILENCE)
 
   constructor(node, element) {
     this.#node = node
     this.#view = new TrainView(element, { onstop: () => this.#stop(), onzoom: (first, last) => this.#zoom(first, last) })
-    this.#screen = redrawing(element, () => this.#view.show(this.#state, this.#detail, this.#error),
+    this.#screen = redrawing(element, () => this.#view.show(this.#states, this.#details, this.#error),
       () => { if (this.#isStale) this.ask() })
     this.#screen.ask()
   }
@@ -86,10 +87,10 @@ class TrainPanel {
   /** Takes the server's message wantune.<name>. */
   hear(name, message) {
     // a second browser has the graph under an id of its own, but shows the same run
-    if (!isAbout(message, this.#node) && message.run !== this.#state?.run) return
+    if (!isAbout(message, this.#node) && !this.#states.some(({ run }) => run === message.run)) return
     this.#heardAt = performance.now()
-    const next = heard(this.#state, name, message)
-    this.#state = next.state
+    const next = heardByAll(this.#states, name, message)
+    this.#states = next.states
     this.#screen.ask()
     if (next.ask) this.ask()
   }
@@ -109,10 +110,11 @@ class TrainPanel {
     this.#asked = performance.now()
     try {
       const runName = this.#node.widgets?.find((widget) => widget.name === 'run_name')?.value
-      const { run } = await get('node', { ...nodeKey(this.#node), run_name: runName })
-      const answer = run && await get(pathOfRun(run), { points: MOST_POINTS })
-      if (run !== this.#state?.run) this.#detail = null
-      this.#state = answer ? fromAnswer(answer) : null
+      const { run, run_low: low } = await get('node', { ...nodeKey(this.#node), run_name: runName })
+      const runs = [run, low].filter(Boolean)
+      const answers = await Promise.all(runs.map((each) => get(pathOfRun(each), { points: MOST_POINTS })))
+      if (runs.join() !== this.#states.map((each) => each.run).join()) this.#details = {}
+      this.#states = answers.map((answer, index) => fromAnswer(answer, runs.length > 1 ? EXPERTS[index] : ''))
       this.#error = ''
     } catch (problem) {
       this.#error = problem.message
@@ -124,29 +126,36 @@ class TrainPanel {
 
   async #zoom(first, last) {
     this.#zoomWindow = last ? [first, last] : null
-    if (!this.#state || !this.#zoomWindow || lastStep(this.#state.curve) <= MOST_POINTS) return
-    const { run } = this.#state
+    if (!this.#zoomWindow) return
     // a little more on either side, so that the lines reach the edges of the chart
     const margin = Math.ceil((last - first) / 20)
     const range = { first: Math.max(1, first - margin), last: last + margin }
-    const answer = await get(pathOfRun(run), { points: MOST_POINTS, ...range }).catch(() => null)
-    const isLate = this.#zoomWindow?.[0] !== first || this.#zoomWindow?.[1] !== last
-    if (!answer || this.#state?.run !== run || isLate) return
-    this.#detail = { first, last, curve: curveOf(answer) }
-    this.#screen.now()
+    await Promise.all(this.#states.filter(({ curve }) => lastStep(curve) > MOST_POINTS).map(async ({ run }) => {
+      const answer = await get(pathOfRun(run), { points: MOST_POINTS, ...range }).catch(() => null)
+      const isLate = this.#zoomWindow?.[0] !== first || this.#zoomWindow?.[1] !== last
+      if (!answer || isLate || !this.#states.some((each) => each.run === run)) return
+      this.#details = { ...this.#details, [run]: { first, last, curve: curveOf(answer) } }
+      this.#screen.now()
+    }))
   }
 
   async #stop() {
-    if (!this.#state) return
-    this.#state = { ...this.#state, isStopping: true }
+    const present = presentOf(this.#states)
+    if (!present) return
+    this.#setStopping(true)
     this.#screen.now()
     try {
-      const { stopping } = await post('stop', { run: this.#state.run })
+      const { stopping } = await post('stop', { run: present.run })
       if (!stopping) this.ask()
     } catch (problem) {
       this.#error = problem.message
-      this.#state = { ...this.#state, isStopping: false }
+      this.#setStopping(false)
     }
     this.#screen.now()
+  }
+
+  /** Both of a pair end together. */
+  #setStopping(isStopping) {
+    this.#states = this.#states.map((each) => (each.state === 'running' ? { ...each, isStopping } : each))
   }
 }

@@ -1,13 +1,23 @@
-// The elements of the panel in Train Wan LoRA: a run's state, progress, chart, numbers and previews, or a hint.
+// The elements of the panel in Train Wan LoRA: state, progress, chart, numbers and previews of a run, or a hint. Of a pair
+// the chart has both, and all else is of the run that is computed.
 
 import { el, stylesheet } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 import { LossChart } from '../chart/loss_chart.js'
 import { CheckpointLine } from './checkpoint_line.js'
 import { PreviewStrip } from './preview_strip.js'
-import { condition, figures, outcome, position } from './run_state.js'
+import { condition, expertOf, figures, outcome, position, presentOf } from './run_state.js'
 
 const say = ({ key, values }) => t(key, values)
+
+const nameOf = (run) => (run.expert ? say(expertOf(run)) : run.name)
+
+/** How a run ended, and its notes; of a pair it is said of which expert. */
+function lineOf(run) {
+  const ended = outcome(run)
+  const words = [...(ended ? [say(ended)] : []), ...run.notes].join(' ')
+  return run.expert && words ? `${nameOf(run)}: ${words}` : words
+}
 
 /** Sets a text only where it changes, so that screen readers do not read it again. */
 function write(target, words) {
@@ -16,7 +26,7 @@ function write(target, words) {
 
 export class TrainView {
   #element
-  #run = null
+  #runs = ''
   #hint = el('div', { class: 'wt-hint wt-faint' })
   #state = el('span', { class: 'wt-state' })
   #where = el('span', { class: 'wt-where' })
@@ -35,28 +45,30 @@ export class TrainView {
     this.#element = element
     this.#stop = el('button', { type: 'button', class: 'wt-stop', title: t('chart.stop_help'), onclick: onstop },
       t('chart.stop'))
-    this.#chart = new LossChart({ onzoom, oncheckpoint: (_series, checkpoint) => this.#checkpoint.choose(checkpoint) })
+    this.#chart = new LossChart({ onzoom, oncheckpoint: ({ run }, checkpoint) => this.#checkpoint.choose(run, checkpoint) })
     this.#body = el('div', { class: 'wt-body' },
       el('div', { class: 'wt-row wt-head' }, this.#state, this.#where, this.#stop), this.#progress,
       el('div', { class: 'wt-middle' }, this.#chart.element, this.#numbers), this.#checkpoint.element, this.#line,
       this.#strip.element)
   }
 
-  /** Shows a run as run_state.js describes it, or a hint for null; `detail` as in LossChart.show(). */
-  show(run, detail, error) {
+  /** Shows runs as run_state.js describes them, a hint for none; `details` by run, each as in LossChart.show(). */
+  show(runs, details, error) {
+    const run = presentOf(runs)
     if (!run) return this.#showHint(error)
     if (!this.#body.isConnected) this.#element.replaceChildren(this.#body)
-    if (this.#run !== run.run) {
-      this.#run = run.run
+    const shown = runs.map((each) => each.run).join()
+    if (this.#runs !== shown) {
+      this.#runs = shown
       this.#chart.resetZoom()
     }
     this.#showState(run)
-    const ended = outcome(run)
-    const wrong = error || run.faults.join(' ')
+    const faults = runs.flatMap((each) => each.faults)
+    const wrong = error || faults.join(' ')
     this.#line.classList.toggle('wt-error', Boolean(wrong))
-    write(this.#line, wrong || [...(ended ? [say(ended)] : []), ...run.notes].join(' '))
-    this.#chart.show([{ ...run, detail }])
-    this.#checkpoint.show(run.run, run.checkpoints)
+    write(this.#line, wrong || runs.map(lineOf).filter(Boolean).join(' '))
+    this.#chart.show(runs.map((each) => ({ ...each, detail: details[each.run], name: nameOf(each) })))
+    this.#checkpoint.show(runs)
     this.#strip.show(run.run, run.previews)
   }
 
@@ -73,7 +85,8 @@ export class TrainView {
 
   #showState(run) {
     const isRunning = run.state === 'running'
-    write(this.#state, say(condition(run)))
+    const expert = expertOf(run)
+    write(this.#state, expert ? `${say(expert)}: ${say(condition(run))}` : say(condition(run)))
     this.#state.dataset.state = run.state
     write(this.#where, say(position(run)))
     this.#stop.hidden = !isRunning

@@ -34,7 +34,7 @@ def test_a_name_that_some_system_refuses_is_refused_before_anything_runs(root, f
     from wantune.nodes.lora import SaveLoRA
 
     with pytest.raises(UserError, match=sentence):
-        paths.new_lora_file(filename)
+        paths.new_lora_files(filename, "")
     assert sentence.split("\\")[0] in SaveLoRA.validate_inputs(filename=filename)
     assert not list(root.iterdir())
 
@@ -45,19 +45,19 @@ def test_other_names_are_taken(root, filename):
     from wantune.nodes.lora import SaveLoRA
 
     assert SaveLoRA.validate_inputs(filename=filename) is True and SaveLoRA.validate_inputs() is True
-    assert paths.new_lora_file(saved_names.expand(filename, None))[0].name.endswith("_00001.safetensors")
+    assert paths.new_lora_files(saved_names.expand(filename, None), "")[0][0].name.endswith("_00001.safetensors")
 
 
 def test_names_that_differ_only_in_case_get_different_numbers(root):
     from wantune.nodes.backend import paths
 
     for name, number in (("My_Lora", 1), ("my_lora", 2), ("MY_LORA.safetensors", 3)):
-        path, _ = paths.new_lora_file(name)
+        ((path, _),) = paths.new_lora_files(name, "")
         assert path.stem.endswith(f"_0000{number}")
         path.touch()
     (root / "My_Lora_00001.safetensors").unlink()
-    assert paths.new_lora_file("my_lora")[0].name == "my_lora_00004.safetensors", "a name is not used twice"
-    assert paths.new_lora_file("sub\\a")[1].replace("\\", "/") == "sub/a_00001.safetensors"
+    assert paths.new_lora_files("my_lora", "")[0][0].name == "my_lora_00004.safetensors", "a name is not used twice"
+    assert paths.new_lora_files("sub\\a", "")[0][1].replace("\\", "/") == "sub/a_00001.safetensors"
 
 
 @pytest.mark.parametrize(("name", "expected"), [

@@ -106,7 +106,7 @@ def test_only_the_run_that_goes_on_is_stopped(page):
 
     assert not live.ask_to_stop() and live.current() is None
     shown = live.Live(HIDDEN)
-    shown._run = "mine-1"
+    shown.run = "mine-1"
     with shown.running():
         assert live.current().run == "mine-1" and not shown.is_stop_asked()
         assert not live.ask_to_stop("another-2") and not shown.is_stop_asked()
@@ -115,3 +115,51 @@ def test_only_the_run_that_goes_on_is_stopped(page):
     with pytest.raises(KeyboardInterrupt), shown.running():
         raise KeyboardInterrupt
     assert live.current() is None and page.messages[-1][1] == "wantune.ended"
+
+
+def test_a_pair_has_one_bar_one_stop_and_messages_of_each_run(page, tmp_path):
+    from wantune.nodes.page import live
+    from wantune.nodes.page.pair_live import PairLive
+    from wantune.trainer.runs.folder import RunFolder
+
+    shown = PairLive(HIDDEN)
+    for expert in ("high", "low"):
+        (tmp_path / expert).mkdir()
+        shown.describe(expert, RunFolder(tmp_path / expert), "a model")
+    turns = ["high"] * 3 + ["low"] * 3 + ["high"] * 7 + ["low"] * 7
+    steps = dict.fromkeys(("high", "low"), 0)
+    with shown.running(("high", "low")):
+        assert live.current().runs == ("high", "low")
+        for expert in turns:
+            if not steps[expert]:
+                shown.publish(expert, Started(0, 10, 10, 40, 1000))
+            steps[expert] += 1
+            page.now += 0.25
+            shown.publish(expert, step_done(steps[expert], 10))
+            assert live.current().run == expert and not shown.is_stop_asked()
+            if expert == "low" and steps["low"] == 3:
+                told = [content for _, name, content, _ in page.messages if name == "wantune.step"]
+                assert [step for each in told if each["run"] == "high" for step, *_ in each["points"]] == [1, 2, 3], (
+                    "a run that waits has told of all its steps")
+        assert live.ask_to_stop("low") and shown.is_stop_asked(), "both end"
+        shown.publish("high", Finished(10, 1.0, "stopped", 0))
+    points = {run: [step for _, name, content, _ in page.messages if name == "wantune.step" and content["run"] == run
+                    for step, *_ in content["points"]] for run in ("high", "low")}
+    assert points == {"high": list(range(1, 11)), "low": list(range(1, 11))}
+    assert page.bars[-1][1] == 20, "of the steps of both"
+    assert {content["run"] for _, name, content, _ in page.messages if name == "wantune.ended"} == {"high", "low"}
+    left = [content["seconds_left"] for _, name, content, _ in page.messages if name == "wantune.step"]
+    assert left[0] > left[-1] == 0
+
+
+def test_the_time_that_is_left_of_a_pair_is_that_of_both(page):
+    from wantune.nodes.page.bar import Bar
+
+    bar = Bar(HIDDEN, 2)
+    bar.start("high", 0, 100)
+    bar.show("high", 10, 100, 2.0, page.now)
+    assert bar.seconds_left == 90 * 2 + 100 * 2, "the other one has not begun"
+    bar.start("low", 50, 100)
+    assert bar.seconds_left == 90 * 2 + 50 * 2
+    bar.show("low", 60, 100, 3.0, page.now + 5)
+    assert bar.seconds_left == 90 * 2 + 40 * 3 and page.bars[-1][1] == 70

@@ -120,6 +120,16 @@ def test_a_node_finds_its_run_by_its_name_when_nothing_else_is_known(server, run
     assert ask(server, "GET", "/wantune/node?workflow=x&node=3&run_name=never")[1] == {"run": None, "shown": {}}
 
 
+def test_a_node_finds_both_runs_of_a_pair_by_its_name(server, run):
+    high, low = (make_run(server, f"pair_{run.name}_{expert}") for expert in ("high", "low"))
+    path = f"/wantune/node?workflow=x&node=3&run_name=pair_{run.name}"
+    assert ask(server, "GET", path)[1] == {"run": high.name, "run_low": low.name, "shown": {}}
+    assert post(server, f"/wantune/runs/{low.name}/delete")[0] == 200
+    assert ask(server, "GET", path)[1] == {"run": high.name, "shown": {}}
+    answer = ask(server, "GET", f"/wantune/runs/{high.name}")[1]
+    assert answer["is_waiting"] is False and answer["state"] == "interrupted"
+
+
 def test_a_run_is_deleted_once(server, run):
     assert post(server, f"/wantune/runs/{run.name}/delete") == (200, {"deleted": run.name})
     assert not run.exists()

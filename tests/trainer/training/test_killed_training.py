@@ -70,6 +70,29 @@ def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, optimi
         assert assert_one_history(log.parent) == expected["losses"] and not (log.parent / "training.json").exists()
 
 
+def test_a_pair_killed_at_random_moments_and_continued(killer, folder, tmp_path):
+    """Both experts by turns; what is killed in the turn of one has the other waiting."""
+    from safetensors.torch import load_file, save_file
+
+    low = tmp_path / "low.safetensors"
+    save_file({name: value * 1.01 for name, value in load_file(tools.WORLD / "dit.safetensors").items()}, low)
+    assert killer.run("train_pair", folder, low, tmp_path / "warm", 1) == 0  # the cache is filled
+    start = time.perf_counter()
+    assert killer.run("train_pair", folder, low, tmp_path / "undisturbed", EPOCHS) == 0
+    seconds, draw, killed, attempt = time.perf_counter() - start, random.Random(0), 0, tmp_path
+    while killed < 2:
+        attempt = attempt / "killed"
+        killed = kill_again_and_again(killer, ("train_pair", folder, low, attempt, EPOCHS), draw, seconds)
+        seconds /= 2
+    print(f"killed {killed} times")
+    expected, found = (json.loads((place / "result.json").read_text()) for place in (tmp_path / "undisturbed", attempt))
+    assert found == expected and expected["high"]["losses"] != expected["low"]["losses"]
+    for expert in ("high", "low"):
+        (log,) = attempt.glob(f"wantune/killed_{expert}-*/log.jsonl")
+        assert assert_one_history(log.parent) == expected[expert]["losses"]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 @pytest.mark.long
 def test_fifty_kills_of_caching_and_training(killer, folder, tmp_path):
     """Until 50 processes were killed: fill a cache, train with previews and tidying, and begin again elsewhere."""

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import test from 'node:test'
 import {
-  condition, duration, figures, fromAnswer, heard, inOrder, outcome, position, stripOf,
+  condition, duration, expertOf, figures, fromAnswer, heard, heardByAll, inOrder, outcome, position, presentOf, stripOf,
 } from '../../../web/training/run_state.js'
 
 const ANSWER = {
@@ -110,4 +110,28 @@ test('English and Chinese have the same texts with the same parts', () => {
   const parts = (words) => (words.match(/\{\w+\}/g) ?? []).sort()
   assert.deepEqual(Object.keys(CHINESE), Object.keys(TEXTS))
   for (const [key, words] of Object.entries(TEXTS)) assert.deepEqual(parts(CHINESE[key]), parts(words), key)
+})
+
+test('of a pair one run is computed and the other waits, and both are shown', () => {
+  const answer = (run, values) => ({ ...ANSWER, run, name: run, ...values })
+  let states = [fromAnswer(answer('a_high-1'), 'high'), fromAnswer(answer('a_low-2', { is_waiting: true }), 'low')]
+  assert.deepEqual(states.map((state) => said(condition(state))), ['running', 'waiting for its turn'])
+  assert.equal(said(expertOf(presentOf(states))), 'high-noise expert')
+  const hear = (run, name, message) => {
+    const found = heardByAll(states, name, { ...ABOUT, run, ...message })
+    states = found.states
+    return found.ask
+  }
+  assert.equal(hear('a_low-2', 'step', { step: 3, total_steps: 300, epoch: 1, points: [[3, 0.1, 1e-4]] }), false)
+  assert.deepEqual(states.map((state) => said(condition(state))), ['waiting for its turn', 'running'])
+  assert.deepEqual([presentOf(states).run, states[0].now, states[1].curve.step], ['a_low-2', null, [1, 2, 3]])
+  hear('a_low-2', 'evaluated', { step: 3, loss: 0.2, base_loss: 0.4, is_best: true })
+  assert.deepEqual([states[0].heldOut.length, states[1].heldOut.length], [0, 1])
+  hear('a_low-2', 'finished', { step: 3, reason: 'stopped' })
+  assert.equal(presentOf(states).run, 'a_high-1', 'the one that is still to end')
+  hear('a_high-1', 'finished', { step: 2, reason: 'stopped' })
+  assert.equal(presentOf(states).run, 'a_high-1')
+  assert.equal(hear('another-3', 'step', { step: 1, points: [] }), true)
+  assert.equal(presentOf([]), null)
+  assert.equal(expertOf(fromAnswer(ANSWER)), null)
 })
