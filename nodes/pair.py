@@ -21,7 +21,7 @@ from .backend import paths
 from .backend.carried import bare
 from .backend.denoiser import ComfyDenoiser
 from .backend.fingerprint import of_weights
-from .media.previewer import PreviewConfig, Previewer, PreviewSize
+from .media.previewer import PreviewConfig, Previewer, PreviewSize, is_low_expert
 from .media.previewer import check as check_previews
 from .page.pair_live import PairLive
 
@@ -80,6 +80,7 @@ def train(
         experts.of_expert(config.objective, expert), family)) for expert in pair}
     if previews:
         check_previews(previews, denoisers[HIGH])
+        _check_shown(previews, pair[HIGH].model)
     switches = kept_switches()
     with ExitStack() as stack:
         # as in nodes/train.py
@@ -125,6 +126,16 @@ def _train(
     for expert, run in left.items():
         if not run.steps:
             live.say(f"{expert} expert: stopped before its first step, so its LoRA changes nothing yet")
+
+
+def _check_shown(previews: PreviewConfig, high) -> None:
+    """UserError where previews would show one expert alone, or each in the other's place."""
+    if previews.model is not None and previews.model_low is None:
+        raise UserError("Preview Settings has a model, but no model_low; connect both experts as you sample them, or "
+                        "neither.")
+    if is_low_expert(previews, high):
+        raise UserError("model of Preview Settings is the low-noise expert of Train Wan LoRA, and model_low the "
+                        "high-noise one; swap them.")
 
 
 def _other(expert: str) -> str:
