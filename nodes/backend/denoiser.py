@@ -243,7 +243,7 @@ class ComfyDenoiser:
         num_tokens = math.prod(-(-side // patch) for side, patch in zip(size_FHW, self.family.patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
             conditions["text"].cpu(), self.compute_dtype, self.family.text_length, other_than=num_tokens,
-            numbers_are_few=self.device.type != "cpu")
+            numbers_are_few=text_padding.are_numbers_few(self.device))
         return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK}
 
     def velocity(
