@@ -75,7 +75,8 @@ def sizes(name: str, weights: str) -> tuple:
         dim=own["dim"], ffn_dim=own["ffn_dim"], heads=own["dim"] // HEAD_WIDTH, blocks=own["layers"],
         weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         block_values=sum(rows * columns for rows, columns in linears.values()) // own["layers"],
-        value=2, are_cast=weights in full_size.FP8)
+        value=2, are_cast=weights in full_size.FP8, stored=sum(
+            tensor.numel() * tensor.element_size() for key, tensor in tensors.items() if key.startswith("blocks.0.")))
     return model, linears
 
 

@@ -84,6 +84,12 @@ class ModelSize:
     """Bytes of a value of the activations."""
     are_cast: bool
     """Whether the weights have another form than the activations, so that each is cast when it is used."""
+    stored: int
+    """Bytes of the weights of one block, as they are loaded."""
+    are_lent: bool = False
+    """Whether they come in buffers that the next ones overwrite, so that what is held for backward is copied."""
+    copies: int = 0
+    """Bytes of the copies in 8 bits that are kept of weights on the device, with all of them there."""
 
     @property
     def streamed(self) -> int:
@@ -123,6 +129,8 @@ class Parts:
     """Of a step, with the gradients."""
     previews: int
     """What evaluations and previews need more than a step does."""
+    copies: int = 0
+    """Of weights, in 8 bits, with which products are computed."""
     offloaded: int = 0
     """Bytes of the weights that stay in RAM."""
     ram: int = 0
@@ -131,7 +139,7 @@ class Parts:
     @property
     def lasting(self) -> int:
         """Bytes that stay while the run goes on, beside the weights."""
-        return self.adapter + self.optimizer
+        return self.adapter + self.optimizer + self.copies
 
     @property
     def passing(self) -> int:
@@ -154,7 +162,19 @@ def parts(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wo
         optimizer=int(state * adapter.numbers + of_sides * adapter.sides),
         activations=a_step,
         previews=max(0, _shown(model, adapter, optimizer, work) - a_step, work.decoding - model.weights - a_step),
+        copies=model.copies,
         ram=_waiting(model, work, plan) if plan.inputs_in_ram else 0)
+
+
+def stream_buffers(model: ModelSize, streams: int, offloaded: int, fetches_blocks: bool) -> int:
+    """Bytes of the buffers through which weights reach the device: each stream has one for the largest that it fetches.
+
+    Where that is all of a block which is not on the device: the largest matrices come there first, so that all blocks
+    lack about as much, some of them one matrix more.
+    """
+    largest = model.stored * model.dim * model.ffn_dim / model.block_values
+    of_block = min(model.stored, offloaded / model.blocks + largest)
+    return int(streams * (of_block if fetches_blocks else largest))
 
 
 def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, work: Work, plan: Plan) -> int:
@@ -176,7 +196,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
     per_token = OUTSIDE + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
-        adapter.working_bytes + (model.streamed if model.are_cast and num_again and not block.is_by_branch else 0))
+        adapter.working_bytes + (model.streamed if block.holds_casts and num_again and not block.is_by_branch else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
     return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
@@ -203,11 +223,12 @@ class _Block:
         self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"] + an_input
         if model.are_cast:  # of one Linear at a time
             self.working += model.dim * model.ffn_dim * model.value
+        self.holds_casts = model.are_cast or model.are_lent
         self.is_by_branch = plan.segments == BRANCH and plan.whole_blocks < model.blocks
         if self.is_by_branch:
             self.inputs = len(BRANCHES) * an_input
             casts = dict.fromkeys(BRANCHES, 0.0)
-            if model.are_cast:  # a branch's weights are held for its backward
+            if self.holds_casts:  # a branch's weights, for its backward
                 square = 4 * model.dim**2
                 casts = {"self_attn": square, "cross_attn": square, "ffn": 2 * model.dim * model.ffn_dim}
             self.again = max(kept[branch] + working[branch] + casts[branch] * model.value for branch in BRANCHES) + (

@@ -64,8 +64,9 @@ class MemoryPlan:
 
     @property
     def to_come(self) -> int:
-        """Bytes to leave free when the adapter is there, but neither the optimizer's memory nor activations are."""
-        return self.choice.parts.optimizer + self._passing
+        """Bytes to leave free when the adapter is there, but neither the optimizer's memory nor activations are, nor
+        copies of weights."""
+        return self.choice.parts.optimizer + self.choice.parts.copies + self._passing
 
     def keep_free(self) -> None:
         """From the first step on all that lasts is there; leave free what steps and previews use for a while."""
@@ -83,11 +84,13 @@ class MemoryPlan:
             return None
         if smaller is None:
             self._passing += int(MORE * self._passing)
-            self.keep_free()
-            self._denoiser.change_plan(self.plan)
+        else:
+            self.choice = replace(self.choice, plan=smaller)
+        # copies of weights are made anew
+        self._denoiser.keep_free(self._passing + self.choice.parts.copies)
+        self._denoiser.change_plan(self.plan)
+        if smaller is None:
             return "more of the weights stay in RAM"
-        self.choice = replace(self.choice, plan=smaller)
-        self._denoiser.change_plan(smaller)
         return smaller.told(self._needs.model.blocks)
 
 

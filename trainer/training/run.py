@@ -7,7 +7,7 @@ folder, resumes from the checkpoint there, and is not trained again once it is f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from ..lora import made_for
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
-from ..runs.events import Event, Previewed, Started, StepDone
+from ..runs.events import Event, Noted, Previewed, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
@@ -174,11 +174,13 @@ class Run:
             del self._found  # its tensors would stay in memory while it trains
             attached = denoiser.attached(adapter, linears, memory.plan, memory.to_come)
             is_awaited = partial(_is_preview_due, trainer, previews)
-            with attached, closing(trainer.run(is_awaited)) as events:
+            with attached as notes, closing(trainer.run(is_awaited)) as events:
                 for event in events:
                     if isinstance(event, StepDone):
                         memory.keep_free()
                     yield event
+                    if isinstance(event, Started):
+                        yield from _noted(trainer, notes)
                     if previews is not None:
                         yield from _previewed(trainer, previews, event)
                     trainer.stop = self.stop
@@ -210,6 +212,14 @@ def _enough_memory() -> Iterator[None]:
         raise UserError("Out of memory when the model was made ready for training; end other programs that use the "
                         "card, or lower rank, batch_size, resolution or frame_buckets. What was learned before is "
                         f"kept. ({first_line(error)})") from None
+
+
+def _noted(trainer: Trainer, notes: Sequence[str]) -> Iterator[Noted]:
+    """Sentences about how it is trained, for the log and the page."""
+    for sentence in notes:
+        note = Noted(trainer.step, sentence)
+        trainer.folder.log(note)
+        yield note
 
 
 def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> bool:
