@@ -183,7 +183,8 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     Backward frees a block's activations and makes its gradients, so the most is there at the end of forward, when
     the first block is computed again, when the last one is, or when the optimizer has all gradients.
     """
-    gradients, collected = model.value * adapter.numbers, 4 * adapter.numbers
+    collected = 4 * adapter.numbers
+    gradients = collected if adapter.has_fp32_gradients else model.value * adapter.numbers
     before = collected if optimizer.accumulation > 1 else 0  # those of the batches before
     num_whole = min(plan.whole_blocks, model.blocks)
     num_again = model.blocks - num_whole
