@@ -28,8 +28,8 @@ class AdapterSize:
     is_recorded: bool = False
     """Whether autograd records what it does, and keeps more for that; LoRA's gradients are written out."""
     has_fp32_gradients: bool = False
-    """Whether backward makes the gradients in fp32, as autograd does; those of LoRA come in the dtype of the activations
-    until all are there."""
+    """Whether backward makes the gradients in fp32, as autograd does; LoRA's are in the dtype of the activations until
+    all are there."""
     built_per_block: int = 0
     """Numbers of the matrices that LoHa builds for one block."""
     largest_built: int = 0
