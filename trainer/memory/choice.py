@@ -15,6 +15,9 @@ from .plan import Plan, ladder
 
 GIB = 2**30
 
+PASSES = 3
+"""Of the computation of what depends on its own result; it comes near from above."""
+
 SIDE_STEP = 16
 """Pixels by which a smaller resolution is tried."""
 
@@ -107,9 +110,10 @@ def _offloaded(needs: Needs, space: Space, adapter: AdapterSize, plan: Plan, fre
     model = replace(needs.model, are_cast=needs.model.are_cast or not space.streams,
                     are_lent=space.streams > 0 and not space.fetches_blocks)
     found = parts(model, adapter, needs.optimizer, needs.work, plan)
-    found = replace(found, activations=found.activations + stream_buffers(
-        model, space.streams, found.total + space.streams * model.stored - free, space.fetches_blocks))
-    missing = found.total - free
+    missing, buffers = found.total - free, space.streams * model.stored
+    for _ in range(PASSES):  # the smaller they are, the fewer weights stay away, and the smaller they can be
+        buffers = stream_buffers(model, space.streams, missing + buffers, space.fetches_blocks)
+    missing, found = missing + buffers, replace(found, activations=found.activations + buffers)
     most = model.weights + model.copies
     if missing > most:  # previews are tried all the same, and skipped where they fail
         missing, found = missing - found.previews, replace(found, previews=0)
