@@ -197,7 +197,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
     per_token = OUTSIDE + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE) + (
-        adapter.working_bytes + (model.streamed if block.holds_casts and num_again and not block.is_by_branch else 0))
+        adapter.working_bytes + (block.casts if num_again else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
     return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
@@ -209,6 +209,8 @@ class _Block:
     inputs, results: what waits for its second computation: its inputs, and results of its attention.
     whole: all that it keeps. working: what is used for a while in its backward.
     again: what is there at most when it, or a branch of it, was computed again and has its backward.
+    casts: its weights beside that, where a block is computed again: copied ones without the last, whose output nobody
+        reads.
     """
 
     def __init__(self, model: ModelSize, adapter: AdapterSize, work: Work, plan: Plan) -> None:
@@ -222,16 +224,18 @@ class _Block:
         small = tokens * (NORMS + STATISTICS * model.heads)
         inner = sum(kept.values()) + adapted + small
         self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"] + an_input
+        last = model.dim * model.ffn_dim * model.value
         if model.are_cast:  # of one Linear at a time
-            self.working += model.dim * model.ffn_dim * model.value
-        self.holds_casts = model.are_cast or model.are_lent
+            self.working += last
+        self.casts = model.streamed if model.are_cast else model.streamed - last if model.are_lent else 0
         self.is_by_branch = plan.segments == BRANCH and plan.whole_blocks < model.blocks
         if self.is_by_branch:
             self.inputs = len(BRANCHES) * an_input
             casts = dict.fromkeys(BRANCHES, 0.0)
-            if self.holds_casts:  # a branch's weights, for its backward
+            if self.casts:  # a branch's weights, for its backward
                 square = 4 * model.dim**2
                 casts = {"self_attn": square, "cross_attn": square, "ffn": 2 * model.dim * model.ffn_dim}
+                self.casts = 0
             self.again = max(kept[branch] + working[branch] + casts[branch] * model.value for branch in BRANCHES) + (
                 SHARE_OF_BRANCH * adapted + small)
         else:
