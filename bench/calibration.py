@@ -1,4 +1,4 @@
-"""Measures what autograd saves and what a training step allocates, to check `footprint.parts`."""
+"""Measures what a forward pass keeps and what a training step allocates, to check `footprint.parts`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ DIM, FFN_DIM, LAYERS = 256, 1536, 4
 """The proportions of Wan2.1 1.3B."""
 LATENTS = {256: (1, 32, 32), 1024: (1, 64, 64), 4096: (4, 64, 64)}
 """Latent frames, rows and columns by the number of their tokens."""
+MEMORY, FORWARD_IS_OVER = "[memory]", "wantune: the forward is over"
+"""Names of what the profiler records: its own, and ours."""
 
 
 class Step:
-    """Bytes of one training step: `kept` by autograd when the forward is over, and allocated at the `peak`.
+    """Bytes of one training step: `kept` when the forward is over, and allocated at the `peak`.
 
     Neither includes what outlives a step: `adapter`, the bytes of the adapter and AdamW's two moments, all in fp32.
     """
@@ -91,26 +93,23 @@ def _line(values: dict[int, float], offset: int) -> str:
 
 
 def _kept(run: Run) -> int:
-    """Bytes that autograd holds when the forward is over, each storage once, without weights and adapter."""
-    own = [*run.adapter.parameters, *run.model.model.parameters()]
-    known = {tensor.untyped_storage().data_ptr() for tensor in own}
-    kept: dict[int, torch.UntypedStorage] = {}
-    after_forward: list[int] = []
+    """Bytes that are allocated when the forward is over, beyond those before the step."""
+    allocated: list[int] = []
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
+    def mark(tensor: torch.Tensor) -> torch.Tensor:
+        if not allocated:  # backward asks for the first tensor of the loss
+            with torch.profiler.record_function(FORWARD_IS_OVER):
+                allocated.append(torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
         return tensor
 
-    def unpack(tensor: torch.Tensor) -> torch.Tensor:
-        if not after_forward:
-            after_forward.append(sum(storage.nbytes() for storage in kept.values()))
-        return tensor
-
-    with saved_tensors_hooks(pack, unpack):
-        run.step()
-    return after_forward[0]
+    with saved_tensors_hooks(lambda tensor: tensor, mark):
+        if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated()
+            run.step()
+            return allocated[0] - before
+        changes = _changes(run.step)
+    names = [name for _, name, _ in changes]
+    return sum(number for *_, number in changes[:names.index(FORWARD_IS_OVER)])
 
 
 def peak(step) -> int:
@@ -120,9 +119,13 @@ def peak(step) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    return max(accumulate(number for *_, number in _changes(step)))
+
+
+def _changes(step) -> list[tuple[int, str, int]]:
+    """(time, name, bytes) of what is allocated on the CPU and freed, and of the end of the forward, with 0 bytes."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(accumulate(number for _, number in changes))
+    return sorted((event.start_ns(), event.name(), event.nbytes() if event.name() == MEMORY else 0)
+                  for event in profile.profiler.kineto_results.events() if event.name() in (MEMORY, FORWARD_IS_OVER))

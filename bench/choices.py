@@ -13,6 +13,8 @@ RESERVED = 1
 RAM = 32
 """GiB of free RAM, of which half may hold inputs of blocks."""
 MODELS = (("1.3B", "bf16"), ("14B", "fp8"), ("14B", "bf16"))
+STREAMS = 2
+"""By which the newest ComfyUI fetches weights from RAM, whole blocks in turn."""
 PIXELS = {"512x512x1": (512, 1, 1024), "480x832x33": (632, 33, 14040), "512x512x81": (512, 81, 21504)}
 """Side of a square of as many pixels, frames, tokens."""
 ROWS = 64
@@ -47,7 +49,8 @@ def chosen(name: str, weights: str, pixels: str, free: int) -> str:
     needs = Needs(model=model, linears=linears, lora=LoraConfig(), optimizer=OptimizerConfig(), pins=MemoryConfig(),
                   work=Work(side=side, frames=frames, stride=4, tokens=tokens, batch_size=1, text_rows=ROWS))
     try:
-        choice = choose(needs, Space(free=free, ram=RAM * GIB // 2, offloads=True))
+        choice = choose(needs, Space(
+            free=free, ram=RAM * GIB // 2, offloads=True, streams=STREAMS, fetches_blocks=True))
     except UserError as error:
         return f"does not fit: {str(error).split('; ')[-1]}"
     again = max(0, choice.blocks - choice.plan.whole_blocks)
@@ -75,7 +78,8 @@ def sizes(name: str, weights: str) -> tuple:
         dim=own["dim"], ffn_dim=own["ffn_dim"], heads=own["dim"] // HEAD_WIDTH, blocks=own["layers"],
         weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         block_values=sum(rows * columns for rows, columns in linears.values()) // own["layers"],
-        value=2, are_cast=weights in full_size.FP8)
+        value=2, are_cast=weights in full_size.FP8, stored=sum(
+            tensor.numel() * tensor.element_size() for key, tensor in tensors.items() if key.startswith("blocks.0.")))
     return model, linears
 
 

@@ -125,7 +125,7 @@ def _breakdown(case, model, plan, extra: int) -> dict[str, int]:
         estimate = plans.planned(run.denoiser, run.adapter.config, case.num_tokens, 1, plan)
     return {
         "of it adapter and AdamW": step.adapter,
-        "of it kept by autograd after forward": step.kept,
+        "of it kept after forward": step.kept,
         "of it used for a while, gradients among it": step.peak - step.kept,
         "unexplained": extra - step.adapter - step.peak,
         "our estimate": estimate,

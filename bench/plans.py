@@ -7,8 +7,11 @@ from ..trainer.encoded.cache import CachedDataset
 from ..trainer.memory.footprint import Work, parts
 from ..trainer.memory.plan import BRANCH, EVERYTHING, Plan
 from ..trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig
-from ..trainer.training.memory import ROW_MULTIPLE, MemoryPlan
+from ..trainer.training.memory import MemoryPlan
 from .flops import Again
+
+TEXT_ROWS = 64
+"""Of a caption of usual length."""
 
 OFF, ON, BRANCHES = Plan(whole_blocks=EVERYTHING), Plan(), Plan(segments=BRANCH)
 """No gradient checkpointing, checkpointing of each block as others do it, and of each branch of a block."""
@@ -47,7 +50,6 @@ def automatic(denoiser, dataset: CachedDataset, config: TrainConfig) -> Plan:
 def planned(denoiser, lora: LoraConfig, num_tokens: int, batch_size: int, plan: Plan) -> int:
     """Bytes that our estimate says a plan needs beside the weights."""
     linears = {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
-    # of a caption of usual length
-    work = Work(side=0, frames=1, stride=4, tokens=num_tokens, batch_size=batch_size, text_rows=ROW_MULTIPLE)
+    work = Work(side=0, frames=1, stride=4, tokens=num_tokens, batch_size=batch_size, text_rows=TEXT_ROWS)
     found = parts(denoiser.size, adapter_size(lora, linears), OptimizerConfig(), work, plan)
     return found.lasting + found.passing

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from ...trainer.adapter.adapters import Adapter
 from ...trainer.blocks.parking import Parking
@@ -38,6 +39,9 @@ class ComputedBlock:
         self._streaming = streaming
         self._is_whole = plan is None
         self._last = linears[f"{name}.{LAST}"]
+        # a list, so that it can be fetched like a part of the network
+        self._of_gradient = nn.ModuleList(
+            linear.module for each, linear in linears.items() if each.startswith(f"{name}.") and linear.hands_on)
         self._theirs = self._as_comfyui(stand_in.original, plan)
         self._ours: Callable | None = None
         if is_known(self._block):
@@ -67,10 +71,14 @@ class ComputedBlock:
 
     @contextmanager
     def _again(self, branch: int | None) -> Iterator[None]:
+        if self._is_whole:  # the rest of the weights has done its part
+            with self._streaming.fetched(self._of_gradient):
+                yield
+            return
         with self._streaming.held(self._part(branch)), self._cast():
             yield
 
-    def _part(self, branch: int | None) -> torch.nn.Module:
+    def _part(self, branch: int | None) -> nn.Module:
         return self._block if branch is None else getattr(self._block, BRANCHES[branch])
 
     def _cast(self):

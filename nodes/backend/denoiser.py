@@ -90,19 +90,25 @@ class ComfyDenoiser:
         Raises:
             UserError: the device has no such products as are asked for.
         """
+        products = products_of(self.products, self.device, self.compile)
+        return {name: QuantisedLinear(module, products) if products else frozen.FrozenLinear(module)
+                for name, module in self._trainable().items()}
+
+    def _trainable(self) -> dict[str, torch.nn.Module]:
         with carried.bare(self._patcher):
             modules = dict(self._network.named_modules())
         names = [f"{self.family.blocks}.{number}.{name}" for number in range(len(self._blocks))
                  for name in self.family.trained]
-        products = products_of(self.products, self.device, self.compile)
-        return {name: QuantisedLinear(modules[name], products) if products else frozen.FrozenLinear(modules[name])
-                for name in names}
+        return {name: modules[name] for name in names}
 
     @property
     def size(self) -> ModelSize:
         """What of it counts for memory."""
+        # what lies in dynamic VRAM may leave it at any time, and is quantised for each use
+        has_copies = self.products != EXACT and not space.is_dynamic(self._patcher)
+        copies = quantised_linear.copied_bytes(self._trainable().values(), self.compute_dtype) if has_copies else 0
         with carried.bare(self._patcher):
-            return space.model_size(self._patcher, self._network, self._blocks[0], self.compute_dtype)
+            return space.model_size(self._patcher, self._network, self._blocks[0], self.compute_dtype, copies)
 
     def space(self) -> Space:
         """What its device has for training, once all that can leave it has left."""
@@ -113,8 +119,10 @@ class ComfyDenoiser:
         space.make_room(self._patcher, memory)
 
     @contextmanager
-    def attached(self, adapter: Adapter, linears: dict, plan: Plan, memory: int) -> Iterator[None]:
+    def attached(self, adapter: Adapter, linears: dict, plan: Plan, memory: int) -> Iterator[tuple[str, ...]]:
         """Hold the model loaded and frozen with the adapter in it; leaves it as it was, however that ends.
+
+        Gives sentences about what was measured of it that the user should know.
 
         Args:
             linears: what `linears()` gave and the adapter was made over.
@@ -131,7 +139,7 @@ class ComfyDenoiser:
             self._hold(plan)
             trainable = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         self._patcher.injections = {INJECTION: [self._stand_ins.injection]}
-        self.keep_free(memory + quantised_linear.copied_bytes(linears.values(), self.compute_dtype))
+        self.keep_free(memory)
         try:
             self._require_grad(trainable, False)
             self.make_room(0)
@@ -139,10 +147,8 @@ class ComfyDenoiser:
             with torch.inference_mode(False), self.training():
                 self._test()
                 error = quantised_linear.measure(linears.values(), self.device, self.compute_dtype)
-            if error is not None:
-                logger.warning("%s", error)
             adapter.discard_gradients()  # which the tests have made
-            yield
+            yield () if error is None else (error,)
         finally:
             self._patcher.eject_model()
             self._patcher.injections = dict(self._injections)
@@ -169,7 +175,7 @@ class ComfyDenoiser:
         adapter, linears = self._trained
         self._stand_ins.hold(
             adapter, linears, self.compute_dtype, plan, pieces_of(self.compile, self.device), self.device,
-            _is_dynamic(self._patcher))
+            space.is_dynamic(self._patcher))
 
     def keep_free(self, memory: int) -> None:
         """Leave so many bytes free on the device whenever the attached model is loaded from now on."""
@@ -247,7 +253,7 @@ class ComfyDenoiser:
         num_tokens = math.prod(-(-side // patch) for side, patch in zip(size_FHW, self.family.patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
             conditions["text"].cpu(), self.compute_dtype, self.family.text_length, other_than=num_tokens,
-            numbers_are_few=self.device.type != "cpu")
+            numbers_are_few=text_padding.are_numbers_few(self.device))
         rest = replayed(self._patcher.model, self.family, conditions, size_FHW, self.compute_dtype)
         return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK, **rest}
 
@@ -284,11 +290,6 @@ def linear_sizes(model) -> dict[str, tuple[int, int]]:
             for name, module in model.model.diffusion_model.named_modules()
             if frozen.is_linear(module)
         }
-
-
-def _is_dynamic(patcher) -> bool:
-    """Whether ComfyUI keeps the weights in dynamic VRAM (comfy-aimdo)."""
-    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def _compute_dtype(patcher) -> torch.dtype:

@@ -68,19 +68,8 @@ class QuantisedLinear(FrozenLinear):
             grad_input = grad_NI.view(*grad_output.shape[:-1], -1)
             return grad_input if onto is None else onto.add_(grad_input)
 
-    def copied_bytes(self, dtype: torch.dtype) -> int:
-        """Of the copy that is kept, for activations of a dtype; at most, since a weight may not stay on the device."""
-        is_plain = type(self.module.weight) in (nn.Parameter, torch.Tensor) and self.module.weight.dtype == dtype
-        return self.out_features * (self.in_features + 4) if is_plain and self._fits else 0
-
-    @property
-    def _fits(self) -> bool:
-        is_of_another_layout = hasattr(self.module.weight, "_qdata") and _fp8_scale(self.module.weight) is None
-        return not (self.in_features % STEP or self.out_features % STEP or is_of_another_layout
-                    or getattr(self.module, "pre_quant_scale", None) is not None)
-
     def _suits(self, x: torch.Tensor) -> bool:
-        return x.numel() >= LEAST_ROWS * x.shape[-1] and self.displaced is None and self._fits
+        return x.numel() >= LEAST_ROWS * x.shape[-1] and self.displaced is None and _fits(self.module)
 
     def _resident(self) -> Weight:
         if self._copy is None:
@@ -135,13 +124,16 @@ class QuantisedLinear(FrozenLinear):
         return weight if scale is None else Weight(weight.values_OI, weight.scale_O1 * scale.to(weight.scale_O1))
 
 
-def copied_bytes(linears: Iterable[FrozenLinear], dtype: torch.dtype) -> int:
-    """Of all copies that are kept on the device, at most: a byte for each value of a weight, and 4 for each row of it.
+def copied_bytes(linears: Iterable[nn.Module], dtype: torch.dtype) -> int:
+    """Of the copies that are kept of these layers' weights, if all stay on the device: a byte for each value, and 4 for
+    each row.
 
     Args:
         dtype: of the activations.
     """
-    return sum(linear.copied_bytes(dtype) for linear in linears if isinstance(linear, QuantisedLinear))
+    plain = (linear for linear in linears if type(linear.weight) in (nn.Parameter, torch.Tensor))
+    return sum(linear.out_features * (linear.in_features + 4) for linear in plain
+               if linear.weight.dtype == dtype and _fits(linear))
 
 
 def measure(linears: Iterable[FrozenLinear], device: torch.device, dtype: torch.dtype) -> str | None:
@@ -176,6 +168,12 @@ def measure(linears: Iterable[FrozenLinear], device: torch.device, dtype: torch.
     output, gradient = (sum(both) / len(errors) for both in zip(*errors.values(), strict=True))
     return (f"Products of the model's weights are computed in {worst.kind}: results are off by {output:.1%}, "
             f"gradients by {gradient:.1%} (random rows, {len(errors)} layers, at most {max(errors[worst]):.1%}).")
+
+
+def _fits(linear: nn.Module) -> bool:
+    is_of_another_layout = hasattr(linear.weight, "_qdata") and _fp8_scale(linear.weight) is None
+    return not (linear.in_features % STEP or linear.out_features % STEP or is_of_another_layout
+                or getattr(linear, "pre_quant_scale", None) is not None)
 
 
 def _with_bias(y_NO: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

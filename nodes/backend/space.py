@@ -13,7 +13,7 @@ import torch
 
 from ...trainer.memory.choice import Space
 from ...trainer.memory.footprint import ModelSize
-from . import frozen
+from . import frozen, streaming
 from .conditions import CLIP_TOKENS
 
 ALL = 1e30
@@ -23,12 +23,15 @@ SHARE_OF_RAM = 0.5
 """Of the RAM that is free, at most, in which inputs of blocks wait: pinned RAM is lost to all other programs."""
 
 
-def model_size(patcher, network: torch.nn.Module, block: torch.nn.Module, compute_dtype: torch.dtype) -> ModelSize:
+def model_size(
+    patcher, network: torch.nn.Module, block: torch.nn.Module, compute_dtype: torch.dtype, copies: int = 0
+) -> ModelSize:
     """What of a MODEL counts for memory.
 
     Args:
         block: one of the network's.
         compute_dtype: of the activations.
+        copies: bytes of copies of its weights.
     """
     of_patch = math.prod(network.patch_size)
     image = getattr(network, "img_emb", None)
@@ -39,7 +42,8 @@ def model_size(patcher, network: torch.nn.Module, block: torch.nn.Module, comput
                     for weight in weights)
     return ModelSize(
         dim=network.dim, ffn_dim=network.ffn_dim, heads=network.num_heads, blocks=len(network.blocks),
-        weights=patcher.model_size(), value=compute_dtype.itemsize,
+        weights=patcher.model_size(), value=compute_dtype.itemsize, copies=copies,
+        stored=int(comfy.model_management.module_size(block)),
         block_values=sum(linear.in_features * linear.out_features for linear in linears),
         are_cast=not are_plain or len(weights) < len(linears),
         latent_values=network.out_dim * of_patch, values_beside=(network.in_dim - network.out_dim) * of_patch,
@@ -60,7 +64,14 @@ def space(patcher) -> Space:
     return Space(
         free=int(free + held - management.extra_reserved_memory()),
         ram=int(SHARE_OF_RAM * management.get_free_memory(torch.device("cpu"))),
-        offloads=management.vram_state != management.VRAMState.HIGH_VRAM)
+        offloads=management.vram_state != management.VRAMState.HIGH_VRAM,
+        streams=management.NUM_STREAMS if hasattr(management, "STREAM_CAST_BUFFERS") else 0,
+        fetches_blocks=is_dynamic(patcher) and streaming.FETCHES_BLOCKS and management.NUM_STREAMS > 0)
+
+
+def is_dynamic(patcher) -> bool:
+    """Whether ComfyUI keeps the weights of a MODEL in dynamic VRAM (comfy-aimdo)."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def make_room(patcher, memory: int) -> None:

@@ -1,9 +1,10 @@
 """How weights that do not stay on the device reach it, part by part: by blocks, or by the branches of blocks.
 
-A part is computed in the forward pass, and again in backward right before its gradient. `fetched` encloses the first:
-where ComfyUI can bring the weights of a whole part at once (dynamic VRAM), it does, while the card still computes the
-part before. `held` encloses the second: each weight is cast once for both, so that what is offloaded crosses the bus
-twice a step, and what is quantised is dequantised twice, for the memory of one part's weights.
+A part is computed in the forward pass, and again in backward right before its gradient, if it does not keep everything.
+`fetched` encloses the first, and the gradient of a part that keeps everything: where ComfyUI can bring the weights of a
+whole part at once (dynamic VRAM), it does, while the card still computes what comes before. `held` encloses the second:
+each weight is cast once for both, so that what is offloaded crosses the bus twice a step, and what is quantised is
+dequantised twice, for the memory of one part's weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ try:
     from comfy import model_prefetch
 except ImportError:  # older than dynamic VRAM
     model_prefetch = None
+
+FETCHES_BLOCKS = model_prefetch is not None
+"""Whether this version of ComfyUI brings all weights of a part at once, for a model in dynamic VRAM."""
 
 
 class Streaming:
@@ -39,7 +43,7 @@ class Streaming:
 
     @contextmanager
     def fetched(self, part: nn.Module) -> Iterator[None]:
-        """Inside the context, for a part's forward pass, its weights are on the device where ComfyUI can do that."""
+        """Inside the context, for its forward or its gradient, a part is on the device where ComfyUI can do that."""
         if self._queue is None:
             yield
             return

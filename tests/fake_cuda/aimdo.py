@@ -12,13 +12,19 @@ from unittest.mock import patch
 
 import torch
 
+from .counting import Counting
 from .device import CUDA
 
 
 class Aimdo:
-    """What was asked of it."""
+    """What was asked of it.
 
-    def __init__(self, share: float) -> None:
+    Args:
+        counting: counts what is on the card.
+    """
+
+    def __init__(self, counting: Counting, share: float) -> None:
+        self.counting = counting
         self.share = share
         """Of a model's bytes that may be resident."""
         self.pins: Counter = Counter()
@@ -88,7 +94,7 @@ class Aimdo:
                 self.size = 0
 
         class VRAMBuffer:
-            """Of a stream: grows, and keeps its memory; the next weights overwrite those before them."""
+            """Of a stream: grows where it lies, and keeps its memory; the next weights overwrite those before them."""
 
             def __init__(self, *_args) -> None:
                 self.memory = torch.empty(0, dtype=torch.uint8, device=CUDA)
@@ -98,6 +104,7 @@ class Aimdo:
 
             def get(self, size: int, offset: int) -> tuple:
                 if offset + size > self.size():
+                    outer.counting.outgrow(self.memory)
                     self.memory = torch.empty(offset + size, dtype=torch.uint8, device=CUDA)
                 return self, offset, size
 

@@ -109,6 +109,13 @@ class Counting(TorchDispatchMode):
         self.step.peak = max(self.step.peak, self.now)
         weakref.finalize(storage, self._forget, key)
 
+    def outgrow(self, tensor: torch.Tensor) -> None:
+        """A tensor's memory is part of a larger piece from now on, which is counted in its place."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._sizes:
+            self.now -= self._sizes[key]
+            self._sizes[key] = 0
+
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
 

@@ -68,6 +68,7 @@ def install() -> None:
     _fill_guard(ctypes.CDLL(str(folder / "libc10.so")))
     _replace_hooks(ctypes.CDLL(str(folder / "libtorch_cpu.so")))
     torch.autograd.set_multithreading_enabled(False)
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor makes one on the CPU and copies it, as a card has it too
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_args, **_options: True
     _take_for_plain_tensors()

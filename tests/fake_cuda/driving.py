@@ -14,6 +14,7 @@ from wantune.nodes.backend import denoiser as backend
 from wantune.nodes.backend.applied import apply
 from wantune.nodes.backend.aside import aside
 from wantune.tests.support import wan_models
+from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import file as lora_file
 from wantune.trainer.memory.choice import Choice, Needs, Space
 from wantune.trainer.memory.plan import EVERYTHING
@@ -25,6 +26,9 @@ from wantune.trainer.training.run import Run
 from .aimdo import Aimdo
 from .card import GIB, Card
 from .counting import Step
+
+CLOSE = 4096
+"""Bytes to which the memory of a card is found that has room for a share of the weights."""
 
 
 class _Measured(Exception):
@@ -107,14 +111,20 @@ class Driven:
         def sized(needs: Needs, space: Space) -> Choice:
             import comfy.model_management as management
 
-            weights = self._model.model_size()
-            cast = replace(needs, model=replace(needs.model, are_cast=True))
-            parts = choose(cast, replace(space, free=weights + self._card.total)).parts
-            taken = parts.lasting + parts.passing
+            resident = int(self._share * needs.model.weights)
+            low, high = 0, needs.model.weights + self._card.total
+            while high - low > CLOSE:
+                middle = (low + high) // 2
+                with suppress(UserError):
+                    if choose(needs, replace(space, free=middle)).parts.weights >= resident:
+                        high = middle
+                        continue
+                low = middle
+            choice = choose(needs, replace(space, free=high))
+            taken = choice.parts.lasting + choice.parts.passing
             room = max(taken + management.extra_reserved_memory(), management.minimum_inference_memory())
-            resident = int(self._share * weights)
             self._card.total = int(resident + room + self._card.counting.now)
-            return choose(needs, replace(space, free=resident + taken))
+            return choice
 
         return sized
 

@@ -108,7 +108,7 @@ def measure(case: Case) -> dict:
     how, _, share = case.memory.partition(":")
     counting = Counting()
     card = Card(counting, case.vram)
-    aimdo = Aimdo(float(share)) if how == "dynamic" else None
+    aimdo = Aimdo(counting, float(share)) if how == "dynamic" else None
     with card.in_place(aimdo), tempfile.TemporaryDirectory() as folder, faults.planted(case.fault):
         model = load(counting, case.family, case.size, case.dtype, case.blocks)
         driven = Driven(case, card, model, float(share) if share else None, aimdo)

@@ -32,7 +32,7 @@ FULL = {
 
 PLANS = {
     "classic": ("block", "branch", "attention", "branch+attention", "branch+attention+whole=1", "ram", "whole"),
-    "partly:0.4": ("block", "whole"), "dynamic:0.4": ("block", "whole"),
+    "partly:0.4": ("block", "branch", "whole"), "dynamic:0.4": ("block", "branch", "whole"),
 }
 """What is kept of the forward pass, by how ComfyUI holds the weights."""
 
@@ -124,9 +124,7 @@ def test_a_step_of_a_full_size_model_stays_within_its_limits(measured, name):
 def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dynamic_vram, case):
     if case.memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    # the buffers of dynamic VRAM's streams are not planned for: pages of weights give way to them
-    low = 0.75 if case.memory.startswith("dynamic") else 1.0
-    assert not broken(measured(case), Limits(estimate=(low, 1.15)))
+    assert not broken(measured(case), Limits())
 
 
 @pytest.mark.parametrize("case", IMAGE.values(), ids=IMAGE)
@@ -139,8 +137,7 @@ def test_a_step_with_given_frames_takes_what_is_planned_for(measured, case):
 def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_vram, name):
     if MORE[name].memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
-    low = 0.75 if MORE[name].memory.startswith("dynamic") else 1.0
-    assert not broken(measured(MORE[name]), Limits(estimate=(low, 1.15)))
+    assert not broken(measured(MORE[name]), Limits(waits=4 if name == "prodigy" else 1))  # it reads its own estimate
 
 
 @pytest.mark.parametrize("memory", ["classic", "partly:0.4", "dynamic:0.4"])

@@ -205,6 +205,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_moved(train, monkeypatc
         train("refused")
 
 
+def test_how_far_products_in_8_bits_are_off_is_noted_once_for_the_page_and_the_log(train, monkeypatch):
+    from wantune.nodes.backend import denoiser
+
+    sentence = "Products of the model's weights are computed in int8: results are off by 1.0%."
+    monkeypatch.setattr(denoiser.quantised_linear, "measure", lambda *_args: sentence)
+    for steps in (2, 4):  # the second goes on with the first
+        *_, folder, watch = train("noted", max_steps=steps)
+        kinds = [type(event).__name__ for event in watch.events]
+        assert kinds[:2] == ["Started", "Noted"] and watch.events[1].sentence == sentence
+        log = RunLog(Path(folder) / "log.jsonl")
+        log.refresh()
+        assert log.noted == [sentence]
+
+
 def test_the_plan_is_said_and_shown_by_part(train):
     *_, watch = train("said")
     (told,) = [said for said in watch.said if said.startswith("Memory: ")]

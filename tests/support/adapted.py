@@ -105,17 +105,17 @@ class AdaptedModel:
         }
 
     @contextmanager
-    def attached(self, plan=False) -> Iterator[None]:
-        """Holds the adapter in the model and autograd on, as during a training step.
+    def attached(self, plan=False) -> Iterator[tuple[str, ...]]:
+        """Holds the adapter in the model and autograd on, as during a training step; gives the denoiser's sentences.
 
         Args:
             plan: or whether each block is computed again in backward.
         """
         plan = plan_of(plan) if isinstance(plan, bool) else plan
         with torch.inference_mode(), torch.inference_mode(False):
-            with self.denoiser.attached(self.adapter, self.linears, plan, memory=0):
+            with self.denoiser.attached(self.adapter, self.linears, plan, memory=0) as notes:
                 with self.denoiser.training():
-                    yield
+                    yield notes
 
     def loss_B(self, batch: Batch) -> torch.Tensor:
         """The trainer's loss of each sample, (B,); only while attached."""

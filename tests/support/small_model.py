@@ -62,7 +62,7 @@ class SmallModel(Roomy):
     @contextmanager
     def attached(self, adapter, linears, plan, memory):
         self.adapter, self._forward = adapter, adapter.forward_of(NAME, torch.float32)
-        yield
+        yield ()
 
     @contextmanager
     def training(self):
@@ -82,7 +82,8 @@ class SmallModel(Roomy):
 
     @property
     def size(self):
-        return ModelSize(dim=16, ffn_dim=16, heads=1, blocks=1, weights=1024, block_values=256, value=4, are_cast=False)
+        return ModelSize(dim=16, ffn_dim=16, heads=1, blocks=1, weights=1024, block_values=256, value=4, are_cast=False,
+                         stored=1024)
 
 
 def dataset(folder: Path, count: int = 5, held_out: int = 0) -> CachedDataset:

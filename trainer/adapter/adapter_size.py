@@ -27,6 +27,9 @@ class AdapterSize:
     """At most so many values are kept for backward per token in one block, in the dtype of the activations."""
     is_recorded: bool = False
     """Whether autograd records what it does, and keeps more for that; LoRA's gradients are written out."""
+    has_fp32_gradients: bool = False
+    """Whether backward makes the gradients in fp32, as autograd does; LoRA's are in the dtype of the activations until
+    all are there."""
     built_per_block: int = 0
     """Numbers of the matrices that LoHa builds for one block."""
     largest_built: int = 0
@@ -62,6 +65,7 @@ def adapter_size(config: LoraConfig, sizes: Mapping[str, tuple[int, int]]) -> Ad
         sides=sum(map(sum, shapes)),
         values_per_token=8 * config.rank + of_dropout if is_lora else 0,
         is_recorded=not is_lora or config.dropout > 0,
+        has_fp32_gradients=not is_lora,
         built_per_block=max(built.values()) if is_loha else 0,
         largest_built=max(math.prod(sizes[name]) for name in names) if is_loha else 0)
 

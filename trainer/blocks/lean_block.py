@@ -39,7 +39,8 @@ class LeanBlock:
         branches: in the order in which they are computed.
         trains: of each branch, whether it has parameters of an adapter.
         plan: None where everything is kept.
-        first, again: enclose the first and the second computation; the second with its backward.
+        first, again: enclose the first and the second computation; the second with its backward, or the backward alone
+            where everything is kept.
         draws: whether random numbers are drawn, which must be the same both times.
         parking: of all blocks, for a plan whose inputs wait in RAM; None on the CPU.
     """
@@ -81,9 +82,11 @@ class LeanBlock:
 
     def backward(self, kept: list, grad_BLD: torch.Tensor, inputs: Inputs, needs_x: bool) -> torch.Tensor | None:
         """The gradient of x, if it is asked for; parameters get theirs in any case."""
-        if self._is_whole or self._is_by_branch:
+        if self._is_by_branch:
             return self._through(kept, grad_BLD, inputs, needs_x)
         with self._again(None):
+            if self._is_whole:
+                return self._through(kept, grad_BLD, inputs, needs_x)
             x_BLD, memory = kept.pop().restored()
             all_saved = []
             for branch in self._branches:

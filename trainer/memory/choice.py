@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..adapter.adapter_size import adapter_size
+from ..adapter.adapter_size import AdapterSize, adapter_size
 from ..base.errors import UserError
 from ..settings.memory import MemoryConfig
 from ..settings.training import LoraConfig, OptimizerConfig
-from .footprint import ModelSize, Parts, Work, parts
+from .footprint import ModelSize, Parts, Work, parts, stream_buffers
 from .plan import Plan, ladder
 
 GIB = 2**30
+
+PASSES = 3
+"""Of the computation of what depends on its own result; it comes near from above."""
 
 SIDE_STEP = 16
 """Pixels by which a smaller resolution is tried."""
@@ -28,6 +32,10 @@ class Space:
     """Bytes of RAM for inputs of blocks that wait; 0 where the device has no other memory."""
     offloads: bool
     """Whether weights can stay in RAM."""
+    streams: int = 0
+    """By which these are fetched in turn, each into a buffer of its own; 0 where each weight gets memory of its own."""
+    fetches_blocks: bool = False
+    """Whether a stream fetches all weights of a block at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +69,8 @@ class Choice:
                 self.parts.weights, self.parts.adapter, self.parts.optimizer, self.parts.activations,
                 self.parts.previews, self.parts.total, self.free, self.parts.offloaded))
         rest = f" {offloaded} GiB of the weights stay in RAM." if self.parts.offloaded else ""
+        copies = f"{self.parts.copies / GIB:.2f}"
+        rest += f" Copies of weights in 8 bits take {copies} GiB of it." if self.parts.copies else ""
         plan = self.plan.told(self.blocks)
         return (f"Memory: {used} of {free} GiB (weights {weights}, adapter {adapter}, optimizer {optimizer}, "
                 f"activations {activations}, previews {previews}); {plan}.{rest}")
@@ -93,18 +103,28 @@ def fitting(needs: Needs, space: Space) -> Choice | None:
         if found.total <= free:
             return Choice(plan=plan, parts=found, free=free, blocks=model.blocks)
         smallest = plan
-    if smallest is None or not space.offloads:
-        return None
-    # each weight that is elsewhere is fetched for its use
-    found = parts(replace(model, are_cast=True), adapter, needs.optimizer, needs.work, smallest)
-    missing = found.total - free
-    if missing > model.weights:  # previews are tried all the same, and skipped where they fail
+    return None if smallest is None or not space.offloads else _offloaded(needs, space, adapter, smallest, free)
+
+
+def _offloaded(needs: Needs, space: Space, adapter: AdapterSize, plan: Plan, free: int) -> Choice | None:
+    """A plan with as many weights in RAM as do not fit in `free` bytes; None where the rest does not either."""
+    model = replace(needs.model, are_cast=needs.model.are_cast or not space.streams,
+                    are_lent=space.streams > 0 and not space.fetches_blocks)
+    found = parts(model, adapter, needs.optimizer, needs.work, plan)
+    missing, buffers = found.total - free, space.streams * model.stored
+    for _ in range(PASSES):  # the smaller they are, the fewer weights stay away, and the smaller they can be
+        buffers = stream_buffers(model, space.streams, missing + buffers, space.fetches_blocks)
+    missing, found = missing + buffers, replace(found, activations=found.activations + buffers)
+    most = model.weights + model.copies
+    if missing > most:  # previews are tried all the same, and skipped where they fail
         missing, found = missing - found.previews, replace(found, previews=0)
-    if missing > model.weights:
+    if missing > most:
         return None
-    offloaded = max(0, missing)
-    found = replace(found, weights=model.weights - offloaded, offloaded=offloaded)
-    return Choice(plan=smallest, parts=found, free=free, blocks=model.blocks)
+    share = max(0.0, missing / most)  # what is not there has no copy either
+    offloaded = math.ceil(share * model.weights)
+    found = replace(found, weights=model.weights - offloaded, offloaded=offloaded,
+                    copies=model.copies - math.ceil(share * model.copies))
+    return Choice(plan=plan, parts=found, free=free, blocks=model.blocks)
 
 
 def _refusal(needs: Needs, space: Space) -> str:
@@ -118,7 +138,8 @@ def _refusal(needs: Needs, space: Space) -> str:
     found = [parts(model, adapter, needs.optimizer, needs.work, plan)
              for plan in ladder(needs.pins, model.blocks, space.ram > 0)]
     smallest = min((each.total for each in found if each.ram <= space.ram), default=found[-1].total)
-    least = smallest - (model.weights - model.streamed if space.offloads else 0)
+    fetched = space.streams * model.stored if space.fetches_blocks else model.streamed
+    least = smallest - (model.weights + model.copies - fetched if space.offloads else 0)
     needed, there = f"{least / GIB:.1f}", f"{space.free / GIB - needs.pins.keep_free:.1f}"
     return f"Training needs at least {needed} GiB of memory here, {there} GiB are there; {advice}."
 

@@ -100,6 +100,12 @@ class ModelSize:
     """Of a token, that are put beside its latent: an image's, and a mask."""
     image_rows: int = 0
     """Tokens of an image to which each block attends besides the text."""
+    stored: int
+    """Bytes of the weights of one block, as they are loaded."""
+    are_lent: bool = False
+    """Whether they come in buffers that the next ones overwrite, so that what is held for backward is copied."""
+    copies: int = 0
+    """Bytes of the copies in 8 bits that are kept of weights on the device, with all of them there."""
 
     @property
     def streamed(self) -> int:
@@ -140,6 +146,8 @@ class Parts:
     """Of a step, with the gradients."""
     previews: int
     """What evaluations and previews need more than a step does."""
+    copies: int = 0
+    """Of weights, in 8 bits, with which products are computed."""
     offloaded: int = 0
     """Bytes of the weights that stay in RAM."""
     ram: int = 0
@@ -148,7 +156,7 @@ class Parts:
     @property
     def lasting(self) -> int:
         """Bytes that stay while the run goes on, beside the weights."""
-        return self.adapter + self.optimizer
+        return self.adapter + self.optimizer + self.copies
 
     @property
     def passing(self) -> int:
@@ -171,6 +179,7 @@ def parts(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wo
         optimizer=of_optimizer,
         activations=a_step,
         previews=max(0, _shown(model, adapter, optimizer, work) - a_step, work.decoding - model.weights - a_step),
+        copies=model.copies,
         ram=_waiting(model, work, plan) if plan.inputs_in_ram else 0)
 
 
@@ -181,13 +190,25 @@ def lasting(adapter: AdapterSize, optimizer: OptimizerConfig) -> tuple[int, int]
             int(state * adapter.numbers + of_sides * adapter.sides))
 
 
+def stream_buffers(model: ModelSize, streams: int, offloaded: int, fetches_blocks: bool) -> int:
+    """Bytes of the buffers through which weights reach the device: each stream has one for the largest that it fetches.
+
+    Where that is all of a block which is not on the device: the largest matrices come there first, so that all blocks
+    lack about as much, some of them one matrix more.
+    """
+    largest = model.stored * model.dim * model.ffn_dim / model.block_values
+    of_block = min(model.stored, offloaded / model.blocks + largest)
+    return int(streams * (of_block if fetches_blocks else largest))
+
+
 def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, work: Work, plan: Plan) -> int:
     """The most bytes that a step holds at a time, beside what lasts.
 
     Backward frees a block's activations and makes its gradients, so the most is there at the end of forward, when
     the first block is computed again, when the last one is, or when the optimizer has all gradients.
     """
-    gradients, collected = model.value * adapter.numbers, 4 * adapter.numbers
+    collected = 4 * adapter.numbers
+    gradients = collected if adapter.has_fp32_gradients else model.value * adapter.numbers
     before = collected if optimizer.accumulation > 1 else 0  # those of the batches before
     num_whole = min(plan.whole_blocks, model.blocks)
     num_again = model.blocks - num_whole
@@ -201,7 +222,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     per_token = _outside(model) + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
     image = model.image_rows * (IMAGE_OUTSIDE + 2 * model.dim * model.value)
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE + image) + (
-        adapter.working_bytes + (model.streamed if model.are_cast and num_again and not block.is_by_branch else 0))
+        adapter.working_bytes + (block.casts if num_again else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
     return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
@@ -213,6 +234,8 @@ class _Block:
     inputs, results: what waits for its second computation: its inputs, and results of its attention.
     whole: all that it keeps. working: what is used for a while in its backward.
     again: what is there at most when it, or a branch of it, was computed again and has its backward.
+    casts: its weights beside that, where a block is computed again: copied ones without the last, whose output nobody
+        reads.
     """
 
     def __init__(self, model: ModelSize, adapter: AdapterSize, work: Work, plan: Plan) -> None:
@@ -231,15 +254,18 @@ class _Block:
         adapted = (tokens * (adapter.values_per_token + recorded) + adapter.built_per_block) * model.value + copies
         inner = sum(kept.values()) + adapted + small
         self.whole, self.working = len(BRANCHES) * an_input + inner, working["ffn"] + an_input
+        last = model.dim * model.ffn_dim * model.value
         if model.are_cast:  # of one Linear at a time
-            self.working += model.dim * model.ffn_dim * model.value
+            self.working += last
+        self.casts = model.streamed if model.are_cast else model.streamed - last if model.are_lent else 0
         self.is_by_branch = plan.segments == BRANCH and plan.whole_blocks < model.blocks
         if self.is_by_branch:
             self.inputs = len(BRANCHES) * an_input
             casts = dict.fromkeys(BRANCHES, 0.0)
-            if model.are_cast:  # a branch's weights are held for its backward
+            if self.casts:  # a branch's weights, for its backward
                 square = 4 * model.dim**2
                 casts = {"self_attn": square, "cross_attn": square, "ffn": 2 * model.dim * model.ffn_dim}
+                self.casts = 0
             self.again = max(kept[branch] + working[branch] + casts[branch] * model.value for branch in BRANCHES) + (
                 SHARE_OF_BRANCH * adapted + small)
         else:

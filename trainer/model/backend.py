@@ -77,8 +77,10 @@ class Denoiser(Protocol):
 
     def attached(
         self, adapter: Adapter, linears: Mapping[str, FrozenLinear], plan: Plan, memory: int
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[Sequence[str]]:
         """Inside the context the model is loaded, frozen and has the adapter attached; restored on exit in any case.
+
+        Its value is what was measured of the model as it is attached, in sentences for the user.
 
         Args:
             linears: the result of `linears()` with which the adapter was made.

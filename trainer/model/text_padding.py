@@ -53,9 +53,7 @@ def fold(
     lengths = _lengths(text_BLD)
     longest = max(lengths)
     logits = [_logits(length - own, dtype) for own in lengths]
-    rows = _rows(longest + max(map(len, logits)), numbers_are_few)
-    if rows == other_than:
-        rows = _rows(rows + 1, numbers_are_few)
+    rows = _rows(longest + max(map(len, logits)), other_than, numbers_are_few)
     bias_BK = torch.full((len(lengths), rows), -math.inf, dtype=dtype)
     for bias_K, own, padding in zip(bias_BK, lengths, logits, strict=True):
         bias_K[:own] = 0
@@ -64,11 +62,23 @@ def fold(
     return text_BKD, bias_BK
 
 
-def _rows(count: int, numbers_are_few: bool) -> int:
+def most_rows(longest: int, length: int, other_than: int = 0, numbers_are_few: bool = False) -> int:
+    """Rows that `fold` gives at most for texts of up to so many tokens; the other arguments are as it takes them."""
+    return _rows(longest + (MAX_ROWS if longest < length else 0), other_than, numbers_are_few)
+
+
+def are_numbers_few(device: torch.device) -> bool:
+    """Whether the numbers of rows on a device are few."""
+    return device.type != "cpu"
+
+
+def _rows(count: int, other_than: int, numbers_are_few: bool) -> int:
     if numbers_are_few and count <= FEW[-1]:
-        return next(rows for rows in FEW if rows >= count)
-    multiple = FURTHER if numbers_are_few else ROW_MULTIPLE
-    return -(-count // multiple) * multiple
+        rows = next(rows for rows in FEW if rows >= count)
+    else:
+        multiple = FURTHER if numbers_are_few else ROW_MULTIPLE
+        rows = -(-count // multiple) * multiple
+    return rows if rows != other_than else _rows(rows + 1, other_than, numbers_are_few)
 
 
 def _lengths(text_BLD: torch.Tensor) -> list[int]:

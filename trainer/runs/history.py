@@ -212,7 +212,7 @@ class RunLog:
             self.evaluated.append({name: line[name] for name in ("step", "loss", "base_loss")})
         elif line["event"] == "Previewed":
             self.previewed.append({name: line[name] for name in ("step", "name", "files")})
-        elif line["event"] == "Noted":
+        elif line["event"] == "Noted" and line["sentence"] not in self.noted:  # each start of a run may say it again
             self.noted.append(line["sentence"])
         elif line["event"] == "StepDone":
             step, rate, loss = line["step"], line["learning_rate"], line["loss"]

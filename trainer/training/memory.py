@@ -13,12 +13,9 @@ from ..encoded.cache import CachedDataset, CachedSample
 from ..memory.choice import Choice, Needs, choose
 from ..memory.footprint import Work, lasting
 from ..memory.plan import EVERYTHING, Plan, below
+from ..model import text_padding
 from ..model.backend import Denoiser
 from ..settings.training import TrainConfig
-
-ROW_MULTIPLE = 64
-"""To which the rows of a text are rounded up here: at least the rows that replace its padding are added to it."""
-
 
 MORE = 0.25
 """Of what steps use for a while; so much more is left free where there is no smaller plan."""
@@ -72,8 +69,9 @@ class MemoryPlan:
 
     @property
     def to_come(self) -> int:
-        """Bytes to leave free when the adapter is there, but neither the optimizer's memory nor activations are."""
-        return self.choice.parts.optimizer + self._passing
+        """Bytes to leave free when the adapter is there, but neither the optimizer's memory nor activations are, nor
+        copies of weights."""
+        return self.choice.parts.optimizer + self.choice.parts.copies + self._passing
 
     def keep_free(self) -> None:
         """From the first step on all that lasts is there; leave free what steps and previews use for a while."""
@@ -91,11 +89,13 @@ class MemoryPlan:
             return None
         if smaller is None:
             self._passing += int(MORE * self._passing)
-            self.keep_free()
-            self._denoiser.change_plan(self.plan)
+        else:
+            self.choice = replace(self.choice, plan=smaller)
+        # copies of weights are made anew
+        self._denoiser.keep_free(self._passing + self.choice.parts.copies)
+        self._denoiser.change_plan(self.plan)
+        if smaller is None:
             return "more of the weights stay in RAM"
-        self.choice = replace(self.choice, plan=smaller)
-        self._denoiser.change_plan(smaller)
         return smaller.told(self._needs.model.blocks)
 
 
@@ -111,31 +111,33 @@ def needs(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previ
     if not config.gradient_checkpointing:
         pins = replace(pins, whole_blocks=EVERYTHING)
     return Needs(model=denoiser.size, linears=_sizes(denoiser), lora=config.lora, optimizer=config.optimizer, pins=pins,
-                 work=_work(dataset, config, previews))
+                 work=_work(denoiser, dataset, config, previews))
 
 
 def _sizes(denoiser: Denoiser) -> dict[str, tuple[int, int]]:
     return {name: (linear.out_features, linear.in_features) for name, linear in denoiser.linears().items()}
 
 
-def _work(dataset: CachedDataset, config: TrainConfig, previews: Shown | None) -> Work:
+def _work(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None) -> Work:
     family = dataset.family
     largest = max((sample.bucket for sample in dataset.samples), key=family.num_tokens)
     shown = [family.num_tokens(sample.bucket) for sample in dataset.held_out]
-    rows = max(_text_rows(dataset.samples, family.text_width), default=0)
+    longest = max(_text_lengths(dataset.samples, family.text_width), default=0)
+    tokens = family.num_tokens(largest)
     return Work(
         side=round((largest.width * largest.height) ** 0.5), frames=largest.frames, stride=family.stride_FHW[0],
-        tokens=family.num_tokens(largest), batch_size=config.batch_size,
-        text_rows=min(family.text_length, (rows // ROW_MULTIPLE + 1) * ROW_MULTIPLE),
+        tokens=tokens, batch_size=config.batch_size,
+        text_rows=text_padding.most_rows(
+            longest, family.text_length, tokens, text_padding.are_numbers_few(denoiser.device)),
         shown_tokens=max([*shown, previews.tokens if previews else 0]),
         decoding=previews.decoding if previews else 0)
 
 
-def _text_rows(samples: Iterable[CachedSample], width: int) -> list[int]:
-    """Rows of each text, by the size of its file, in fp32; one that has gone is missed when it is read."""
+def _text_lengths(samples: Iterable[CachedSample], width: int) -> list[int]:
+    """Tokens of each text, by the size of its file, in fp32; one that has gone is missed when it is read."""
     paths: set[Path] = {caption["text"] for sample in samples for caption in sample.captions if "text" in caption}
-    rows = []
+    lengths = []
     for path in paths:
         with suppress(OSError):
-            rows.append(path.stat().st_size // (4 * width))
-    return rows
+            lengths.append(path.stat().st_size // (4 * width))
+    return lengths

@@ -14,7 +14,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 
 from ..runs.events import Event, Paused, Started, StepDone
-from .run import Previews, Run
+from .previews import Previews
+from .run import Run
 
 SHARE_OF_SWAPS = 0.05
 """Of the time, at most, that goes into bringing the other model to the device."""

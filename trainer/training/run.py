@@ -7,16 +7,13 @@ folder, resumes from the checkpoint there, and is not trained again once it is f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 
 from ..adapter.adapters import Adapter
 from ..base.errors import UserError
@@ -29,30 +26,15 @@ from ..lora import made_for
 from ..model.backend import Denoiser
 from ..runs import checkpoints, history
 from ..runs.attempts import Wanted, open_run
-from ..runs.events import Event, Paused, Previewed, Started, StepDone
+from ..runs.events import Event, Noted, Paused, Started, StepDone
 from ..runs.folder import Found
 from ..runs.state import Checkpoint
 from ..settings.training import TrainConfig
 from . import batch_size, experts, identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown, lasting_bytes
-from .retry import left_out
+from .previews import Previews, is_due, previewed
 from .suited import suited
-
-
-class Previews(Shown, Protocol):
-    """Samples preview videos during a run."""
-
-    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
-        """Whether videos are sampled after this optimizer step."""
-
-    def make(self, step: int, name: str, lora: Callable[[], lora_file.LoraStateDict] | None) -> Previewed:
-        """Sample with the current weights, into the run's folder.
-
-        Args:
-            name: how the files' names begin, such as "step_000400".
-            lora: copies the current weights as the LoRA that the run would give now; None for the model alone.
-        """
 
 
 class Run:
@@ -196,14 +178,16 @@ class Run:
             self._trainer = trainer
             del self._found  # its tensors would stay in memory while it trains
             attached = denoiser.attached(adapter, linears, memory.plan, memory.to_come)
-            is_awaited = partial(_is_preview_due, trainer, previews)
-            with attached, closing(trainer.run(is_awaited)) as events:
+            is_awaited = partial(is_due, trainer, previews)
+            with attached as notes, closing(trainer.run(is_awaited)) as events:
                 for event in events:
                     if isinstance(event, StepDone):
                         memory.keep_free()
                     yield event
+                    if isinstance(event, Started):
+                        yield from _noted(trainer, notes)
                     if previews is not None:
-                        yield from _previewed(trainer, previews, event, self._lora_of)
+                        yield from previewed(trainer, previews, event, self._lora_of)
                     trainer.stop, trainer.pause_at = self.stop, self.pause_at
                     if isinstance(event, Paused) and not self.stop:
                         denoiser.reload()  # another model may have displaced it
@@ -262,32 +246,9 @@ def _enough_memory() -> Iterator[None]:
                         f"kept. ({first_line(error)})") from None
 
 
-def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> bool:
-    return bool(previews and step and previews.is_due(step, trainer.total_steps, trainer.steps_per_epoch))
-
-
-def _previewed(
-    trainer: Trainer, previews: Previews, event: Event, lora_of: Callable[[Trainer], lora_file.LoraStateDict]
-) -> Iterator[Event]:
-    """Sample previews after an event where they are due, and before the first step those of the model alone."""
-    is_due = _is_preview_due(trainer, previews, event.step)
-    if isinstance(event, Started) and not event.step:
-        weights, name, lora = trainer.adapter.switched_off(), "base", None
-    # at the start: Cancel preempted the one of the last step
-    elif isinstance(event, (Started, StepDone)) and is_due and not trainer.is_logged("Previewed", event.step):
-        weights, name = trainer.averages.in_place(), f"step_{event.step:06d}"
-        lora = partial(lora_of, trainer)
-    else:
-        return
-    try:
-        with weights:
-            made = previews.make(event.step, name, lora)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        made = left_out(event.step, error)
-    trainer.folder.log(made)
-    for number, file in enumerate(made.files if isinstance(made, Previewed) else ()):
-        with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
-            trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
-    yield made
+def _noted(trainer: Trainer, notes: Sequence[str]) -> Iterator[Noted]:
+    """Sentences about how it is trained, for the log and the page."""
+    for sentence in notes:
+        note = Noted(trainer.step, sentence)
+        trainer.folder.log(note)
+        yield note

@@ -109,6 +109,27 @@ def test_without_holding_it_casts_most_of_them_three_times(adapted, monkeypatch,
     assert made == {3: 20 - 2 - 4 - 3, 2: 2 + 4 + 3}
 
 
+def test_backward_asks_for_a_whole_block_s_weights_at_once_in_the_order_of_its_need(adapted, monkeypatch):
+    from wantune.nodes.backend.streaming import Streaming
+
+    asked, fetched = [], Streaming.fetched
+
+    def seen(self, part):
+        asked.append({module for module in part.modules() if module in names})
+        return fetched(self, part)
+
+    with adapted.attached(PLANS["whole"]):
+        names = {module: name for name, module in linears_of(adapted).items()}
+        monkeypatch.setattr(Streaming, "fetched", seen)
+        gradients(adapted)
+    parts = [{names[module].partition(".")[2] for module in modules} for modules in asked]
+    assert [part.pop().partition(".")[0] for part in map(set, parts)] == list("0110")
+    of_text = {f"{number}.cross_attn.{which}" for number in range(2) for which in "kv"}
+    forward, backward = parts[:2], parts[:1:-1]
+    assert [part - of_text for part in forward] == backward, "the text's have no gradient to hand on"
+    assert all(len(part & of_text) == 2 for part in forward)
+
+
 @contextmanager
 def one_buffer(monkeypatch, modules):
     """As ComfyUI 0.11.1 and newer give out offloaded weights of these modules: each cast overwrites the one before."""

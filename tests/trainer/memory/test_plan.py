@@ -24,12 +24,13 @@ def linears(dim: int, ffn_dim: int, blocks: int) -> dict[str, tuple[int, int]]:
 
 
 def needs(size: str = "1.3B", tokens: int = 1024, frames: int = 1, side: int = 512, weight: int = 2, rank: int = 32,
-          batch_size: int = 1, pins: MemoryConfig | None = None, **optimizer) -> Needs:
+          batch_size: int = 1, copies: int = 0, pins: MemoryConfig | None = None, **optimizer) -> Needs:
     """Wan2.1 in bf16, or with weights of `weight` bytes."""
     dim, ffn_dim, heads, blocks, numbers = {
         "1.3B": (1536, 8960, 12, 30, 1_418_996_800), "14B": (5120, 13824, 40, 40, 14_288_491_584)}[size]
     model = ModelSize(dim=dim, ffn_dim=ffn_dim, heads=heads, blocks=blocks, weights=weight * numbers, value=2,
-                      block_values=8 * dim**2 + 2 * dim * ffn_dim, are_cast=weight != 2)
+                      block_values=8 * dim**2 + 2 * dim * ffn_dim, are_cast=weight != 2,
+                      stored=weight * (8 * dim**2 + 2 * dim * ffn_dim), copies=copies)
     work = Work(side=side, frames=frames, stride=4, tokens=tokens, batch_size=batch_size, text_rows=64)
     return Needs(model=model, linears=linears(dim, ffn_dim, blocks), lora=LoraConfig(rank=rank, alpha=rank),
                  optimizer=OptimizerConfig(**optimizer), work=work, pins=pins or MemoryConfig())
@@ -94,6 +95,46 @@ def test_what_does_not_fit_of_the_weights_stays_in_ram():
     assert choice.parts.total == choice.free and choice.parts.offloaded > 3 * GIB
     assert choice.parts.weights + choice.parts.offloaded == needs("14B", weight=1).model.weights
     assert "GiB of the weights stay in RAM" in choice.told()
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+@pytest.mark.parametrize("fetches_blocks", [False, True])
+def test_the_buffers_through_which_offloaded_weights_come_are_counted(weight, fetches_blocks):
+    wanted, space = needs("14B", weight=weight), card(10)
+    model = wanted.model
+    streamed = replace(space, streams=2, fetches_blocks=fetches_blocks)
+    choice = choose(wanted, streamed)
+    assert choice.parts.total == choice.free
+    plain = parts(replace(model, are_lent=not fetches_blocks), adapter_size(wanted.lora, wanted.linears),
+                  wanted.optimizer, wanted.work, choice.plan)
+    buffers = choice.parts.activations - plain.activations
+    matrix = weight * model.dim * model.ffn_dim
+    if fetches_blocks:  # both hold what of a block is not there, rounded up to a matrix
+        assert 0 < buffers / 2 - choice.parts.offloaded / model.blocks - matrix < 0.01 * matrix
+        assert 2 * model.stored > buffers
+    else:
+        assert buffers == 2 * matrix
+    all_there = replace(streamed, free=100 * GIB)
+    assert choose(wanted, all_there).parts == choose(wanted, replace(space, free=100 * GIB)).parts
+
+
+def test_copies_of_weights_in_8_bits_are_counted_before_a_plan_is_chosen():
+    values = 30 * needs().model.block_values
+    without, wanted = needs(tokens=9_216), needs(tokens=9_216, copies=values)
+    choice = choose(wanted, card(16))
+    assert choice.plan.whole_blocks < choose(without, card(16)).plan.whole_blocks
+    assert choice.parts.copies == values and choice.parts.total <= choice.free
+    assert choice.parts.lasting == choice.parts.adapter + choice.parts.optimizer + values
+    assert f" Copies of weights in 8 bits take {values / GIB:.2f} GiB of it." in choice.told()
+    assert "8 bits" not in choose(without, card(16)).told()
+
+
+def test_weights_that_stay_in_ram_have_no_copies():
+    wanted = needs("14B", copies=40 * needs("14B").model.block_values)
+    found = choose(wanted, card(20)).parts
+    assert found.total <= 20 * GIB and 0 < found.copies < wanted.model.copies
+    assert found.copies / wanted.model.copies == pytest.approx(found.weights / wanted.model.weights, abs=1e-6)
+    assert found.offloaded < choose(needs("14B"), card(20)).parts.offloaded + wanted.model.copies
 
 
 def test_on_a_cpu_weights_do_not_move():

@@ -73,3 +73,16 @@ def test_on_a_card_the_number_of_rows_takes_few_values():
 def test_rows_of_an_empty_text():
     folded, bias = text_padding.fold(torch.zeros(1, 3, WIDTH), torch.float32, 512)
     assert folded.shape[1] == 8 and bias.exp().sum().item() == pytest.approx(512, rel=1e-6)
+
+
+@pytest.mark.parametrize("are_few", [False, True])
+def test_the_most_rows_are_known_by_the_longest_text(are_few):
+    for longest in (0, 1, 20, 28, 29, 60, 61, 124, 380, 508, 509, 512, 513, 700):
+        for other_than in (0, 64, 512):
+            rows = [text_padding.fold(texts(own), dtype, 512, other_than, are_few)[0].shape[1]
+                    for own in {longest, longest // 2} for dtype in (torch.float32, torch.bfloat16) if own]
+            most = text_padding.most_rows(longest, 512, other_than, are_few)
+            assert max(rows, default=0) <= most
+            if longest > text_padding.MAX_ROWS:
+                fewer = text_padding.most_rows(longest - text_padding.MAX_ROWS, 512, other_than, are_few)
+                assert max(rows) >= fewer, "it is not far above what there is"

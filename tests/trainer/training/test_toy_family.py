@@ -107,7 +107,7 @@ class ToyDenoiser(Roomy):
     def attached(self, adapter, linears, plan, memory):
         self.calls = [adapter.forward_of(name, self.compute_dtype) for name in linears]
         try:
-            yield
+            yield ()
         finally:
             self.calls = None
 
@@ -123,7 +123,8 @@ class ToyDenoiser(Roomy):
 
     @property
     def size(self):
-        return ModelSize(dim=3, ffn_dim=3, heads=1, blocks=2, weights=96, block_values=9, value=4, are_cast=False)
+        return ModelSize(dim=3, ffn_dim=3, heads=1, blocks=2, weights=96, block_values=9, value=4, are_cast=False,
+                         stored=48)
 
 
 @pytest.fixture
