@@ -5,15 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trainer.base.errors import UserError
+from ..trainer.settings.adapter import ADAPTERS, LoraConfig
 from ..trainer.settings.memory import PRODUCTS, SEGMENTS, SWITCH, MemoryConfig
 from ..trainer.settings.training import (
-    ADAPTERS,
     LOSSES,
     OPTIMIZERS,
     SCHEDULES,
     TIMESTEPS,
     WEIGHTINGS,
-    LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ValidationConfig,
@@ -133,7 +132,8 @@ class ObjectiveSettings(_Settings):
                         "teaches shape and motion, little noise detail.",
             inputs=[
                 io.Combo.Input("timesteps", options=list(TIMESTEPS), default="logit_normal", tooltip="How noise levels "
-                               "t in 0..1 are drawn: logit_normal around the middle, uniform, mode, or beta."),
+                               "t in 0..1 are drawn: logit_normal around the middle, uniform, mode, beta, or as your "
+                               "graph samples (as sampled: connect Preview Settings to Train Wan LoRA)."),
                 io.Float.Input("logit_mean", default=0.0, min=-10.0, max=10.0, step=0.1, tooltip="Of logit_normal; "
                                "above 0 means more noise."),
                 io.Float.Input("logit_std", default=1.0, min=0.01, max=10.0, step=0.1, tooltip="Of logit_normal: "
@@ -158,6 +158,15 @@ class ObjectiveSettings(_Settings):
                                tooltip="Errors above this count linearly."),
                 io.Float.Input("noise_offset", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Lets brightness be "
                                "learned, at the price of a different noise; usually 0."),
+                io.Float.Input("stills_min_t", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of pictures train on no less noise."),
+                io.Float.Input("stills_max_t", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of pictures train on no more noise: below 1, they teach detail and leave "
+                               "motion to clips. Within min_t and max_t, like the three others."),
+                io.Float.Input("clips_min_t", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of clips train on no less noise."),
+                io.Float.Input("clips_max_t", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of clips train on no more noise."),
             ],
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For Train Wan LoRA.")],
         )

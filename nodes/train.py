@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
@@ -15,13 +16,20 @@ from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
 from ..trainer.settings.memory import MemoryConfig
 from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
-from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from ..trainer.settings.training import (
+    AS_SAMPLED,
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from ..trainer.training.run import Run
 from . import sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
-from .media.previewer import PreviewConfig, Previewer, PreviewSize
+from .media.previewer import PreviewConfig, Previewer, PreviewSize, sigmas_of
 from .page.live import Live, num_stopped
 
 
@@ -113,6 +121,7 @@ class TrainWanLoRA(io.ComfyNode):
         continued = resolve(continue_from) if continue_from is not None else None
         if remark := overruled(preset, settings):
             Live.say(remark)
+        settings["objective"] = _as_sampled(settings.get("objective"), previews)
         lora, losses, folder = train(model, cache, run_name, _config(preset, **settings), Live(cls.hidden), restart,
                                      previews, continued, attempt, named.file_of(model, cls.hidden))
         return io.NodeOutput(lora, {"loss": losses}, str(folder))
@@ -138,6 +147,14 @@ def _config(
     return TrainConfig(
         lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective or ObjectiveConfig(),
         validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)
+
+
+def _as_sampled(objective: ObjectiveConfig | None, previews: PreviewConfig | None) -> ObjectiveConfig | None:
+    """With the noise levels of the previews, where it is these that are to be trained on."""
+    if objective is None or previews is None or objective.timesteps != AS_SAMPLED:
+        return objective
+    # they are part of what a run is, and must not differ by what another version of torch rounds
+    return replace(objective, sigmas=tuple(round(level, 6) for level in sigmas_of(previews)))
 
 
 def train(

@@ -15,7 +15,7 @@ from ...trainer.base.refusals import in_a_sentence
 from ...trainer.runs.events import Previewed
 from ...trainer.training import length
 from ..backend.denoiser import ComfyDenoiser
-from .sampling import Sampling, decode, latent_shape, sample_in_training
+from .sampling import Sampling, decode, latent_shape, sample_in_training, sigmas_in_training
 from .strips import strip
 from .videos import write_mp4
 
@@ -36,6 +36,11 @@ class PreviewConfig:
     """0 = not by epochs."""
     every_steps: int
     """0 = not by steps."""
+
+
+def sigmas_of(config: PreviewConfig) -> tuple[float, ...]:
+    """The noise levels at which the previews are sampled, falling, with the 0 at the end."""
+    return tuple(sigmas_in_training(config.shift, config.sampling.steps).tolist())
 
 
 class PreviewSize:

@@ -88,6 +88,13 @@ def sample(
         latent_BCFHW, callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=sampling.seed)
 
 
+def sigmas_in_training(shift: float, steps: int) -> torch.Tensor:
+    """(steps + 1,) the noise levels of `sample_in_training`, as ModelSamplingSD3 and KSampler make them, and 0."""
+    flow = comfy.model_sampling.ModelSamplingDiscreteFlow()
+    flow.set_parameters(shift=shift)
+    return comfy.samplers.calculate_sigmas(flow, "simple", steps)
+
+
 def sample_in_training(denoiser: ComfyDenoiser, positive: list, sampling: Sampling, shift: float) -> torch.Tensor:
     """latent_BCFHW of one prompt, sampled (euler, simple) from the model in training with the adapter that is on.
 
@@ -106,9 +113,7 @@ def sample_in_training(denoiser: ComfyDenoiser, positive: list, sampling: Sampli
             velocity = without + sampling.cfg * (velocity - without)
         return x_BCFHW - sigma_B.view(-1, 1, 1, 1, 1) * velocity
 
-    flow = comfy.model_sampling.ModelSamplingDiscreteFlow()
-    flow.set_parameters(shift=shift)
-    sigmas = comfy.samplers.calculate_sigmas(flow, "simple", sampling.steps)
+    sigmas = sigmas_in_training(shift, sampling.steps)
     generator = torch.Generator().manual_seed(sampling.seed)
     noise_BCFHW = torch.randn(shape, generator=generator)
     with denoiser.training(), torch.no_grad():
