@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trainer.base.errors import UserError
+from ..trainer.settings.adapter import ADAPTERS, LoraConfig
 from ..trainer.settings.memory import PRODUCTS, SEGMENTS, SWITCH, MemoryConfig
 from ..trainer.settings.training import (
-    ADAPTERS,
     LOSSES,
     OPTIMIZERS,
     SCHEDULES,
@@ -15,7 +15,6 @@ from ..trainer.settings.training import (
     WEIGHTINGS,
     WHOLE,
     WINDOWS,
-    LoraConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ValidationConfig,
@@ -135,7 +134,8 @@ class ObjectiveSettings(_Settings):
                         "teaches shape and motion, little noise detail.",
             inputs=[
                 io.Combo.Input("timesteps", options=list(TIMESTEPS), default="logit_normal", tooltip="How noise levels "
-                               "t in 0..1 are drawn: logit_normal around the middle, uniform, mode, or beta."),
+                               "t in 0..1 are drawn: logit_normal around the middle, uniform, mode, beta, or as your "
+                               "graph samples (as sampled: connect Preview Settings to Train Wan LoRA)."),
                 io.Float.Input("logit_mean", default=0.0, min=-10.0, max=10.0, step=0.1, tooltip="Of logit_normal; "
                                "above 0 means more noise."),
                 io.Float.Input("logit_std", default=1.0, min=0.01, max=10.0, step=0.1, tooltip="Of logit_normal: "
@@ -163,6 +163,15 @@ class ObjectiveSettings(_Settings):
                 io.Combo.Input("window", options=list(WINDOWS), default=WHOLE, optional=True, tooltip="For Wan2.2 A14B "
                                "with one model: train only on the noise levels of this expert. min_t and max_t count "
                                "inside it."),
+                io.Float.Input("stills_min_t", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of pictures train on no less noise."),
+                io.Float.Input("stills_max_t", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of pictures train on no more noise: below 1, they teach detail and leave "
+                               "motion to clips. Within min_t and max_t, like the three others."),
+                io.Float.Input("clips_min_t", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of clips train on no less noise."),
+                io.Float.Input("clips_max_t", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Of clips train on no more noise."),
             ],
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For Train Wan LoRA.")],
         )

@@ -16,14 +16,21 @@ from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
 from ..trainer.settings.memory import MemoryConfig
 from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
-from ..trainer.settings.training import LoraConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from ..trainer.settings.training import (
+    AS_SAMPLED,
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.run import Run
 from . import pair, sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
-from .media.previewer import PreviewConfig, Previewer, PreviewSize, check, is_low_expert
+from .media.previewer import PreviewConfig, Previewer, PreviewSize, check, is_low_expert, sigmas_of
 from .page.live import Live, num_stopped
 from .page.pair_live import PairLive
 
@@ -115,6 +122,7 @@ class TrainWanLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         if remark := overruled(preset, settings):
             Live.say(remark)
+        settings["objective"] = _as_sampled(settings.get("objective"), previews)
         config, high = _config(preset, **settings), _expert(cls.hidden, "model", model, continue_from)
         if model_low is None:
             if continue_from_low is not None:
@@ -182,6 +190,14 @@ def _config(
     return TrainConfig(
         lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective,
         validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)
+
+
+def _as_sampled(objective: ObjectiveConfig | None, previews: PreviewConfig | None) -> ObjectiveConfig | None:
+    """With the noise levels of the previews, where it is these that are to be trained on."""
+    if objective is None or previews is None or objective.timesteps != AS_SAMPLED:
+        return objective
+    # they are part of what a run is, and must not differ by what another version of torch rounds
+    return replace(objective, sigmas=tuple(round(level, 6) for level in sigmas_of(previews)))
 
 
 def train(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
 
 from ..base.errors import UserError
+from .adapter import LoraConfig
 from .checks import check_choice, check_least
 from .memory import EXACT, MemoryConfig
 
-MAX_RANK = 1024
+AS_SAMPLED = "as sampled"
 
-ADAPTERS = ("lora", "rslora", "lokr", "loha")
-"""Kinds of adapter; model/adapters.py gives the formulas and their sources."""
-
-TIMESTEPS = ("logit_normal", "uniform", "mode", "beta")
+TIMESTEPS = ("logit_normal", "uniform", "mode", "beta", AS_SAMPLED)
 """Distributions of noise levels; training/objective.py gives the formulas and their sources."""
 
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")
@@ -31,63 +28,6 @@ WINDOWS = (WHOLE, "high expert", "low expert")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "came", "schedule_free")
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """The adapter: its kind and size, and which Linears of the blocks get one."""
-
-    rank: int = 32
-    """Inner dimension of LoRA's B @ A, of LoHa's two products, or of LoKr's second factor."""
-    alpha: float = 32.0
-    """The update is scaled by alpha / rank; by alpha / sqrt(rank) in rsLoRA; not at all in LoKr's full form."""
-    kind: str = "lora"
-    """One of ADAPTERS."""
-    dropout: float = 0.0
-    """In training only. Probability that an input of LoRA's A is zeroed, drawn for each token; for LoKr and LoHa, that
-    an output of the adapter is zeroed, drawn once for all tokens of the batch."""
-    targets: str = "all"
-    """all: the ten Linears of each block; attention: eight of them, without ffn.0 and ffn.2; anything else is a regular
-    expression that must be found in a module's name, such as `blocks.3.self_attn.q`."""
-    first_block: int = 0
-    """Blocks before this one, counted from 0, get no adapter."""
-    last_block: int = -1
-    """Blocks after this one get no adapter; -1 = there are none after it."""
-    lokr_factor: int = 16
-    """Width of LoKr's first factor: 4 is a large adapter, 16 a small one; -1 = the width nearest to a square. From a
-    rank of half the second factor's width on, that factor is trained as one full matrix (LyCORIS' full form)."""
-    start: str = ""
-    """Digest of the LoRA that training continues from (`continued` in lora/file.py); empty = a new LoRA."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK:
-            raise UserError(f"rank is {self.rank}; choose 1 to {MAX_RANK}, for example 32.")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"alpha is {self.alpha}; choose a positive number, for example the rank.")
-        check_choice(self, kind=ADAPTERS)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; choose 0 or more, below 1, for example 0.05.")
-        if self.lokr_factor != -1 and not 2 <= self.lokr_factor <= MAX_RANK:
-            raise UserError(f"lokr_factor is {self.lokr_factor}; choose 2 to {MAX_RANK}, or -1.")
-        self._check_targets()
-
-    def _check_targets(self) -> None:
-        if not self.targets.strip():
-            raise UserError("targets is empty; choose all, attention, or a regular expression such as self_attn|ffn.")
-        try:
-            re.compile(self.targets)
-        except re.error as error:
-            raise UserError(f"targets is {self.targets!r}, which is no regular expression ({error}); choose all, "
-                            "attention, or one such as self_attn|ffn.") from None
-        check_least(self, first_block=0, last_block=-1)
-        if self.last_block != -1 and self.last_block < self.first_block:
-            raise UserError(f"The blocks are {self.first_block} to {self.last_block}; choose last_block at or after "
-                            "first_block, or -1 for all that follow.")
-
-    @property
-    def file_alpha(self) -> float:
-        """The alpha written to a file: readers scale by alpha / rank, so for rsLoRA it is alpha sqrt(rank)."""
-        return self.alpha * math.sqrt(self.rank) if self.kind == "rslora" else self.alpha
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +68,20 @@ class ObjectiveConfig:
     """Errors above this count linearly."""
     noise_offset: float = 0.0
     """Standard deviation of further noise that is constant over each channel of a sample; 0 = none."""
+    stills_min_t: float = 0.0
+    """Of samples of one frame no noise level below this is trained on, nor below min_t."""
+    stills_max_t: float = 1.0
+    """Nor one above this."""
+    clips_min_t: float = 0.0
+    """The same of samples of several frames."""
+    clips_max_t: float = 1.0
+    sigmas: tuple[float, ...] = ()
+    """Of AS_SAMPLED: the noise levels at which the user samples, falling; those of n steps are n + 1."""
+
+    def bounds(self, is_clip: bool) -> tuple[float, float]:
+        """The least and the largest noise level that stills, or clips, are trained on."""
+        low, high = (self.clips_min_t, self.clips_max_t) if is_clip else (self.stills_min_t, self.stills_max_t)
+        return max(self.min_t, low), min(self.max_t, high)
 
     def __post_init__(self) -> None:
         check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES, window=WINDOWS)
@@ -140,6 +94,34 @@ class ObjectiveConfig:
         if not 0 <= self.boundary < 1:
             raise UserError(f"boundary is {self.boundary}; choose more than 0 and less than 1, such as 0.875, or 0 for "
                             "that of the model.")
+        for kind, is_clip in (("stills", False), ("clips", True)):
+            self._check_window(kind, is_clip)
+        if self.timesteps == AS_SAMPLED and (self.shift != 1 or self.resolution_shift):
+            raise UserError(f"timesteps is {AS_SAMPLED}, where the shift is that of your sampler; set shift to 1 and "
+                            "switch resolution_shift off, or choose other timesteps.")
+        if self.sigmas:
+            self._check_sigmas()
+
+    def _check_window(self, kind: str, is_clip: bool) -> None:
+        low, high = getattr(self, f"{kind}_min_t"), getattr(self, f"{kind}_max_t")
+        if not 0 <= low < high <= 1:
+            raise UserError(f"The noise window of {kind} is {low} to {high}; choose 0 <= {kind}_min_t < {kind}_max_t "
+                            "<= 1.")
+        least, most = self.bounds(is_clip)
+        if not least < most:
+            raise UserError(f"Of the noise window {self.min_t} to {self.max_t} nothing is left for {kind}, whose own "
+                            f"is {low} to {high}; choose windows that overlap.")
+
+    def _check_sigmas(self) -> None:
+        falling = all(before >= after for before, after in zip(self.sigmas, self.sigmas[1:], strict=False))
+        if not (falling and 1 >= self.sigmas[0] > self.sigmas[-1] >= 0):
+            raise UserError(f"The noise levels of your sampler are {', '.join(map('{:g}'.format, self.sigmas))}; they "
+                            "must fall and lie from 1 to 0, so choose another scheduler, or other timesteps.")
+        for kind, is_clip in (("stills", False), ("clips", True)):
+            low, high = self.bounds(is_clip)
+            if high <= self.sigmas[-1] or low >= self.sigmas[0]:
+                raise UserError(f"Your graph samples from {self.sigmas[0]:g} to {self.sigmas[-1]:g}, of which nothing "
+                                f"lies in the noise window of {kind}, {low} to {high}; choose a wider one.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,6 +226,9 @@ class TrainConfig:
         check_least(self, epochs=1, max_steps=0, batch_size=0, seed=0)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"learning_rate is {self.learning_rate}; choose a positive number, for example 1e-4.")
+        if self.objective.timesteps == AS_SAMPLED and not self.objective.sigmas:
+            raise UserError(f"timesteps is {AS_SAMPLED}, but nothing tells how your graph samples; connect Preview "
+                            "Settings to Train Wan LoRA, or choose other timesteps.")
 
     def to_dict(self) -> dict:
         """Plain data for config.json."""

@@ -74,7 +74,7 @@ def of_steps(config: TrainConfig, denoiser: Denoiser, sampler: BucketSampler, st
             batch = read_batch(visits, family.conditions)
             size_FHW = batch.latent_BCFHW.shape[2:]
             num_tokens = batch.latent_BCFHW[0].numel() // family.values_per_token
-            t_B = objective.timesteps_of(config.objective, u_B, num_tokens)
+            t_B = objective.timesteps_of(config.objective, u_B, num_tokens, is_clip=size_FHW[0] > 1)
             yield Inputs(
                 names=batch.names,
                 latent_BCFHW=batch.latent_BCFHW,

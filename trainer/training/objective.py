@@ -15,7 +15,7 @@ import torch
 from ..base.errors import content_hash
 from ..model.backend import Denoiser
 from ..model.conditions import KNOWN
-from ..settings.training import ObjectiveConfig
+from ..settings.training import AS_SAMPLED, ObjectiveConfig
 
 PLAIN = ObjectiveConfig()
 """The recipe of the preset "seed article": logit-normal noise levels without shift, unweighted MSE."""
@@ -30,7 +30,7 @@ def generator(*key: object) -> torch.Generator:
 
 
 def sample_timesteps(
-    config: ObjectiveConfig, batch_size: int, generator: torch.Generator, num_tokens: int = 0
+    config: ObjectiveConfig, batch_size: int, generator: torch.Generator, num_tokens: int = 0, is_clip: bool = False
 ) -> torch.Tensor:
     """Noise levels t_B in (0, 1), fp32 on the CPU.
 
@@ -39,8 +39,9 @@ def sample_timesteps(
 
     Args:
         num_tokens: of one sample in the batch's bucket, for `resolution_shift`.
+        is_clip: whether the samples have several frames.
     """
-    return timesteps_of(config, sample_uniform(config, batch_size, generator), num_tokens)
+    return timesteps_of(config, sample_uniform(config, batch_size, generator), num_tokens, is_clip)
 
 
 def sample_uniform(config: ObjectiveConfig, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -49,21 +50,27 @@ def sample_uniform(config: ObjectiveConfig, count: int, generator: torch.Generat
     return (torch.randperm(count, generator=generator) + u) / count if config.stratified else u
 
 
-def timesteps_of(config: ObjectiveConfig, u_B: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
-    """Noise levels t_B, fp32, of uniform numbers u_B, with the distribution restricted to min_t..max_t."""
-    low, high = (_inverse(config, num_tokens, t) for t in (config.min_t, config.max_t))
+def timesteps_of(
+    config: ObjectiveConfig, u_B: torch.Tensor, num_tokens: int = 0, is_clip: bool = False
+) -> torch.Tensor:
+    """Noise levels t_B, fp32, of uniform numbers u_B, with the distribution restricted to the window of their kind."""
+    least, most = config.bounds(is_clip)
+    low, high = (_inverse(config, num_tokens, t) for t in (least, most))
     t_B = quantile(config, low + (high - low) * u_B, num_tokens).float()
     # rounding of u may leave an interval that has hardly any probability; and t must be neither 0 nor 1
-    return t_B.clamp(max(config.min_t, _EDGE), min(config.max_t, 1 - _EDGE))
+    return t_B.clamp(max(least, _EDGE), min(most, 1 - _EDGE))
 
 
 def quantile(config: ObjectiveConfig, u: torch.Tensor, num_tokens: int = 0) -> torch.Tensor:
-    """The quantile function: the t below which a share u (fp64, in 0..1) of the draws lies, ignoring min_t and max_t.
+    """The quantile function: the t below which a share u (fp64, in 0..1) of the draws lies, ignoring windows.
 
     logit_normal: sigmoid(mean + std z), z standard normal (arXiv:2403.03206, equation 19).
     mode: f(u) = 1 - u - s (cos(pi u / 2)^2 - 1 + u) (same paper, equation 20), mirrored to rise with u.
     beta: the inverse of Beta(a, b)'s distribution function. uniform: u itself.
-    All are then shifted: t becomes shift t / (1 + (shift - 1) t) (same paper, section 5.3.2).
+    as sampled: linear between the sampler's own noise levels, so that each of its steps, from one level to the next,
+    gets the same share of the draws, and all levels between the two the same chance: the sampler asks the model once a
+    step and takes the answer for the whole of it. With many steps of shift s this is `uniform` under the shift s.
+    All others are then shifted: t becomes shift t / (1 + (shift - 1) t) (same paper, section 5.3.2).
     """
     if config.timesteps == "logit_normal":
         t = torch.sigmoid(config.logit_mean + config.logit_std * torch.special.ndtri(u))
@@ -74,6 +81,8 @@ def quantile(config: ObjectiveConfig, u: torch.Tensor, num_tokens: int = 0) -> t
         from scipy.special import betaincinv  # imports slowly; before 1.12 it is wrong for large a or b
 
         t = torch.from_numpy(betaincinv(config.beta_a, config.beta_b, u.numpy()))
+    elif config.timesteps == AS_SAMPLED:
+        return _between(torch.tensor(config.sigmas[::-1], dtype=torch.float64), u)
     else:
         t = u
     shift = config.shift * (_resolution_shift(num_tokens) if config.resolution_shift else 1.0)
@@ -163,6 +172,13 @@ def denoising_loss(
     if weight_B1FHW is None:
         return error_BCFHW.flatten(1).mean(1)
     return (error_BCFHW * weight_B1FHW).flatten(1).mean(1) / weight_B1FHW.flatten(1).mean(1)
+
+
+def _between(levels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Linear through rising levels, the first at u = 0 and the last at u = 1, equally far apart in u."""
+    place = u * (len(levels) - 1)
+    before = place.long().clamp(max=len(levels) - 2)
+    return torch.lerp(levels[before], levels[before + 1], place - before)
 
 
 def _resolution_shift(num_tokens: int) -> float:
