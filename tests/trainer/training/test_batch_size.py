@@ -23,7 +23,7 @@ class OfSpace(SmallModel):
     """On a device with so many bytes, and to the memory plan it is a model of many wide blocks."""
 
     size = ModelSize(dim=4096, ffn_dim=16384, heads=32, blocks=40, weights=1024, block_values=256, value=4,
-                     are_cast=False)
+                     are_cast=False, stored=1024)
 
     def __init__(self, free: int) -> None:
         super().__init__()
