@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..adapter.adapter_size import AdapterSize
 from ..settings.training import OptimizerConfig
-from .plan import BRANCH, Plan
+from .plan import BRANCH, FEW_ROWS, Plan
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")
 """Of a block, in their order."""
@@ -185,7 +185,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
 class _Block:
     """Bytes of a block in a step.
 
-    inputs, results: what waits for its second computation: its inputs, and results of its attention.
+    inputs, results: what waits for its second computation: its inputs, and results that are kept.
     whole: all that it keeps. working: what is used for a while in its backward.
     again: what is there at most when it, or a branch of it, was computed again and has its backward.
     """
@@ -194,7 +194,8 @@ class _Block:
         tokens = work.tokens * work.batch_size
         an_input = tokens * model.dim * model.value
         kept, working = (_by_branch(model, tokens, shares) for shares in (KEPT, BACKWARD))
-        kept["cross_attn"] += work.batch_size * work.text_rows * TEXT * model.dim * model.value
+        of_text = work.batch_size * work.text_rows * TEXT * model.dim * model.value
+        kept["cross_attn"] += of_text
         copies = adapter.numbers / model.blocks * (model.value if model.value < 4 else 0)
         recorded = RECORDED * model.dim if adapter.is_recorded else 0
         adapted = (tokens * (adapter.values_per_token + recorded) + adapter.built_per_block) * model.value + copies
@@ -216,6 +217,9 @@ class _Block:
             self.inputs = an_input
             self.again = self.whole - an_input + working["ffn"]
         self.results = tokens * (model.dim * model.value + STATISTICS * model.heads / 2) if plan.keeps_attention else 0
+        if not (plan.inputs_in_ram or adapter.is_recorded):
+            self.results += of_text
+            self.results += tokens * adapter.values_per_token * model.value if tokens <= FEW_ROWS else 0
 
 
 def _by_branch(model: ModelSize, tokens: int, shares: dict[str, tuple[float, float]]) -> dict[str, float]:
