@@ -50,10 +50,9 @@ class Attention:
         self.calls += 1
         bias_B11K = self._bias(k_BKHd)
         with _allowed(bias_B11K):
-            fused = FusedAttention.of(q_BLHd, k_BKHd, v_BKHd, bias_B11K)
-        if fused is not None:
-            result = kept(ATTENTION, fused.result)
-            return result[0].transpose(1, 2), (fused, result) if saves else None
+            if fused := FusedAttention.of(q_BLHd, k_BKHd, v_BKHd, bias_B11K):
+                result = kept(ATTENTION, fused.result)
+                return result[0].transpose(1, 2), (fused, result) if saves else None
         if not saves:
             return _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K), None
         inputs = tuple(x.detach().requires_grad_() for x in (q_BLHd, k_BKHd, v_BKHd))

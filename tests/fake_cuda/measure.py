@@ -57,6 +57,8 @@ class Case:
     """In place of the size's number of blocks; 0 for that."""
     vram: float = 80.0
     """GiB of the card."""
+    compile: bool = False
+    """Whether the small functions of blocks count as what torch's compiler makes of them (compiled.py)."""
     fault: str = ""
     """The name of a fault of faults.py that is planted."""
 
