@@ -11,7 +11,7 @@ import comfy.model_management
 import torch
 from torch import nn
 
-from ...trainer.blocks.pieces import Modulation
+from ...trainer.blocks.pieces import Modulation, Shared
 
 
 class Modulations:
@@ -23,8 +23,7 @@ class Modulations:
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         self._blocks = list(blocks)
-        self._e: torch.Tensor | None = None
-        self._all: tuple[torch.Tensor, ...] = ()
+        self._all = Shared(self._of_all)
 
     def __call__(self, number: int, e: torch.Tensor, dtype: torch.dtype) -> tuple[Modulation, Modulation]:
         """Of self-attention and of the feed-forward branch of a block, given by its number.
@@ -32,11 +31,12 @@ class Modulations:
         Args:
             e: (B, 1, 6, D); the same tensor for all blocks of a step.
         """
-        if e is not self._e:
-            own_n16D = torch.stack([comfy.model_management.cast_to(block.modulation, dtype=dtype, device=e.device)
-                                    for block in self._blocks])
-            all_nB6D = own_n16D + e.squeeze(1)
-            all_nB6D[:, :, 1::3] += 1  # the scales
-            self._e, self._all = e, all_nB6D.unbind()
-        of_block = self._all[number].split(1, dim=1)
+        of_block = self._all(e, dtype)[number].split(1, dim=1)
         return Modulation(*of_block[:3]), Modulation(*of_block[3:])
+
+    def _of_all(self, e: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        own_n16D = torch.stack([comfy.model_management.cast_to(block.modulation, dtype=dtype, device=e.device)
+                                for block in self._blocks])
+        all_nB6D = own_n16D + e.squeeze(1)
+        all_nB6D[:, :, 1::3] += 1  # the scales
+        return all_nB6D.unbind()

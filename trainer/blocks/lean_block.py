@@ -139,7 +139,7 @@ class _BlockNode(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BLD: torch.Tensor):
-        kept, ctx.kept = ctx.kept, None
+        (kept, inputs), ctx.kept, ctx.inputs = (ctx.kept, ctx.inputs), None, None
         with nullcontext() if ctx.random is None else ctx.random.restored():
-            grad_BLD = ctx.block.backward(kept, grad_BLD, ctx.inputs, ctx.needs_input_grad[1])
+            grad_BLD = ctx.block.backward(kept, grad_BLD, inputs, ctx.needs_input_grad[1])
         return None, grad_BLD, None, None

@@ -8,14 +8,17 @@ Shape legend: B batch, L tokens, N rows (B x L), D width, H heads, d width of a 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch.nn import functional
 
 aten = torch.ops.aten
+
+Value = TypeVar("Value")
 
 
 class Modulation(NamedTuple):
@@ -124,18 +127,37 @@ class Rotation:
         return x.flatten(-2)
 
 
-class Rotations:
-    """Makes a `Rotation` of matrices, and gives the same one for the same tensor: all blocks of a step get that."""
+class Shared(Generic[Value]):
+    """What is made of a tensor once, and given again for the same tensor: all blocks of a step get it.
+
+    It is let go of with the tensor, which the forward pass of the network ends; what backward needs is kept there.
+
+    Args:
+        make: of a tensor, and of what else it is called with.
+    """
+
+    def __init__(self, make: Callable[..., Value]) -> None:
+        self._make = make
+        self._source: weakref.ref[torch.Tensor] | None = None
+        self._made: Value | None = None
+
+    def __call__(self, source: torch.Tensor, *rest) -> Value:
+        """As `make` gives it."""
+        if self._source is None or self._source() is not source:
+            self._made = self._make(source, *rest)
+            self._source = weakref.ref(source, self._forget)
+        return self._made
+
+    def _forget(self, source: weakref.ref[torch.Tensor]) -> None:
+        if source is self._source:
+            self._source = self._made = None
+
+
+class Rotations(Shared[Rotation]):
+    """Of matrices as `Rotation` takes them."""
 
     def __init__(self) -> None:
-        self._matrices: torch.Tensor | None = None
-        self._rotation: Rotation | None = None
-
-    def __call__(self, matrices: torch.Tensor) -> Rotation:
-        """Of matrices as `Rotation` takes them."""
-        if matrices is not self._matrices:
-            self._matrices, self._rotation = matrices, Rotation(matrices)
-        return self._rotation
+        super().__init__(Rotation)
 
 
 def turned_norms(

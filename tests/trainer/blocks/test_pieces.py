@@ -1,5 +1,7 @@
 """The small functions of a block against the same in autograd, and their gradients in float64."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional
@@ -81,7 +83,12 @@ def test_the_rotation_is_that_by_matrices_and_its_gradient_turns_back():
     same(rotation.turn(torch.stack((grad, grad)).view(rows.shape), is_back=True)[1].view(x.shape), x.grad, 1e-6)
     same(rotation.turn(turned.view(rows.shape), is_back=True).view(rows.shape), rows, 1e-6)
     rotations = Rotations()
-    assert rotations(matrices) is rotations(matrices) is not rotations(matrices.clone())
+    assert rotations(matrices) is rotations(matrices) is not rotations(other := matrices.clone())
+    made = weakref.ref(rotations(other))
+    del matrices  # which it was made of before
+    assert made() is rotations(other)
+    del other
+    assert made() is None, "it is let go of with what it was made of"
 
 
 @pytest.mark.parametrize("is_by_head", [False, True])
