@@ -55,9 +55,8 @@ def test_each_is_as_many_kernels_as_are_counted(name, monkeypatch):
         raise _Planned
 
     monkeypatch.setattr(scheduler.Scheduler, "codegen", stop)
-    monkeypatch.setattr(config, "cpu_backend", "triton")
     torch._dynamo.reset()
-    with torch.no_grad(), pytest.raises(Exception, match="_Planned"):
+    with config.patch(cpu_backend="triton"), torch.no_grad(), pytest.raises(Exception, match="_Planned"):
         torch.compile(getattr(pieces, name))(*arguments()[name])
     (nodes,) = planned
     assert len(nodes) == KERNELS[name], nodes
