@@ -10,9 +10,9 @@ from wantune.trainer.blocks import pieces
 
 from .counting import Counting
 
-KERNELS = {"turned_norms": 1, "turned_norms_gradient": 2, "modulated_norm_gradient": 1, "layer_norm_gradient": 1}
-"""For a single sample. Gradients of q and k are turned back and go through their norms in one kernel; the other puts
-that of v beside them."""
+KERNELS = {"turned_norms": 1, "turned_norms_gradient": 3, "modulated_norm_gradient": 1, "layer_norm_gradient": 1}
+"""For a single sample. Gradients of q and k are put beside each other, are turned back and go through their norms, and
+that of v is put beside them."""
 
 
 def pieces_of(counting: Counting) -> pieces.Pieces:

@@ -174,11 +174,8 @@ def turned_norms_gradient(
 ) -> torch.Tensor:
     """Of q, k and v before all that, (3, N, D)."""
     qk_2ND, dtype = norm.x_ND, grad_v_BLHd.dtype
-    if torch.compiler.is_compiling():
-        grad_2BLHd = torch.stack((grad_q_BLHd, grad_k_BLHd)).float()
-    else:  # one kernel
-        grad_2BLHd = grad_q_BLHd.new_empty(2, *grad_q_BLHd.shape, dtype=torch.float32)
-        torch._foreach_copy_(grad_2BLHd.unbind(), (grad_q_BLHd, grad_k_BLHd))
+    grad_2BLHd = grad_q_BLHd.new_empty(2, *grad_q_BLHd.shape, dtype=torch.float32)
+    torch._foreach_copy_(grad_2BLHd.unbind(), (grad_q_BLHd, grad_k_BLHd))  # one kernel
     turned = rotation.turn(grad_2BLHd.view(qk_2ND.shape), is_back=True)
     grad_2ND = turned.view(qk_2ND.shape)
     grad_2ND = torch.mul(grad_2ND, weights_21D, out=grad_2ND if dtype == torch.float32 else torch.empty_like(qk_2ND))
