@@ -66,7 +66,7 @@ def shares(shape: flops.Shape, plan: Plan, seconds: float, rate: float) -> dict[
     """Of the device's rate of multiplication, without and with what is computed again."""
     return {"share": round(flops.needed(shape) / seconds / rate, 3),
             "share, with what is computed again": round(
-                flops.done(shape, plans.again(plan, shape.blocks)) / seconds / rate, 3)}
+                flops.done(shape, plans.again(plan, shape)) / seconds / rate, 3)}
 
 
 def ours(data: Data, model, plan: Plan, extent: Extent, **variant: str) -> Block:

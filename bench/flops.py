@@ -22,14 +22,18 @@ backward reads: see `Again`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 LATENT_VALUES = 16 * 4
 """Of one token, in Wan2.1."""
 TEXT_WIDTH, TIME_WIDTH = 4096, 256
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "convolution"}
+"""PyTorch's names of them, besides attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +59,7 @@ class Again:
     """How many of the blocks."""
     without: frozenset[str] = frozenset()
     """Of these: "ffn.2", "self_attn.o", "cross_attn.o" (their product with the base weight and with B), "self_attn"
-    (self-attention itself)."""
+    (self-attention itself), "text" (keys and values of the text), "A" (those with A)."""
 
 
 def forward(shape: Shape, without: frozenset[str] = frozenset()) -> int:
@@ -67,7 +71,9 @@ def forward(shape: Shape, without: frozenset[str] = frozenset()) -> int:
     linears = {name: (count, d, d) for name, count in rows.items()} | {"ffn.0": (n, d, f), "ffn.2": (n, f, d)}
     total = 4 * n * ((0 if "self_attn" in without else shape.tokens) + shape.text_rows) * d
     for name, (count, inputs, outputs) in linears.items():
-        total += 2 * count * r * inputs
+        if "text" in without and name in ("cross_attn.k", "cross_attn.v"):
+            continue
+        total += 0 if "A" in without else 2 * count * r * inputs
         total += 0 if name in without else 2 * count * outputs * (inputs + r)
     return total
 
@@ -102,6 +108,34 @@ def counted(step) -> int:
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         step()
     return counter.get_total_flops()
+
+
+def alone(step: Callable[[], None]) -> Callable[[], None]:
+    """What runs the matrix products of a step again, attention included, on the same tensors, and nothing else."""
+    with _Products() as products:
+        step()
+
+    def run() -> None:
+        with torch.no_grad():
+            for function, args, kwargs in products.calls:
+                function(*args, **kwargs)
+
+    return run
+
+
+class _Products(TorchDispatchMode):
+    """Notes the calls; their tensors stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.name().removeprefix("aten::").split(".")[0]
+        if name in PRODUCTS or name.startswith("_scaled_dot_product"):
+            self.calls.append((function, args, kwargs))
+        return function(*args, **kwargs)
 
 
 def _product(_onto_shape, a_shape, b_shape, *_args, **_options) -> int:

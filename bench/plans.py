@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..trainer.adapter.adapter_size import adapter_size
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.memory.footprint import Work, parts
-from ..trainer.memory.plan import BRANCH, EVERYTHING, Plan
+from ..trainer.memory.plan import BRANCH, EVERYTHING, FEW_ROWS, Plan
 from ..trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig
 from ..trainer.training.memory import MemoryPlan
-from .flops import Again
+from .flops import Again, Shape
 
 TEXT_ROWS = 64
 """Of a caption of usual length."""
@@ -34,12 +34,14 @@ def plans(blocks: int) -> dict[str, Plan]:
     }
 
 
-def again(plan: Plan, blocks: int) -> Again:
+def again(plan: Plan, shape: Shape) -> Again:
     """What backward computes a second time under a plan."""
     without = {"self_attn.o", "cross_attn.o", "ffn.2"} if plan.segments == BRANCH else {"ffn.2"}
     if plan.keeps_attention:
         without |= {"self_attn"}
-    return Again(blocks=max(0, blocks - plan.whole_blocks), without=frozenset(without))
+    if not plan.inputs_in_ram:
+        without |= {"text", "A"} if shape.batch_size * shape.tokens <= FEW_ROWS else {"text"}
+    return Again(blocks=max(0, shape.blocks - plan.whole_blocks), without=frozenset(without))
 
 
 def automatic(denoiser, dataset: CachedDataset, config: TrainConfig) -> Plan:

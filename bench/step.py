@@ -123,25 +123,28 @@ def in_turns(steps: list[Callable[[], None]], turns: int) -> list[list[float]]:
 def against_core(case, plan, rounds: int, steps: int) -> dict[str, float]:
     """Compares the steps of whole runs of our node and of ComfyUI's TrainLoraNode, in turns."""
     from wantune.bench import flops, plans
-    from wantune.bench.card import seconds_a_step
+    from wantune.bench.card import seconds_a_step, seconds_of
     from wantune.bench.cases import RANK, running
     from wantune.bench.peers import train_with_core
     from wantune.tests.support import tools
 
-    ours, core, checkpointing = [], [], plan != plans.OFF
+    ours, core, floor, checkpointing = [], [], [], plan != plans.OFF
+    with running(case, tools.load_dit(case.path), plan, 2) as run:
+        products = flops.counted(run.step)
+        alone = flops.alone(run.step)
     for _ in range(rounds):
         # a model each: some versions of core's node leave theirs changed
         ours.append(seconds_a_step(lambda: case.train(tools.load_dit(case.path), checkpointing, steps)))
         core.append(seconds_a_step(
             lambda: train_with_core(tools.load_dit(case.path), case.dataset, steps, RANK, checkpointing)
         ))
-    with running(case, tools.load_dit(case.path), plan, 1) as run:
-        products = flops.counted(run.step)
+        floor.append(statistics.median(seconds_of(alone) for _ in range(steps)))
     core_products = flops.counted(
         lambda: train_with_core(tools.load_dit(case.path), case.dataset, 1, RANK, checkpointing))
     return {
         "ours / core": ratio(ours, core),
         "ours / core, products": round(products / core_products, 3),
+        "our products alone / core": ratio(floor, core),
         "our node, ms a step": milliseconds(ours),
         "core's node, ms a step": milliseconds(core),
     }

@@ -18,8 +18,8 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from ...trainer.base.errors import UserError
-from ...trainer.blocks.flash import FlashAttention
-from ...trainer.blocks.kept import NOTHING, Kept
+from ...trainer.blocks.flash import FusedAttention
+from ...trainer.blocks.kept import ATTENTION, NOTHING, Kept
 from .carried import origin
 
 SELF_TEST_TOKENS, SELF_TEST_KEYS = 160, 40
@@ -49,9 +49,10 @@ class Attention:
         """As trainer/blocks/wan_branches.py takes it."""
         self.calls += 1
         bias_B11K = self._bias(k_BKHd)
-        if bias_B11K is None and (flash := FlashAttention.of(q_BLHd, k_BKHd, v_BKHd)):
-            result = kept(flash.result)
-            return result[0].transpose(1, 2), (flash, result) if saves else None
+        with _allowed(bias_B11K):
+            if fused := FusedAttention.of(q_BLHd, k_BKHd, v_BKHd, bias_B11K):
+                result = kept(ATTENTION, fused.result)
+                return result[0].transpose(1, 2), (fused, result) if saves else None
         if not saves:
             return _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K), None
         inputs = tuple(x.detach().requires_grad_() for x in (q_BLHd, k_BKHd, v_BKHd))
@@ -61,7 +62,7 @@ class Attention:
 
     def backward(self, saved, grad_BLHd):
         """The gradients of q, k and v."""
-        if isinstance(saved[0], FlashAttention):
+        if isinstance(saved[0], FusedAttention):
             return saved[0].gradients(saved[1], grad_BLHd)
         inputs, out_BLHd = saved
         return torch.autograd.grad(out_BLHd, inputs, grad_BLHd)
@@ -82,7 +83,7 @@ def attend(
 
 def _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K: torch.Tensor | None) -> torch.Tensor:
     q_BHLd, k_BHKd, v_BHKd = (x.transpose(1, 2) for x in (q_BLHd, k_BKHd, v_BKHd))
-    with nullcontext() if bias_B11K is None else _without_cudnn():
+    with _allowed(bias_B11K):
         out_BHLd = torch.ops.aten.scaled_dot_product_attention.default(q_BHLd, k_BHKd, v_BHKd, bias_B11K)
     return out_BHLd.transpose(1, 2)
 
@@ -97,14 +98,16 @@ def kernels() -> AbstractContextManager:
 
 
 @contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """With a bias cuDNN's kernel is known to give NaN gradients, and it is built anew for each number of keys.
+def _allowed(bias_B11K: torch.Tensor | None) -> Iterator[None]:
+    """Inside the context PyTorch may choose among its kernels, but with a bias not cuDNN's.
+
+    With one that is known to give NaN gradients, and it is built anew for each number of keys.
 
     Flash attention takes no bias, so the memory-efficient kernel is left, and attention written out where that cannot.
     The backward is that of the kernel which the forward took.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(before and bias_B11K is None)
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import comfy.ldm.wan.model as wan
-import comfy.model_management
 import torch
 from torch import nn
 
@@ -16,10 +15,11 @@ from ...trainer.adapter.adapters import Adapter
 from ...trainer.blocks.image_attention import WithImage
 from ...trainer.blocks.lean_block import Around, LeanBlock
 from ...trainer.blocks.parking import Parking
-from ...trainer.blocks.pieces import Modulation, Pieces, Rotations
+from ...trainer.blocks.pieces import Pieces, Rotations
 from ...trainer.blocks.wan_branches import CrossAttention, FeedForward, Inputs, SelfAttention
 from ...trainer.memory.plan import Plan
 from . import frozen_norm
+from .modulations import Modulations
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")
 """Names, within a block, of what is added to the residual stream, in the order in which they are called."""
@@ -60,18 +60,18 @@ class WanBlock:
     Args:
         name: of the block in the network, such as `blocks.3`.
         norms: what stands in for its affine norms, by their name in the network.
-        rotations: shared by all blocks.
+        rotations, modulations: shared by all blocks.
         pieces: compiled or not.
         plan, first, again, parking: as `LeanBlock` takes them.
     """
 
     def __init__(
         self, block: nn.Module, name: str, adapter: Adapter, norms: Mapping[str, frozen_norm.FrozenNorm],
-        compute_dtype: torch.dtype, rotations: Rotations, pieces: Pieces, plan: Plan | None, first: Around,
-        again: Around, parking: Parking | None
+        compute_dtype: torch.dtype, rotations: Rotations, modulations: Modulations, pieces: Pieces, plan: Plan | None,
+        first: Around, again: Around, parking: Parking | None
     ) -> None:
-        self._block = block
-        self._rotations = rotations
+        self._block, self._number = block, int(name.rpartition(".")[2])
+        self._rotations, self._modulations = rotations, modulations
 
         def linears(*names: str):
             return adapter.linears_of([f"{name}.{each}" for each in names], compute_dtype)
@@ -83,8 +83,8 @@ class WanBlock:
         branches = (
             SelfAttention(
                 qkv=linears("self_attn.q", "self_attn.k", "self_attn.v"), o=linears("self_attn.o"),
-                norm_q=norm("self_attn.norm_q"), norm_k=norm("self_attn.norm_k"), heads=heads, eps=block.norm1.eps,
-                eps_qk=block.self_attn.norm_q.eps, pieces=pieces),
+                norms_qk=frozen_norm.BothNorms(norms[f"{name}.self_attn.norm_q"], norms[f"{name}.self_attn.norm_k"]),
+                heads=heads, eps=block.norm1.eps, eps_qk=block.self_attn.norm_q.eps, pieces=pieces),
             CrossAttention(
                 q=linears("cross_attn.q"), kv=linears("cross_attn.k", "cross_attn.v"), o=linears("cross_attn.o"),
                 norm3=norm("norm3"), norm_q=norm("cross_attn.norm_q"), norm_k=norm("cross_attn.norm_k"), heads=heads,
@@ -116,18 +116,13 @@ class WanBlock:
         if sees_image(self._block):
             image_BKD, context = context[:, :context_img_len], context[:, context_img_len:]
             text_attention = WithImage(attention, lambda: self._image_keys(image_BKD))
-        own = comfy.model_management.cast_to(self._block.modulation, dtype=x_BLD.dtype, device=x_BLD.device)
-        e_B6D = own + e.flatten(0, 1)  # a frame with a noise level of its own is as a sample to norms and gates
-        scales_B2D = e_B6D[:, 1::3] + 1  # the second and the fifth
-        shift_1, _, gate_1, shift_2, _, gate_2 = e_B6D.split(1, dim=1)
-        scale_1, scale_2 = scales_B2D.split(1, dim=1)
         inputs = Inputs(
-            modulations=(Modulation(shift_1, scale_1, gate_1), Modulation(shift_2, scale_2, gate_2)),
-            samples=len(x_BLD), rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=attention,
+            modulations=self._modulations(self._number, e, x_BLD.dtype), samples=len(x_BLD),
+            rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=attention,
             text_attention=text_attention)
-        if len(e_B6D) == len(x_BLD):
-            return self._lean(x_BLD.contiguous(), inputs)
-        return self._lean(x_BLD.contiguous().view(len(e_B6D), -1, x_BLD.shape[-1]), inputs).view(x_BLD.shape)
+        # a frame with a noise level of its own is as a sample to norms and gates
+        by_level_BLD = x_BLD.contiguous().view(e.shape[0] * e.shape[1], -1, x_BLD.shape[-1])
+        return self._lean(by_level_BLD, inputs).view(x_BLD.shape)
 
     def _image_keys(self, image_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As WanI2VCrossAttention.forward makes them, by the layers' own forwards: nothing here is trained."""

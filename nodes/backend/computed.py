@@ -15,6 +15,7 @@ from ...trainer.blocks.recompute import Recomputed
 from ...trainer.memory.plan import Plan
 from . import frozen, frozen_norm
 from .block import BRANCHES, LAST, WanBlock, is_known
+from .modulations import Modulations
 from .streaming import Streaming
 
 
@@ -31,8 +32,8 @@ class ComputedBlock:
     def __init__(
         self, stand_in: frozen.FrozenModule, name: str, adapter: Adapter,
         linears: Mapping[str, frozen.FrozenLinear], norms: Mapping[str, frozen_norm.FrozenNorm],
-        compute_dtype: torch.dtype, rotations: Rotations, pieces: Pieces, streaming: Streaming,
-        parking: Parking | None, plan: Plan | None
+        compute_dtype: torch.dtype, rotations: Rotations, modulations: Modulations, pieces: Pieces,
+        streaming: Streaming, parking: Parking | None, plan: Plan | None
     ) -> None:
         self._block, self._name = stand_in.module, name
         self._adapter, self._compute_dtype = adapter, compute_dtype
@@ -46,7 +47,7 @@ class ComputedBlock:
         self._ours: Callable | None = None
         if is_known(self._block):
             self._ours = WanBlock(
-                self._block, name, adapter, norms, compute_dtype, rotations, pieces, plan, self._first,
+                self._block, name, adapter, norms, compute_dtype, rotations, modulations, pieces, plan, self._first,
                 self._again, parking)
         self.is_ours = True
         """Whether ours is used, where the block is one that ours can compute."""

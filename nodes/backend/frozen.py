@@ -168,8 +168,12 @@ class FrozenLinear(FrozenModule):
             return _FrozenLinearNode.apply(x, self)
         return self.output(x)
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        """W x + b without autograd, (..., in_features) to (..., out_features); a new tensor, x is left as it is."""
+    def output(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """W x + b without autograd, (..., in_features) to (..., out_features); x is left as it is.
+
+        Args:
+            out: where it is written; None for a new tensor.
+        """
         if self.is_skipped:
             # no memory; should it ever be read, the loss is NaN and training stops with an error message
             return x.new_full((), math.nan).expand(*x.shape[:-1], self.out_features)
@@ -177,11 +181,14 @@ class FrozenLinear(FrozenModule):
             if self.is_resident(x):
                 weight, bias = self.views()
                 if x.dim() == 2 and bias is not None:
-                    return torch.addmm(bias, x, self._columns)  # of the kept view: a call less to PyTorch's dispatcher
-                return nn.functional.linear(x, weight, bias)
-            if self._displaced is not None:
-                return self.original(self._spared(x))
-            return self._managed_output(x, self.keeps_cast and self.hands_on)
+                    # of the kept view: a call less to PyTorch's dispatcher
+                    return torch.addmm(bias, x, self._columns, out=out)
+                y = nn.functional.linear(x, weight, bias)
+            elif self._displaced is not None:
+                y = self.original(self._spared(x))
+            else:
+                y = self._managed_output(x, self.keeps_cast and self.hands_on)
+            return y if out is None else out.copy_(y)
 
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """grad_output @ W, (..., out_features) to (..., in_features), without autograd; a new tensor.

@@ -41,3 +41,19 @@ class FrozenNorm(FrozenModule):
                 return cast.weight.clone(), None if cast.bias is None else cast.bias.clone()
             finally:
                 cast.give_back()
+
+
+class BothNorms:
+    """The weights of two norms of the same width in one tensor, which is kept while both stay where they are."""
+
+    def __init__(self, first: FrozenNorm, second: FrozenNorm) -> None:
+        self._norms = first, second
+        self._of: tuple[torch.Tensor, ...] = ()
+        self._both_21D: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(2, 1, D), on the device of x, in fp32."""
+        weights = tuple(norm.tensors(x)[0] for norm in self._norms)
+        if not self._of or any(now is not before for now, before in zip(weights, self._of, strict=True)):
+            self._of, self._both_21D = weights, torch.stack(weights).float()[:, None]
+        return self._both_21D

@@ -44,17 +44,18 @@ class QuantisedLinear(FrozenLinear):
         super().let_go()
         self._for_gradient = None
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
+    def output(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """As `FrozenLinear.output`."""
         if self.is_skipped or not self._suits(x):
-            return super().output(x)
+            return super().output(x, out=out)
         with torch.no_grad():
             x_NI = x.flatten(0, -2)
             if self.is_resident(x):
                 y_NO = _with_bias(self._products.output(x_NI, self._resident()), self.views()[1])
             else:
                 y_NO = self._of_cast(x_NI, self.keeps_cast and self.hands_on)
-            return y_NO.view(*x.shape[:-1], -1)
+            y = y_NO.view(*x.shape[:-1], -1)
+            return y if out is None else out.copy_(y)
 
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """As `FrozenLinear.input_gradient`."""

@@ -16,6 +16,7 @@ from ...trainer.memory.plan import Plan
 from . import frozen, frozen_norm, self_test
 from .block import OF_TEXT
 from .computed import ComputedBlock
+from .modulations import Modulations
 from .streaming import Streaming
 
 
@@ -124,11 +125,12 @@ class StandIns:
         rotations, streaming = Rotations(), Streaming(self.linears, device, is_dynamic)
         parking = Parking(device) if plan.inputs_in_ram and device.type == "cuda" else None
         blocks = getattr(self._network, self._blocks)
+        modulations = Modulations(blocks)
         for number, block in enumerate(blocks):
             stand_in = frozen.FrozenModule(block)
             computed = ComputedBlock(
                 stand_in, f"{self._blocks}.{number}", adapter, linears, norms, compute_dtype, rotations,
-                pieces, streaming, parking, plan if number < len(blocks) - plan.whole_blocks else None)
+                modulations, pieces, streaming, parking, plan if number < len(blocks) - plan.whole_blocks else None)
             self._computed.append(computed)
             held.append((stand_in, computed))
         self._set_ours(self._is_ours)

@@ -20,7 +20,8 @@ from __future__ import annotations
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,7 @@ class Counting(TorchDispatchMode):
         self.step = Step()
         self.now = 0
         """Bytes held on the card."""
+        self._is_as_one = False
         self._sizes: dict[int, int] = {}
         self._pinned: set[int] = set()
 
@@ -159,7 +161,20 @@ class Counting(TorchDispatchMode):
                 self.note(leaf)
         return out
 
+    @contextmanager
+    def as_one(self, name: str, kernels: int) -> Iterator[None]:
+        """Inside the context nothing is counted but memory; it counts as so many kernels and dispatches."""
+        self._is_as_one = True
+        try:
+            yield
+        finally:
+            self._is_as_one = False
+        (self.step.backward if torch._C._current_autograd_node() is not None else self.step.forward)[name] += kernels
+        self.step.kernels[name] += kernels
+
     def _count(self, function, base: str, tensors: list, args: tuple, kwargs: dict) -> None:
+        if self._is_as_one:
+            return
         in_backward = torch._C._current_autograd_node() is not None
         (self.step.backward if in_backward else self.step.forward)[base] += 1
         is_view = getattr(function, "is_view", False) or base in NO_LAUNCH

@@ -23,6 +23,7 @@ from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, Train
 from wantune.trainer.training import loop, memory
 from wantune.trainer.training.run import Run
 
+from . import compiled
 from .aimdo import Aimdo
 from .card import GIB, Card
 from .counting import Step
@@ -67,6 +68,9 @@ class Driven:
             stack.enter_context(patch.object(loop.Trainer, "train_step", train_step))
             if self._share is not None:
                 stack.enter_context(patch.object(memory, "choose", self._sized(memory.choose)))
+            if self._case.compile:
+                pieces = compiled.pieces_of(self._card.counting)
+                stack.enter_context(patch.object(backend, "pieces_of", lambda *_args: pieces))
             denoiser = backend.ComfyDenoiser(self._model)
             run = Run(denoiser, dataset, "fake", config, folder / "runs")
             self._choice = run.memory_plan().choice

@@ -61,6 +61,8 @@ class Case:
     """GiB of the card."""
     aside: bool = False
     """Whether ComfyUI computes with another clone of the model, with a LoRA on it, before the measured step."""
+    compile: bool = False
+    """Whether the small functions of blocks count as what torch's compiler makes of them (compiled.py)."""
     fault: str = ""
     """The name of a fault of faults.py that is planted."""
 

@@ -161,7 +161,8 @@ class FixedLinear:
         return torch.nn.functional.linear(
             x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
-    output = __call__
+    def output(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self(x) if out is None else out.copy_(self(x))
 
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         grad_input = grad_output @ self.weight.to(grad_output.dtype)

@@ -133,6 +133,7 @@ class Adapter:
 
     def collect_gradients(self) -> None:
         """After a backward: the gradients of LoRA's matrices become the parameters' `grad`, or are added to it."""
+        self._scratch.clear()  # what comes now, the update of all parameters, takes the most memory
         for block in self._blocks.values():
             block.collect_gradients()
 

@@ -72,12 +72,19 @@ class BlockParameters:
         return Place(start, sum(self._places[name][1][0] for name in names), width)
 
     def add_gradient(self, names: tuple[str, ...], left: torch.Tensor, right: torch.Tensor, scale: float) -> None:
-        """Add scale left @ right to the gradient of a matrix, or of several that lie one below the other."""
+        """Add scale left @ right to the gradient of a matrix, or of several that lie one below the other.
+
+        Args:
+            left, right: with a first dimension of several, one product for each of as many parts of that.
+        """
         if self._gradient is None:
             self._gradient = torch.empty(len(self._flat), dtype=left.dtype, device=left.device)
-        view = self.place(names).rows(self._gradient)
-        # with beta 0 what is in the memory does not count
-        torch.addmm(view, left, right, beta=float(names[0] in self._written), alpha=scale, out=view)
+        place = self.place(names)
+        before = float(names[0] in self._written)  # with beta 0 what is in the memory does not count
+        if left.dim() == 2:
+            place.rows(self._gradient).addmm_(left, right, beta=before, alpha=scale)
+        else:
+            place.batch(self._gradient, len(left)).baddbmm_(left, right, beta=before, alpha=scale)
         self._written.update(names)
 
     def collect_gradients(self) -> None:
@@ -122,6 +129,11 @@ class Place(NamedTuple):
         """The matrix (height, width)."""
         return flat.as_strided((self.height, self.width), (self.width, 1), self.start)
 
+    def batch(self, flat: torch.Tensor, count: int) -> torch.Tensor:
+        """It as a batch of matrices (count, height / count, width)."""
+        height = self.height // count
+        return flat.as_strided((count, height, self.width), (height * self.width, self.width, 1), self.start)
+
 
 class Values:
     """The values of a block's parameters in one dtype; each view is made once."""
@@ -130,6 +142,7 @@ class Values:
         self.flat = flat
         self._rows: dict[Place, torch.Tensor] = {}
         self._columns: dict[Place, torch.Tensor] = {}
+        self._batches: dict[tuple[Place, int], torch.Tensor] = {}
 
     def rows(self, place: Place) -> torch.Tensor:
         """The matrix at a place."""
@@ -142,6 +155,12 @@ class Values:
         if place not in self._columns:
             self._columns[place] = self.rows(place).t()
         return self._columns[place]
+
+    def batch(self, place: Place, count: int) -> torch.Tensor:
+        """It as a batch of so many matrices."""
+        if (place, count) not in self._batches:
+            self._batches[place, count] = place.batch(self.flat, count)
+        return self._batches[place, count]
 
 
 class Scratch:
@@ -162,3 +181,7 @@ class Scratch:
         values = self._values[key]
         values.flat.copy_(flat)
         return values
+
+    def clear(self) -> None:
+        """Give the memory back, until values are asked for again."""
+        self._values.clear()

@@ -17,6 +17,12 @@ import torch
 Saved = list | tuple | None
 """What one computation keeps for its gradient, which takes it out of a list; None where no gradient follows."""
 
+Outputs = torch.Tensor | Sequence[torch.Tensor | None]
+"""(N, O) of each Linear; several of the same width as one tensor (g, N, O), whose products are one kernel."""
+
+Keeping = Callable[[Callable[[], torch.Tensor]], torch.Tensor]
+"""Gives what a function computes, or what it gave in an earlier computation."""
+
 
 class FrozenLinear(Protocol):
     """A Linear of the model whose weight is not trained; the gradient flows through to its input."""
@@ -27,8 +33,8 @@ class FrozenLinear(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features), recorded by autograd."""
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        """The same without autograd: a new tensor, x is not changed."""
+    def output(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The same without autograd: a new tensor, or written to `out`; x is not changed."""
 
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """grad_output @ W, (..., out_features) to (..., in_features), a new tensor, or added in place to `onto`."""
@@ -46,17 +52,22 @@ class FrozenLinear(Protocol):
 class Linears(Protocol):
     """Some Linears with the same input."""
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether what `forward` saves is small, and right also in a later computation of the block."""
+
     def forward(
-        self, x_NI: torch.Tensor, saves: bool, reads: bool = True
-    ) -> tuple[tuple[torch.Tensor | None, ...], Saved]:
+        self, x_NI: torch.Tensor, saves: bool, reads: bool = True, kept: Keeping | None = None
+    ) -> tuple[Outputs, Saved]:
         """The outputs (N, O), and what `backward` needs.
 
         Args:
             saves: whether `backward` follows.
             reads: whether the outputs are read; they may be None otherwise.
+            kept: for what is small enough to be kept; None where nothing is.
         """
 
-    def backward(self, saved: Saved, grads_NO: Sequence[torch.Tensor], needs_x: bool) -> torch.Tensor | None:
+    def backward(self, saved: Saved, grads_NO: Outputs, needs_x: bool) -> torch.Tensor | None:
         """The gradient of x_NI, a new tensor, if it is asked for; parameters get theirs in any case."""
 
 
@@ -67,11 +78,16 @@ class Frozen:
         self._linears = linears
         self._recorded = Recorded(lambda x: tuple(linear(x) for linear in linears))
 
-    def forward(self, x_NI, saves, reads=True):
+    @property
+    def can_wait(self) -> bool:
         """As `Linears`."""
-        if not all(linear.is_plain for linear in self._linears):
+        return all(linear.is_plain for linear in self._linears)
+
+    def forward(self, x_NI, saves, reads=True, kept=None):
+        """As `Linears`."""
+        if not self.can_wait:
             return self._recorded.forward(x_NI, saves, reads)
-        return tuple(linear.output(x_NI) if reads else None for linear in self._linears), ()
+        return outputs(self._linears, x_NI) if reads else (None,) * len(self._linears), ()
 
     def backward(self, saved, grads_NO, needs_x):
         """As `Linears`."""
@@ -85,6 +101,16 @@ class Frozen:
         return grad_NI
 
 
+def outputs(linears: Sequence[FrozenLinear], x_NI: torch.Tensor) -> Outputs:
+    """Of Linears without an adapter."""
+    if len(linears) == 1 or len({linear.out_features for linear in linears}) > 1:
+        return tuple(linear.output(x_NI) for linear in linears)
+    ys_gNO = x_NI.new_empty(len(linears), len(x_NI), linears[0].out_features)
+    for linear, y_NO in zip(linears, ys_gNO.unbind(), strict=True):
+        linear.output(x_NI, out=y_NO)
+    return ys_gNO
+
+
 class Recorded:
     """Linears given by one function, whose gradient autograd takes.
 
@@ -92,10 +118,12 @@ class Recorded:
         function: x (N, I) to a tuple of outputs.
     """
 
+    can_wait = False
+
     def __init__(self, function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
         self._function = function
 
-    def forward(self, x_NI, saves, reads=True):
+    def forward(self, x_NI, saves, reads=True, kept=None):
         """As `Linears`."""
         if not saves:
             with torch.no_grad():
@@ -108,7 +136,7 @@ class Recorded:
     def backward(self, saved, grads_NO, needs_x):
         """As `Linears`."""
         x_NI, ys_NO = saved
-        torch.autograd.backward(ys_NO, grads_NO)
+        torch.autograd.backward(ys_NO, tuple(grads_NO))
         return x_NI.grad
 
 
@@ -118,9 +146,14 @@ class Several:
     def __init__(self, parts: Sequence[Linears]) -> None:
         self._parts = parts
 
-    def forward(self, x_NI, saves, reads=True):
+    @property
+    def can_wait(self) -> bool:
         """As `Linears`."""
-        results = [part.forward(x_NI, saves, reads) for part in self._parts]
+        return all(part.can_wait for part in self._parts)
+
+    def forward(self, x_NI, saves, reads=True, kept=None):
+        """As `Linears`."""
+        results = [part.forward(x_NI, saves, reads, kept) for part in self._parts]
         return tuple(ys_NO[0] for ys_NO, _ in results), tuple(saved for _, saved in results)
 
     def backward(self, saved, grads_NO, needs_x):

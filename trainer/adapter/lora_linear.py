@@ -5,10 +5,11 @@ For Linears i with the same input x, where s = alpha / rank (arXiv:2106.09685):
     y_i = W_i x + b_i + s B_i A_i x
     dL/dx = sum of (g_i W_i + s g_i B_i A_i),  dL/dB_i = s g_i^T (x A_i^T),  dL/dA_i = s (g_i B_i)^T x
 
-The A_i lie one below the other, so x is multiplied by all of them at once, and so are the gradients. The gradients of A
-and B are not returned to autograd but written where the optimizer reads them (block_parameters.py): one kernel each.
+The A_i lie one below the other, so x is multiplied by all of them at once, and so are the gradients; and the B_i of
+Linears of the same width are multiplied as one batch. The gradients of A and B are not returned to autograd but written
+where the optimizer reads them (block_parameters.py): one kernel each.
 
-Shape legend: N rows (samples x tokens), I in_features, O out_features, r rank, g Linears.
+Shape legend: N rows (samples x tokens), I in_features, O out_features, r rank, g Linears, K = g r.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from .block_parameters import BlockParameters, Values
-from .linears import Frozen, FrozenLinear, Linears, Recorded, Saved
+from .linears import Frozen, FrozenLinear, Linears, Outputs, Recorded, Saved, outputs
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class LoraLinears:
 
     Args:
         names: of the Linears, as in the parameters' names `<name>.lora_A.weight`.
-        parameters: of the block; the A of these Linears follow each other.
+        parameters: of the block; the A of these Linears follow each other, and so do the B.
         scale: s.
         dropout: probability that a value of A's input is zeroed, drawn for each Linear by itself.
     """
@@ -49,9 +50,8 @@ class LoraLinears:
         self._linears = tuple(linears)
         self._parameters = parameters
         self._names_a = tuple(f"{name}.lora_A.weight" for name in names)
-        self._names_b = tuple((f"{name}.lora_B.weight",) for name in names)
-        self._place_a = parameters.place(self._names_a)
-        self._places_b = tuple(parameters.place(name) for name in self._names_b)
+        self._names_b = tuple(f"{name}.lora_B.weight" for name in names)
+        self._place_a, self._place_b = parameters.place(self._names_a), parameters.place(self._names_b)
         self._scale = scale
         self._dropout = dropout
         self._switch = switch
@@ -60,8 +60,14 @@ class LoraLinears:
 
     @property
     def are_adjacent(self) -> bool:
-        """Whether the A lie one below the other without a gap, as they must."""
-        return self._parameters.are_adjacent(self._names_a)
+        """Whether the A, and the B of the same height, lie one below the other without a gap, as they must."""
+        return (self._parameters.are_adjacent(self._names_a) and self._parameters.are_adjacent(self._names_b)
+                and len({linear.out_features for linear in self._linears}) == 1)
+
+    @property
+    def can_wait(self) -> bool:
+        """As `Linears`."""
+        return self._frozen.can_wait and not self._is_by_itself()
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """y_i of each Linear, (..., O_i), for x (..., I), recorded by autograd."""
@@ -74,14 +80,15 @@ class LoraLinears:
             return tuple(y_NO.unflatten(0, x.shape[:-1]) for y_NO in ys_NO)
         return _LoraNode.apply(self._parameters.trigger, x, self)
 
-    def forward(self, x_NI, saves, reads=True):
+    def forward(self, x_NI, saves, reads=True, kept=None):
         """As `Linears`."""
         if not self._switch.is_on:
             return _delegated(self._frozen, x_NI, saves, reads)
         if self._is_by_itself():
             return _delegated(self._recorded, x_NI, saves, reads)
         values = self._parameters.values(x_NI.dtype)
-        h_NK = x_NI @ values.columns(self._place_a)  # K = g r
+        columns_IK = values.columns(self._place_a)
+        h_NK = x_NI @ columns_IK if kept is None else kept(lambda: x_NI @ columns_IK)
         ys_NO = self._outputs(x_NI, h_NK, values) if reads else (None,) * len(self._linears)
         return ys_NO, [x_NI, h_NK, values] if saves else None
 
@@ -91,27 +98,31 @@ class LoraLinears:
             return saved.to.backward(saved.saved, grads_NO, needs_x)
         x_NI, h_NK, values = saved
         saved.clear()
-        gh_NK = torch.empty_like(h_NK)
-        for grad_NO, gh_Nr, h_Nr, names_b, place_b in zip(
-                grads_NO, self._parts(gh_NK), self._parts(h_NK), self._names_b, self._places_b, strict=True):
-            torch.addmm(gh_Nr, grad_NO, values.rows(place_b), beta=0, alpha=self._scale, out=gh_Nr)
-            self._parameters.add_gradient(names_b, grad_NO.t(), h_Nr, self._scale)
-        self._parameters.add_gradient(self._names_a, gh_NK.t(), x_NI, 1.0)
+        if len(self._linears) == 1:
+            gh_NK = grads_NO[0] @ values.rows(self._place_b)
+            self._parameters.add_gradient(self._names_b, grads_NO[0].t(), h_NK, self._scale)
+        else:
+            grads_NO = grads_NO if isinstance(grads_NO, torch.Tensor) else torch.stack(tuple(grads_NO))
+            gh_NK = torch.empty_like(h_NK)
+            torch.bmm(grads_NO, values.batch(self._place_b, len(self._linears)), out=self._by_linear(gh_NK))
+            self._parameters.add_gradient(self._names_b, grads_NO.mT, self._by_linear(h_NK), self._scale)
+        self._parameters.add_gradient(self._names_a, gh_NK.t(), x_NI, self._scale)
         del x_NI  # its memory, before there is a gradient of the same size
         grad_NI = self._frozen.backward((), grads_NO, needs_x)
-        return grad_NI.addmm_(gh_NK, values.rows(self._place_a)) if needs_x else None
+        return grad_NI.addmm_(gh_NK, values.rows(self._place_a), alpha=self._scale) if needs_x else None
 
-    def _outputs(self, x_NI: torch.Tensor, h_NK: torch.Tensor, values: Values) -> tuple[torch.Tensor, ...]:
-        ys_NO = []
-        for linear, h_Nr, place_b in zip(self._linears, self._parts(h_NK), self._places_b, strict=True):
-            y_NO = linear.output(x_NI)
-            if not linear.is_skipped:
-                y_NO.addmm_(h_Nr, values.columns(place_b), alpha=self._scale)
-            ys_NO.append(y_NO)
-        return tuple(ys_NO)
+    def _outputs(self, x_NI: torch.Tensor, h_NK: torch.Tensor, values: Values) -> Outputs:
+        ys_NO = outputs(self._linears, x_NI)
+        if len(self._linears) > 1:
+            b_gOr = values.batch(self._place_b, len(self._linears))
+            return ys_NO.baddbmm_(self._by_linear(h_NK), b_gOr.mT, alpha=self._scale)
+        if not self._linears[0].is_skipped:
+            ys_NO[0].addmm_(h_NK, values.columns(self._place_b), alpha=self._scale)
+        return ys_NO
 
-    def _parts(self, of_NK: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return of_NK.chunk(len(self._linears), 1) if len(self._linears) > 1 else (of_NK,)
+    def _by_linear(self, of_NK: torch.Tensor) -> torch.Tensor:
+        """As (g, N, r), in the same memory."""
+        return of_NK.view(len(of_NK), len(self._linears), -1).transpose(0, 1)
 
     def _is_by_itself(self) -> bool:
         """Whether each Linear needs a computation of its own: with dropout, or around another pack's forward."""
@@ -121,12 +132,11 @@ class LoraLinears:
         """W x by autograd, plus s B A x of an input that may have been dropped from."""
         values = self._parameters.values(x.dtype)
         ys = []
-        for linear, name_a, names_b, place_b in zip(
-                self._linears, self._names_a, self._names_b, self._places_b, strict=True):
+        for linear, name_a, name_b in zip(self._linears, self._names_a, self._names_b, strict=True):
             dropped = functional.dropout(x, self._dropout) if self._switch.drops and self._dropout else x
             delta = _DeltaNode.apply(
                 self._parameters.trigger, dropped, values.rows(self._parameters.place((name_a,))),
-                values.rows(place_b), self._scale, self._parameters, (name_a,), names_b)
+                values.rows(self._parameters.place((name_b,))), self._scale, self._parameters, (name_a,), (name_b,))
             ys.append(linear(x) + delta)
         return tuple(ys)
 

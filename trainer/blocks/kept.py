@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TypeVar
 
 Value = TypeVar("Value")
+
+ATTENTION = "attention"
+"""The result of attention over the video."""
+TEXT = "text"
+"""Keys and values of the text: few rows, for two products of whole weights."""
+HIDDEN = "hidden"
+"""LoRA's A x: next to nothing for short sequences, whose kernels take longer to start than to run."""
 
 
 class Kept:
     """Gives in the second computation what was computed in the first, in the same order.
 
     Args:
-        is_on: whether anything is kept; otherwise all is computed again.
+        kinds: what is kept, of the above; the rest is computed again.
     """
 
-    def __init__(self, is_on: bool) -> None:
-        self._is_on = is_on
+    def __init__(self, kinds: Collection[str]) -> None:
+        self._kinds = kinds
         self._values: list = []
         self._given: int | None = None
+
+    def keeps(self, kind: str) -> bool:
+        """Whether it is kept."""
+        return kind in self._kinds
+
+    def of(self, kind: str) -> Callable[[Callable[[], Value]], Value] | None:
+        """`self` for one kind; None where that is not kept."""
+        return partial(self, kind) if kind in self._kinds else None
 
     def begin_again(self) -> None:
         """The second computation begins."""
         self._given = 0
 
-    def __call__(self, compute: Callable[[], Value]) -> Value:
+    def __call__(self, kind: str, compute: Callable[[], Value]) -> Value:
         """What `compute` gives, or what it gave."""
-        if not self._is_on:
+        if kind not in self._kinds:
             return compute()
         if self._given is None:
             self._values.append(compute())
@@ -36,4 +52,4 @@ class Kept:
         return value
 
 
-NOTHING = Kept(is_on=False)
+NOTHING = Kept(())

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 
-from ..memory.plan import BRANCH, Plan
-from .kept import NOTHING, Kept
+from ..memory.plan import BRANCH, FEW_ROWS, Plan
+from .kept import ATTENTION, HIDDEN, NOTHING, TEXT, Kept
 from .parking import Parking
 from .recompute import RandomStates
 from .wan_branches import Inputs
@@ -55,8 +55,17 @@ class LeanBlock:
         self._is_by_branch = plan is not None and plan.segments == BRANCH
         self._first, self._again = first, again
         self._keeps_attention = plan is not None and plan.keeps_attention
-        self._parking = parking if plan is not None and plan.inputs_in_ram else None
+        self._saves_memory = plan is not None and plan.inputs_in_ram
+        self._parking = parking if self._saves_memory else None
         self.draws = draws
+
+    def _kept_of(self, num_rows: int) -> set[str]:
+        are_kept = {
+            ATTENTION: self._keeps_attention,
+            TEXT: not self._saves_memory,
+            HIDDEN: not self._saves_memory and num_rows <= FEW_ROWS,
+        }
+        return {kind for kind, is_kept in are_kept.items() if is_kept}
 
     def __call__(self, x_BLD: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """x after all branches; nothing but x carries a gradient."""
@@ -115,7 +124,7 @@ class _Part:
     def __init__(self, block: LeanBlock, x_BLD: torch.Tensor) -> None:
         self._parking = block._parking
         self._x_BLD = x_BLD if self._parking is None else self._parking.put(x_BLD)
-        self.memory = Kept(is_on=block._keeps_attention)
+        self.memory = Kept(block._kept_of(x_BLD.shape[:2].numel()))
 
     def restored(self) -> tuple[torch.Tensor, Kept]:
         self.memory.begin_again()
@@ -133,7 +142,7 @@ class _BlockNode(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BLD: torch.Tensor):
-        kept, ctx.kept = ctx.kept, None
+        (kept, inputs), ctx.kept, ctx.inputs = (ctx.kept, ctx.inputs), None, None
         with nullcontext() if ctx.random is None else ctx.random.restored():
-            grad_BLD = ctx.block.backward(kept, grad_BLD, ctx.inputs, ctx.needs_input_grad[1])
+            grad_BLD = ctx.block.backward(kept, grad_BLD, inputs, ctx.needs_input_grad[1])
         return None, grad_BLD, None, None

@@ -8,14 +8,17 @@ Shape legend: B batch, L tokens, N rows (B x L), D width, H heads, d width of a 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch.nn import functional
 
 aten = torch.ops.aten
+
+Value = TypeVar("Value")
 
 
 class Modulation(NamedTuple):
@@ -70,14 +73,16 @@ def modulated_norm_gradient(
     return layer_norm_gradient(grad_ND, norm, onto_BLD)
 
 
-def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> tuple[torch.Tensor, Norm]:
+def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, Norm]:
     """x / sqrt(mean of x^2 + eps) weight (arXiv:1910.07467)."""
     if rms_norm_is_fused(x_ND.device):
         y_ND, inverse = aten._fused_rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
     else:
-        x32_ND = x_ND.float()
-        inverse = torch.rsqrt(x32_ND.square().mean(-1, keepdim=True) + eps)
-        y_ND = (x32_ND * inverse).to(x_ND.dtype) * weight_D
+        length = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = torch.rsqrt(length.square_().div_(x_ND.shape[-1]).add_(eps))
+        y_ND = (x_ND * inverse).to(x_ND.dtype)
+        if weight_D is not None:
+            y_ND.mul_(weight_D)
     return y_ND, Norm(x_ND, None, inverse, weight_D)
 
 
@@ -86,8 +91,8 @@ def rms_norm_gradient(grad_ND: torch.Tensor, norm: Norm) -> torch.Tensor:
     x_ND, _, inverse, weight_D = norm
     if rms_norm_is_fused(x_ND.device):
         return aten._fused_rms_norm_backward(grad_ND, x_ND, x_ND.shape[-1:], inverse, weight_D, [True, False])[0]
-    n_ND = x_ND.float() * inverse
-    g_ND = (grad_ND * weight_D).float()
+    n_ND = x_ND * inverse
+    g_ND = (grad_ND if weight_D is None else grad_ND * weight_D).float()
     share = (g_ND * n_ND).mean(-1, keepdim=True)
     return torch.addcmul(g_ND, n_ND, share, value=-1).mul_(inverse).to(x_ND.dtype)
 
@@ -109,58 +114,76 @@ class Rotation:
         self._back = self._turns.conj_physical()
         self._pairs = torch.view_as_real(self._turns)  # (cos, sin), in the same memory
 
-    def turned(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """x_BLHd, computed in fp32."""
+    def turn(self, x_2ND: torch.Tensor, is_back: bool = False) -> torch.Tensor:
+        """x as (2, B, L, H, d), turned, or turned back as its gradient is; x is fp32, and may be overwritten."""
         _, tokens, _, pairs, _ = self._pairs.shape
-        return self._times(x_ND.view(-1, tokens, x_ND.shape[-1] // (2 * pairs), 2 * pairs), is_back=False)
-
-    def turned_back(self, grad_BLHd: torch.Tensor) -> torch.Tensor:
-        """grad_ND, of what was turned."""
-        return self._times(grad_BLHd, is_back=True).reshape(-1, grad_BLHd.shape[-2] * grad_BLHd.shape[-1])
-
-    def _times(self, x_BLHd: torch.Tensor, is_back: bool) -> torch.Tensor:
-        x = x_BLHd.float().unflatten(-1, (-1, 2))
+        x = x_2ND.view(2, -1, tokens, x_2ND.shape[-1] // (2 * pairs), pairs, 2)
         if torch.compiler.is_compiling():  # PyTorch's compiler makes no code of complex numbers
             cos, sin = self._pairs.split(1, -1)
             signs = 1 - 2 * torch.arange(2, device=x.device) if is_back else 2 * torch.arange(2, device=x.device) - 1
-            y = x * cos + x.flip(-1) * (sin * signs)  # (real cos - imaginary sin, imaginary cos + real sin)
+            x = x * cos + x.flip(-1) * (sin * signs)  # (real cos - imaginary sin, imaginary cos + real sin)
         else:
-            y = torch.view_as_real(torch.view_as_complex(x) * (self._back if is_back else self._turns))
-        return y.flatten(-2).to(x_BLHd.dtype)
+            torch.view_as_complex(x).mul_(self._back if is_back else self._turns)
+        return x.flatten(-2)
 
 
-class Rotations:
-    """Makes a `Rotation` of matrices, and gives the same one for the same tensor: all blocks of a step get that."""
+class Shared(Generic[Value]):
+    """What is made of a tensor once, and given again for the same tensor: all blocks of a step get it.
+
+    It is let go of with the tensor, which the forward pass of the network ends; what backward needs is kept there.
+
+    Args:
+        make: of a tensor, and of what else it is called with.
+    """
+
+    def __init__(self, make: Callable[..., Value]) -> None:
+        self._make = make
+        self._source: weakref.ref[torch.Tensor] | None = None
+        self._made: Value | None = None
+
+    def __call__(self, source: torch.Tensor, *rest) -> Value:
+        """As `make` gives it."""
+        if self._source is None or self._source() is not source:
+            self._made = self._make(source, *rest)
+            self._source = weakref.ref(source, self._forget)
+        return self._made
+
+    def _forget(self, source: weakref.ref[torch.Tensor]) -> None:
+        if source is self._source:
+            self._source = self._made = None
+
+
+class Rotations(Shared[Rotation]):
+    """Of matrices as `Rotation` takes them."""
 
     def __init__(self) -> None:
-        self._matrices: torch.Tensor | None = None
-        self._rotation: Rotation | None = None
-
-    def __call__(self, matrices: torch.Tensor) -> Rotation:
-        """Of matrices as `Rotation` takes them."""
-        if matrices is not self._matrices:
-            self._matrices, self._rotation = matrices, Rotation(matrices)
-        return self._rotation
+        super().__init__(Rotation)
 
 
 def turned_norms(
-    q_ND: torch.Tensor, k_ND: torch.Tensor, weight_q_D: torch.Tensor, weight_k_D: torch.Tensor, rotation: Rotation,
-    eps: float
-) -> tuple[torch.Tensor, torch.Tensor, Norm, Norm]:
-    """q_BLHd and k_BLHd, rotated after their RMS norms."""
-    q_ND, norm_q = rms_norm(q_ND, weight_q_D, eps)
-    q_BLHd = rotation.turned(q_ND)
-    del q_ND
-    k_ND, norm_k = rms_norm(k_ND, weight_k_D, eps)
-    return q_BLHd, rotation.turned(k_ND), norm_q, norm_k
+    qk_2ND: torch.Tensor, weights_21D: torch.Tensor, rotation: Rotation, eps: float
+) -> tuple[torch.Tensor, Norm]:
+    """q and k (2, B, L, H, d), rotated after their RMS norms, whose weights are fp32."""
+    n_2ND, norm = rms_norm(qk_2ND, None, eps)
+    return rotation.turn(n_2ND * weights_21D).to(qk_2ND.dtype), norm
 
 
 def turned_norms_gradient(
-    grad_q_BLHd: torch.Tensor, grad_k_BLHd: torch.Tensor, rotation: Rotation, norm_q: Norm, norm_k: Norm
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of q_ND and k_ND."""
-    return (rms_norm_gradient(rotation.turned_back(grad_q_BLHd), norm_q),
-            rms_norm_gradient(rotation.turned_back(grad_k_BLHd), norm_k))
+    grad_q_BLHd: torch.Tensor, grad_k_BLHd: torch.Tensor, grad_v_BLHd: torch.Tensor, weights_21D: torch.Tensor,
+    rotation: Rotation, norm: Norm
+) -> torch.Tensor:
+    """Of q, k and v before all that, (3, N, D)."""
+    qk_2ND, dtype = norm.x_ND, grad_v_BLHd.dtype
+    grad_2BLHd = grad_q_BLHd.new_empty(2, *grad_q_BLHd.shape, dtype=torch.float32)
+    torch._foreach_copy_(grad_2BLHd.unbind(), (grad_q_BLHd, grad_k_BLHd))  # one kernel
+    turned = rotation.turn(grad_2BLHd.view(qk_2ND.shape), is_back=True)
+    grad_2ND = turned.view(qk_2ND.shape)
+    grad_2ND = torch.mul(grad_2ND, weights_21D, out=grad_2ND if dtype == torch.float32 else torch.empty_like(qk_2ND))
+    del grad_2BLHd, turned
+    grad_2ND = rms_norm_gradient(grad_2ND, norm)
+    # heads apart, since kernels join tensors of at most four dimensions
+    of_all = torch.cat((grad_2ND.view(-1, *grad_v_BLHd.shape[1:]), grad_v_BLHd))
+    return of_all.view(3, *qk_2ND.shape[1:])
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,14 @@ import torch
 
 from ..adapter.linears import Linears, Saved
 from . import pieces
-from .kept import NOTHING, Kept
+from .kept import HIDDEN, NOTHING, TEXT, Kept
 from .pieces import Modulation, Pieces, Rotation
 
 Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Weight and bias of a norm, on the device and in the dtype of a tensor."""
+
+BothWeights = Callable[[torch.Tensor], torch.Tensor]
+"""Weights (2, 1, D) of the norms of q and k, on the device of a tensor, in fp32."""
 
 
 class Attention(Protocol):
@@ -56,8 +59,7 @@ class SelfAttention:
 
     qkv: Linears
     o: Linears
-    norm_q: Weights
-    norm_k: Weights
+    norms_qk: BothWeights
     heads: int
     eps: float
     eps_qk: float
@@ -72,27 +74,30 @@ class SelfAttention:
         """
         by = inputs.modulations[0]
         n_ND, norm = self.pieces.modulated_norm(x_BLD, by, self.eps)
-        (q_ND, k_ND, v_ND), qkv = self.qkv.forward(n_ND, saves)
+        qkv_3ND, qkv = self.qkv.forward(n_ND, saves, kept=kept.of(HIDDEN))
         del n_ND
-        q_BLHd, k_BLHd, norm_q, norm_k = self.pieces.turned_norms(
-            q_ND, k_ND, self.norm_q(q_ND)[0], self.norm_k(k_ND)[0], inputs.rotation, self.eps_qk)
-        del q_ND, k_ND
-        a_BLHd, attended = inputs.attention.forward(q_BLHd, k_BLHd, self._by_head(v_ND, inputs), saves, kept)
-        (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
+        is_one = isinstance(qkv_3ND, torch.Tensor)
+        qk_2ND, v_ND = qkv_3ND[:2] if is_one else torch.stack(qkv_3ND[:2]), qkv_3ND[2]
+        del qkv_3ND
+        weights_21D = self.norms_qk(qk_2ND)
+        qk_2BLHd, norm_qk = self.pieces.turned_norms(qk_2ND, weights_21D, inputs.rotation, self.eps_qk)
+        del qk_2ND
+        a_BLHd, attended = inputs.attention.forward(*qk_2BLHd, self._by_head(v_ND, inputs), saves, kept)
+        (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads, kept.of(HIDDEN))
         x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
-        return x_BLD, [norm, qkv, norm_q, norm_k, attended, o] if saves else None
+        return x_BLD, [norm, qkv, weights_21D, norm_qk, attended, o] if saves else None
 
     def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
         """See the module."""
-        norm, qkv, norm_q, norm_k, attended, o = saved
+        norm, qkv, weights_21D, norm_qk, attended, o = saved
         saved.clear()
         by = inputs.modulations[0]
         grad_ND = self.o.backward(o, ((grad_BLD * by.gate).flatten(0, 1),), True)
-        gq_BLHd, gk_BLHd, gv_BLHd = inputs.attention.backward(attended, self._by_head(grad_ND, inputs))
-        del attended
-        gq_ND, gk_ND = self.pieces.turned_norms_gradient(gq_BLHd, gk_BLHd, inputs.rotation, norm_q, norm_k)
-        del gq_BLHd, gk_BLHd
-        grad_ND = self.qkv.backward(qkv, (gq_ND, gk_ND, gv_BLHd.reshape(grad_ND.shape)), needs_x)
+        grads = inputs.attention.backward(attended, self._by_head(grad_ND, inputs))
+        del attended, grad_ND
+        grads_3ND = self.pieces.turned_norms_gradient(*grads, weights_21D, inputs.rotation, norm_qk)
+        del grads, norm_qk
+        grad_ND = self.qkv.backward(qkv, grads_3ND, needs_x)
         return self.pieces.modulated_norm_gradient(grad_ND, by, norm, grad_BLD) if needs_x else None
 
     def _by_head(self, rows_ND, inputs: Inputs):
@@ -117,17 +122,22 @@ class CrossAttention:
     def forward(self, x_BLD, inputs: Inputs, saves: bool, reads: bool = True, kept: Kept = NOTHING):
         """See `SelfAttention.forward`."""
         n_ND, norm = pieces.layer_norm(x_BLD.flatten(0, 1), *self.norm3(x_BLD), self.eps)
-        (q_ND,), q = self.q.forward(n_ND, saves)
+        (q_ND,), q = self.q.forward(n_ND, saves, kept=kept.of(HIDDEN))
         del n_ND
         q_ND, norm_q = self.pieces.rms_norm(q_ND, self.norm_q(q_ND)[0], self.eps_qk)
-        (k_ND, v_ND), kv = self.kv.forward(inputs.text_ND, saves)
-        k_ND, norm_k = self.pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
+        of_text = kept if self.kv.can_wait else NOTHING
+        k_ND, v_ND, kv, norm_k = of_text(TEXT, lambda: self._text(inputs, saves or of_text.keeps(TEXT)))
         q_BLHd, k_BKHd, v_BKHd = (rows_ND.view(inputs.samples, -1, self.heads, x_BLD.shape[-1] // self.heads)
                                   for rows_ND in (q_ND, k_ND, v_ND))
         a_BLHd, attended = inputs.text_attention.forward(q_BLHd, k_BKHd, v_BKHd, saves, NOTHING)
-        (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads)
+        (y_ND,), o = self.o.forward(a_BLHd.reshape(-1, x_BLD.shape[-1]), saves, reads, kept.of(HIDDEN))
         x_BLD = x_BLD + y_ND.view_as(x_BLD) if reads else None
         return x_BLD, [norm, q, norm_q, kv, norm_k, attended, o] if saves else None
+
+    def _text(self, inputs: Inputs, saves: bool):
+        (k_ND, v_ND), kv = self.kv.forward(inputs.text_ND, saves)
+        k_ND, norm_k = self.pieces.rms_norm(k_ND, self.norm_k(k_ND)[0], self.eps_qk)
+        return k_ND, v_ND, kv, norm_k
 
     def backward(self, saved, grad_BLD, inputs: Inputs, needs_x: bool):
         """See the module."""
@@ -157,9 +167,9 @@ class FeedForward:
         """See `SelfAttention.forward`."""
         by = inputs.modulations[1]
         n_ND, norm = self.pieces.modulated_norm(x_BLD, by, self.eps)
-        (hidden,), up = self.up.forward(n_ND, saves)
+        (hidden,), up = self.up.forward(n_ND, saves, kept=kept.of(HIDDEN))
         del n_ND
-        (y_ND,), down = self.down.forward(pieces.gelu(hidden), saves, reads)
+        (y_ND,), down = self.down.forward(pieces.gelu(hidden), saves, reads, kept.of(HIDDEN))
         x_BLD = torch.addcmul(x_BLD, y_ND.view_as(x_BLD), by.gate) if reads else None
         return x_BLD, [norm, up, hidden, down] if saves else None
 

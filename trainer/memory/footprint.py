@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..adapter.adapter_size import AdapterSize
 from ..settings.training import OptimizerConfig
-from .plan import BRANCH, Plan
+from .plan import BRANCH, FEW_ROWS, Plan
 
 BRANCHES = ("self_attn", "cross_attn", "ffn")
 """Of a block, in their order."""
@@ -231,7 +231,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
 class _Block:
     """Bytes of a block in a step.
 
-    inputs, results: what waits for its second computation: its inputs, and results of its attention.
+    inputs, results: what waits for its second computation: its inputs, and results that are kept.
     whole: all that it keeps. working: what is used for a while in its backward.
     again: what is there at most when it, or a branch of it, was computed again and has its backward.
     casts: its weights beside that, where a block is computed again: copied ones without the last, whose output nobody
@@ -242,8 +242,9 @@ class _Block:
         tokens = work.tokens * work.batch_size
         an_input = tokens * model.dim * model.value
         kept, working = (_by_branch(model, tokens, shares) for shares in (KEPT, BACKWARD))
-        rows = work.text_rows + model.image_rows
-        kept["cross_attn"] += work.batch_size * rows * TEXT * model.dim * model.value
+        rows = work.batch_size * (work.text_rows + model.image_rows)
+        of_text, of_rows = (each * TEXT * model.dim * model.value for each in (work.batch_size * work.text_rows, rows))
+        kept["cross_attn"] += of_rows
         small = tokens * (NORMS + STATISTICS * model.heads)
         if model.image_rows:
             kept["cross_attn"] += IMAGE_KEPT * an_input
@@ -272,6 +273,9 @@ class _Block:
             self.inputs = an_input
             self.again = self.whole - an_input + working["ffn"]
         self.results = tokens * (model.dim * model.value + STATISTICS * model.heads / 2) if plan.keeps_attention else 0
+        if not (plan.inputs_in_ram or adapter.is_recorded):
+            self.results += of_text
+            self.results += tokens * adapter.values_per_token * model.value if tokens <= FEW_ROWS else 0
 
 
 def _outside(model: ModelSize) -> float:

@@ -11,6 +11,10 @@ from ..settings.memory import AUTO, MemoryConfig
 BLOCK, BRANCH = "block", "branch"
 """Of each block that is not whole the input is kept, or the inputs of its three branches."""
 
+FEW_ROWS = 2048
+"""Rows (samples x tokens) up to which a block that is computed again keeps what LoRA's A give: kernels for so few take
+longer to start than to run."""
+
 EVERYTHING = 1 << 16
 """Blocks, more than any model has."""
 
@@ -26,7 +30,8 @@ class Plan:
     keeps_attention: bool = False
     """The results of attention over the video are kept too."""
     inputs_in_ram: bool = False
-    """The kept inputs wait in pinned RAM, where the device is not the CPU."""
+    """The kept inputs wait in pinned RAM, where the device is not the CPU. What is kept otherwise because it is small
+    (keys and values of the text; what LoRA's A give for FEW_ROWS) is computed again."""
 
     def told(self, blocks: int) -> str:
         """The plan in words.

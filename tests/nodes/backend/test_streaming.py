@@ -84,19 +84,19 @@ def without_holding(monkeypatch):
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_a_step_casts_each_weight_twice(adapted, monkeypatch, plan):
+def test_a_step_casts_each_weight_twice_at_most(adapted, monkeypatch, plan):
     with adapted.attached(PLANS["whole"]):
         expected = gradients(adapted)
     with adapted.attached(plan):
         casts = Casts(monkeypatch)
         found = gradients(adapted)
     assert torch.equal(found, expected)
-    # the first Linears have no gradient to hand on, nor have those of the text
-    once = {f"blocks.{number}.cross_attn.{which}" for number in range(2) for which in "kv"}
-    once |= {f"blocks.0.self_attn.{which}" for which in "qkv"}
+    # the first Linears have no gradient to hand on, nor have those of the text, whose results are kept
+    first = {f"blocks.0.self_attn.{which}" for which in "qkv"}
     for name, module in linears_of(adapted).items():
         is_whole = int(name.split(".")[1]) >= 2 - plan.whole_blocks
-        assert casts.made[module] == (1 if name in once and is_whole else 2), name
+        is_once = name.endswith((".cross_attn.k", ".cross_attn.v")) or name in first and is_whole
+        assert casts.made[module] == (1 if is_once else 2), name
     assert not +casts.out, "casts were not given back"
 
 
@@ -105,8 +105,8 @@ def test_without_holding_it_casts_most_of_them_three_times(adapted, monkeypatch,
         casts = Casts(monkeypatch)
         gradients(adapted)
     made = Counter(casts.made[module] for module in linears_of(adapted).values())
-    # the last of each block, and those without a gradient to hand on
-    assert made == {3: 20 - 2 - 4 - 3, 2: 2 + 4 + 3}
+    # but for the last of each block, those without a gradient to hand on, and those of the text
+    assert made == {3: 20 - 2 - 4 - 3, 2: 2 + 3, 1: 4}
 
 
 def test_backward_asks_for_a_whole_block_s_weights_at_once_in_the_order_of_its_need(adapted, monkeypatch):
@@ -177,7 +177,7 @@ def test_without_the_copy_the_gradient_would_be_wrong(adapted, monkeypatch):
     assert not torch.allclose(expected, found)
 
 
-@pytest.mark.parametrize("at", [5, 25, 30, 38])
+@pytest.mark.parametrize("at", [5, 25, 30, 35])
 def test_an_interruption_gives_everything_back(adapted, monkeypatch, at):
     """In the forward pass, and while a block is computed again."""
     from comfy.model_management import InterruptProcessingException

@@ -5,9 +5,11 @@ import torch
 
 from wantune.tests.support.adapted import FixedLinear
 from wantune.trainer.adapter.adapters import Adapter
+from wantune.trainer.adapter.lora_linear import LoraLinears
 from wantune.trainer.settings.training import LoraConfig
 
-SIZES = {"self_attn.q": (32, 48), "self_attn.k": (32, 48), "self_attn.v": (32, 64), "ffn.0": (32, 80)}
+SIZES = {"self_attn.q": (32, 48), "self_attn.k": (32, 48), "self_attn.v": (32, 48), "self_attn.wide": (32, 64),
+         "ffn.0": (32, 80)}
 """in_features and out_features."""
 
 QKV = [f"blocks.0.self_attn.{which}" for which in "qkv"]
@@ -21,7 +23,7 @@ class Foreign(FixedLinear):
     def __call__(self, x):
         return 2 * super().__call__(x)
 
-    def output(self, _x):
+    def output(self, _x, out=None):
         raise AssertionError("only the other pack's forward is right")
 
     input_gradient = output
@@ -92,7 +94,7 @@ def test_step_by_step_and_through_autograd_it_is_the_formula(names, biased):
 
 
 def test_without_a_gradient_of_x_parameters_get_theirs_and_the_weight_is_not_touched(monkeypatch):
-    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn"))
+    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn.[qkv]"))
     x, grads = random(7, 32), [random(7, adapter._linears[name].out_features) for name in QKV]
     _, _, expected = by_the_formula(adapter, QKV, x, grads)
     monkeypatch.setattr(FixedLinear, "input_gradient", None)
@@ -102,8 +104,40 @@ def test_without_a_gradient_of_x_parameters_get_theirs_and_the_weight_is_not_tou
     assert all(close(value, expected[key]) for key, value in gradients(adapter).items())
 
 
+def test_linears_of_one_width_give_one_tensor_and_others_are_computed_one_by_one():
+    wide = [*QKV[:2], "blocks.0.self_attn.wide"]
+    x = random(7, 32)
+    alike, _ = adapted().linears_of(QKV, torch.float32).forward(x, saves=True)
+    assert alike.shape == (3, 7, 48)
+    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn.(q|k|wide)"))
+    group = adapter.linears_of(wide, torch.float32)
+    assert not isinstance(group, LoraLinears) and group.can_wait
+    grads = [random(7, 48), random(7, 48, seed=1), random(7, 64)]
+    ys, grad_x, expected = by_the_formula(adapter, wide, x, grads)
+    found, saved = group.forward(x, saves=True)
+    assert all(close(y, truth.detach()) for y, truth in zip(found, ys, strict=True))
+    assert close(group.backward(saved, grads, needs_x=True), grad_x)
+    learned = gradients(adapter)
+    assert learned.keys() == expected.keys()
+    assert all(close(learned[key], expected[key]) for key in expected)
+
+
+def test_what_a_gives_is_not_computed_again_where_it_is_kept():
+    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn.[qkv]"))
+    x, made = random(7, 32), []
+    group = adapter.linears_of(QKV, torch.float32)
+
+    def kept(compute):
+        made[:] = made or [compute()]
+        return made[0]
+
+    first, _ = group.forward(x, saves=False, kept=kept)
+    again, saved = group.forward(x, saves=True, kept=kept)
+    assert torch.equal(first, again) and made[0].shape == (7, 12) and saved[1] is made[0]
+
+
 def test_another_packs_forward_is_recorded_by_autograd():
-    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn"), kind=Foreign)
+    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn.[qkv]"), kind=Foreign)
     x, grads = random(7, 32), [random(7, adapter._linears[name].out_features) for name in QKV]
     ys, grad_x, expected = by_the_formula(adapter, QKV, x, grads, factor=2.0)
     group = adapter.linears_of(QKV, torch.float32)
@@ -160,7 +194,7 @@ def test_a_backward_that_leaves_out_a_matrix_is_an_error_of_ours():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_gradients_end_in_fp32_and_are_as_right_as_the_dtype(dtype):
-    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn"))
+    adapter = adapted(LoraConfig(rank=4, alpha=6.0, targets="self_attn.[qkv]"))
     x, grads = random(7, 32), [random(7, adapter._linears[name].out_features) for name in QKV]
     ys, grad_x, expected = by_the_formula(adapter, QKV, x, grads)
     group = adapter.linears_of(QKV, dtype)

@@ -31,9 +31,12 @@ class Case:
         self.matrices = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).unflatten(-1, (2, 2))
         self.rotation = pieces.Rotation(self.matrices)
         self.by = pieces.Modulation(*(random(samples, 1, WIDTH) for _ in range(3)))
-        self.weight, self.bias, self.other_weight = random(3, WIDTH)
+        self.weight, self.bias = random(2, WIDTH)
+        self.weights = random(2, 1, WIDTH).float()
         self.x_BLD, self.grad_BLD, self.onto_BLD = random(3, samples, tokens, WIDTH)
-        self.q_ND, self.k_ND, self.grad_ND, self.other_grad_ND = random(4, samples * tokens, WIDTH)
+        self.q_ND, self.grad_ND = random(2, samples * tokens, WIDTH)
+        self.qk_2ND = random(2, samples * tokens, WIDTH)
+        self.grads_3BLHd = random(3, samples, tokens, HEADS, HEAD_WIDTH)
 
     def results(self, of: pieces.Pieces) -> dict[str, torch.Tensor]:
         """Of every piece."""
@@ -41,12 +44,11 @@ class Case:
             modulated, norm = of.modulated_norm(self.x_BLD, self.by, EPS)
             _, affine = pieces.layer_norm(self.x_BLD.flatten(0, 1), self.weight, self.bias, EPS)
             rms, rms_saved = of.rms_norm(self.q_ND, self.weight, EPS)
-            q, k, norm_q, norm_k = of.turned_norms(
-                self.q_ND, self.k_ND, self.weight, self.other_weight, self.rotation, EPS)
-            gq, gk = of.turned_norms_gradient(
-                self.grad_ND.view_as(q), self.other_grad_ND.view_as(k), self.rotation, norm_q, norm_k)
+            turned, norm_qk = of.turned_norms(self.qk_2ND, self.weights, self.rotation, EPS)
+            turned_gradient = of.turned_norms_gradient(*self.grads_3BLHd, self.weights, self.rotation, norm_qk)
             return {
-                "modulated_norm": modulated, "rms_norm": rms, "q": q, "k": k, "gradient of q": gq, "gradient of k": gk,
+                "modulated_norm": modulated, "rms_norm": rms, "turned_norms": turned,
+                "gradient of turned_norms": turned_gradient,
                 "gradient of modulated_norm": of.modulated_norm_gradient(self.grad_ND, self.by, norm, self.onto_BLD),
                 "gradient of layer_norm": of.layer_norm_gradient(self.grad_ND, affine, self.onto_BLD),
                 "gradient of rms_norm": of.rms_norm_gradient(self.grad_ND, rms_saved),

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from wantune.trainer.blocks.kept import Kept
+from wantune.trainer.blocks.kept import ATTENTION, HIDDEN, TEXT, Kept
 from wantune.trainer.blocks.lean_block import LeanBlock
 from wantune.trainer.blocks.parking import Parking
 from wantune.trainer.memory.plan import BRANCH, Plan
@@ -34,7 +34,7 @@ class Cubed:
             self.cubes += 1
             return x_BLD**3
 
-        cubed = kept(cube)
+        cubed = kept(ATTENTION, cube)
         return x_BLD + self.weight * cubed if reads else None, (x_BLD, cubed) if saves else None
 
     def backward(self, saved, grad_BLD, inputs, needs_x):
@@ -122,12 +122,17 @@ def test_kept_values_come_back_in_their_order_and_are_let_go_of():
         made.append(value)
         return [value]
 
-    on, off = Kept(True), Kept(False)
+    kinds = TEXT, HIDDEN
+    on, off = Kept(kinds), Kept(())
     for kept in (on, off):
-        assert [kept(lambda value=value: make(value)) for value in "ab"] == [["a"], ["b"]]
-        kept.begin_again()
-        assert [kept(lambda value=value: make(value)) for value in "ab"] == [["a"], ["b"]]
+        for _ in range(2):
+            values = [kept(kind, lambda value=value: make(value)) for kind, value in zip(kinds, "ab", strict=True)]
+            assert values == [["a"], ["b"]]
+            assert kept(ATTENTION, lambda: "not kept") == "not kept"
+            kept.begin_again()
     assert made == ["a", "b", "a", "b", "a", "b"] and on._values == [None, None]
+    assert on.keeps(TEXT) and on.of(ATTENTION) is None and off.of(TEXT) is None
+    assert Kept({TEXT}).of(TEXT)(lambda: "c") == "c"
 
 
 @pytest.fixture

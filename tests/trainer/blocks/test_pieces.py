@@ -1,5 +1,7 @@
 """The small functions of a block against the same in autograd, and their gradients in float64."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional
@@ -75,40 +77,56 @@ def test_the_rotation_is_that_by_matrices_and_its_gradient_turns_back():
     truth.backward(grad)
     matrices = rotation_matrices()
     rotation = Rotation(matrices)
-    same(rotation.turned(x.detach()), truth.detach(), 1e-6)
-    same(rotation.turned_back(grad), x.grad, 1e-6)
-    assert rotation.turned(x.detach().bfloat16()).dtype == torch.bfloat16
-    same(rotation.turned_back(rotation.turned(x.detach())), x.detach(), 1e-6)
+    rows = torch.stack((x.detach(), x.detach()))  # q and k
+    turned = rotation.turn(rows.clone())
+    same(turned, torch.stack((truth, truth)).detach(), 1e-6)
+    same(rotation.turn(torch.stack((grad, grad)).view(rows.shape), is_back=True)[1].view(x.shape), x.grad, 1e-6)
+    same(rotation.turn(turned.view(rows.shape), is_back=True).view(rows.shape), rows, 1e-6)
     rotations = Rotations()
-    assert rotations(matrices) is rotations(matrices) is not rotations(matrices.clone())
+    assert rotations(matrices) is rotations(matrices) is not rotations(other := matrices.clone())
+    made = weakref.ref(rotations(other))
+    del matrices  # which it was made of before
+    assert made() is rotations(other)
+    del other
+    assert made() is None, "it is let go of with what it was made of"
 
 
 @pytest.mark.parametrize("is_by_head", [False, True])
 def test_the_norms_with_rotation(is_by_head):
     rows = [random(10, 24, seed=seed).float().requires_grad_() for seed in (0, 1)]
     weights = random(2, 24, seed=2).float()
-    grads = random(2, 2, 5, 4, 6, seed=3).float()
+    grads = random(3, 2, 5, 4, 6, seed=3).float()
     if is_by_head:  # as some kernels of attention give them: one head after the other
         grads = grads.transpose(2, 3).contiguous().transpose(2, 3)
     truths = [rotated(functional.rms_norm(x, (24,), weight, EPS).view(2, 5, 4, 6))
               for x, weight in zip(rows, weights, strict=True)]
-    torch.autograd.backward(truths, list(grads))
-    rotation = Rotation(rotation_matrices())
-    *ours, norm_q, norm_k = pieces.turned_norms(*(x.detach() for x in rows), *weights, rotation, EPS)
-    gradients = pieces.turned_norms_gradient(*grads, rotation, norm_q, norm_k)
-    for each, truth, gradient, x in zip(ours, truths, gradients, rows, strict=True):
+    torch.autograd.backward(truths, list(grads[:2]))
+    rotation, weights = Rotation(rotation_matrices()), weights[:, None]
+    together = torch.stack(rows).detach()
+    ours, norm = pieces.turned_norms(together, weights, rotation, EPS)
+    gradients = pieces.turned_norms_gradient(*grads, weights, rotation, norm)
+    for each, truth, gradient, x in zip(ours, truths, gradients[:2], rows, strict=True):
         same(each, truth.detach(), 1e-6)
         same(gradient, x.grad, 1e-6)
+    assert torch.equal(gradients[2].view(2, 5, 4, 6), grads[2])
+    half, _ = pieces.turned_norms(together.bfloat16(), weights, rotation, EPS)
+    assert half.dtype == torch.bfloat16
+    norm = norm._replace(x_ND=together.bfloat16())
+    halves = pieces.turned_norms_gradient(*grads.bfloat16(), weights, rotation, norm)
+    assert halves.dtype == torch.bfloat16
+    same(halves, gradients, 2e-2)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("keys", [7, 5])
-def test_flash_attention_called_by_name_is_pytorchs(keys):
+def test_flash_attention_called_by_name_is_pytorchs(keys, biased):
     q, k, v = (random(2, length, 3, 8, seed=seed).float().requires_grad_()
                for seed, length in enumerate((7, keys, keys)))
     grad = random(2, 7, 3, 8, seed=9).float()
-    truth = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    bias = random(2, 1, 1, keys, seed=10).float() if biased else None
+    truth = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), bias).transpose(1, 2)
     truth.backward(grad)
-    kernel = flash.FlashAttention.of(*(x.detach() for x in (q, k, v)))
+    kernel = flash.FusedAttention.of(*(x.detach() for x in (q, k, v)), bias)
     result = kernel.result()
     assert torch.equal(result[0].transpose(1, 2), truth.detach())
     for ours, x in zip(kernel.gradients(result, grad), (q, k, v), strict=True):
@@ -118,4 +136,4 @@ def test_flash_attention_called_by_name_is_pytorchs(keys):
 def test_flash_attention_is_not_called_where_pytorch_takes_another_kernel():
     q = random(1, 4, 2, 8).float()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert flash.FlashAttention.of(q, q, q) is None
+        assert flash.FusedAttention.of(q, q, q) is None
