@@ -40,7 +40,7 @@ def chosen(name: str, weights: str, pixels: str, free: int) -> str:
     """
     from wantune.trainer.base.errors import UserError
     from wantune.trainer.memory.choice import Needs, Space, choose
-    from wantune.trainer.memory.footprint import Work
+    from wantune.trainer.memory.sizes import Work
     from wantune.trainer.settings.memory import MemoryConfig
     from wantune.trainer.settings.training import LoraConfig, OptimizerConfig
 
@@ -67,7 +67,7 @@ def sizes(name: str, weights: str) -> tuple:
     """The ModelSize of a full-size transformer, and (out_features, in_features) of the Linears that get an adapter."""
     from wantune.bench import full_size
     from wantune.bench.rivals import HEAD_WIDTH
-    from wantune.trainer.memory.footprint import ModelSize
+    from wantune.trainer.memory.sizes import ModelSize
     from wantune.trainer.model.wan21 import WAN21_T2V
 
     dtype, own = full_size.WEIGHTS[weights], full_size.DITS[name]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..trainer.adapter.adapter_size import adapter_size
 from ..trainer.encoded.cache import CachedDataset
-from ..trainer.memory.footprint import Work, parts
+from ..trainer.memory.footprint import parts
 from ..trainer.memory.plan import BRANCH, EVERYTHING, FEW_ROWS, Plan
+from ..trainer.memory.sizes import Work
 from ..trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig
 from ..trainer.training.memory import MemoryPlan
 from .flops import Again, Shape

@@ -23,8 +23,8 @@ from ...trainer.adapter.adapters import Adapter
 from ...trainer.base.switches import full_sums
 from ...trainer.blocks.compiled_pieces import AUTO, pieces_of
 from ...trainer.memory.choice import Space
-from ...trainer.memory.footprint import ModelSize
 from ...trainer.memory.plan import Plan
+from ...trainer.memory.sizes import ModelSize
 from ...trainer.model import text_padding
 from . import attention, block, carried, embedding, frozen, quantised_linear, self_test, space
 from .conditions import arguments, example, replayed

@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 
 from ...trainer.memory.choice import Space
-from ...trainer.memory.footprint import ModelSize
+from ...trainer.memory.sizes import ModelSize
 from . import frozen, streaming
 from .conditions import CLIP_TOKENS
 

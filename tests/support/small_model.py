@@ -11,7 +11,7 @@ from wantune.trainer.data.buckets import Bucket
 from wantune.trainer.encoded.cache import CachedDataset, CachedSample
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.memory.choice import Space
-from wantune.trainer.memory.footprint import ModelSize
+from wantune.trainer.memory.sizes import ModelSize
 from wantune.trainer.model.wan21 import WAN21_T2V
 
 from .adapted import FixedLinear

@@ -10,8 +10,9 @@ from ..adapter.adapter_size import AdapterSize, adapter_size
 from ..base.errors import UserError
 from ..settings.memory import MemoryConfig
 from ..settings.training import LoraConfig, OptimizerConfig
-from .footprint import ModelSize, Parts, Work, parts, stream_buffers
+from .footprint import parts, stream_buffers
 from .plan import Plan, ladder
+from .sizes import ModelSize, Parts, Work
 
 GIB = 2**30
 

@@ -17,8 +17,8 @@ import torch
 from ..adapter.adapters import Adapter
 from ..adapter.linears import FrozenLinear
 from ..memory.choice import Space
-from ..memory.footprint import ModelSize
 from ..memory.plan import Plan
+from ..memory.sizes import ModelSize
 from .family import ModelFamily
 
 

@@ -11,8 +11,9 @@ from typing import Protocol
 from ..adapter.adapter_size import adapter_size
 from ..encoded.cache import CachedDataset, CachedSample
 from ..memory.choice import Choice, Needs, choose
-from ..memory.footprint import Work, lasting
+from ..memory.footprint import lasting
 from ..memory.plan import EVERYTHING, Plan, below
+from ..memory.sizes import Work
 from ..model import text_padding
 from ..model.backend import Denoiser
 from ..settings.training import TrainConfig

@@ -9,7 +9,7 @@ from wantune.trainer.base.errors import UserError
 from wantune.trainer.lora import made_for
 from wantune.trainer.lora.file import from_adapter
 from wantune.trainer.memory.choice import Needs, Space, choose
-from wantune.trainer.memory.footprint import Work
+from wantune.trainer.memory.sizes import Work
 from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig
 

@@ -11,8 +11,9 @@ import pytest
 from wantune.trainer.adapter.adapter_size import adapter_size
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.memory.choice import GIB, Needs, Space, choose
-from wantune.trainer.memory.footprint import ModelSize, Work, parts
+from wantune.trainer.memory.footprint import parts
 from wantune.trainer.memory.plan import Plan, below, ladder
+from wantune.trainer.memory.sizes import ModelSize, Work
 from wantune.trainer.settings.memory import MemoryConfig
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig
 

@@ -13,7 +13,7 @@ from wantune.tests.support import small_model
 from wantune.tests.support.small_model import SmallModel
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.memory.choice import Space
-from wantune.trainer.memory.footprint import ModelSize
+from wantune.trainer.memory.sizes import ModelSize
 from wantune.trainer.runs.events import StepDone
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training.run import Run

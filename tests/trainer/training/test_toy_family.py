@@ -21,7 +21,7 @@ from wantune.trainer.data.manifest import join
 from wantune.trainer.encoded.batches import read_batch
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store, read_tensor
-from wantune.trainer.memory.footprint import ModelSize
+from wantune.trainer.memory.sizes import ModelSize
 from wantune.trainer.model import families
 from wantune.trainer.model.conditions import TEXT, WINDOW, ConditionKind, stack
 from wantune.trainer.model.family import ModelFamily
