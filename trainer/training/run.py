@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..adapter.adapters import Adapter
 from ..base.errors import UserError
-from ..base.out_of_memory import first_line, is_out_of_memory
+from ..base.out_of_memory import is_out_of_memory
 from ..encoded.batches import batches_per_epoch, read_batch
 from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
@@ -36,7 +36,7 @@ from ..settings.training import TrainConfig
 from . import experts, identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown, lasting_bytes
-from .retry import left_out
+from .retry import enough_memory_to_begin, left_out
 
 
 class Previews(Shown, Protocol):
@@ -112,6 +112,7 @@ class Run:
         self._dataset = dataset.by_content() if opened.key == keys[0] else dataset
         self._found = opened.found
         self._learned = self._found.checkpoint if self._lock is None else None
+        self._trainer: Trainer | None = None
         self.losses = self._found.losses if self._learned else []
         """The finite losses of the steps done."""
         if self._learned:
@@ -168,6 +169,14 @@ class Run:
         """The trained LoRA with the metadata of its file; only when finished or after `events`."""
         return checkpoints.of_adapter(self._learned.adapter, self.config.lora, self._metadata, self._learned.step)
 
+    @property
+    def lora_so_far(self) -> lora_file.LoraStateDict | None:
+        """As `lora`, also between steps and before `events`; None where nothing has been learned yet."""
+        learned = self._learned or (_learned_by(self._trainer) if self._trainer else self._found.checkpoint)
+        if not learned or not learned.step:
+            return None
+        return checkpoints.of_adapter(learned.adapter, self.config.lora, self._metadata, learned.step)
+
     def events(self, previews: Previews | None = None) -> Iterator[Event]:
         """Train to the end, or until `stop` is set; the last finished step is saved in the run's folder in any case.
 
@@ -179,12 +188,13 @@ class Run:
         denoiser, config = self._denoiser, self.config
         self.folder.keep_metadata(self._metadata)
         memory = self.memory_plan(previews)
-        with closing(self), _enough_memory():
+        with closing(self), enough_memory_to_begin():
             memory.make_room()  # before the adapter and what the optimizer remembers are put there
             linears = denoiser.linears()
             adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
             adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
             trainer = Trainer(config, denoiser, adapter, self._dataset, self.folder, self._found, memory.step_down)
+            self._trainer = trainer
             del self._found  # its tensors would stay in memory while it trains
             attached = denoiser.attached(adapter, linears, memory.plan, memory.to_come)
             is_awaited = partial(_is_preview_due, trainer, previews)
@@ -198,7 +208,7 @@ class Run:
                     trainer.stop, trainer.pause_at = self.stop, self.pause_at
                     if isinstance(event, Paused) and not self.stop:
                         denoiser.reload()  # another model may have displaced it
-        self._learned = Checkpoint(trainer.step, trainer.adapter_state(), {})
+        self._learned = _learned_by(trainer)
         self.losses = trainer.results.losses
 
     def leave_off(self) -> None:
@@ -220,24 +230,15 @@ class Run:
             self.folder.mark_best(judge["best_step"], judge["best_loss"])
 
 
+def _learned_by(trainer: Trainer) -> Checkpoint:
+    return Checkpoint(trainer.step, trainer.adapter_state(), {})
+
+
 def _is_over(config: TrainConfig, total_steps: int, found: Found) -> bool:
     done = found.checkpoint
     if done is None:
         return False
     return done.step == total_steps or length.is_over(config, done.state["judge"]["since_best"])
-
-
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    """Says what to do where there is too little memory to begin with; steps say it themselves."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError("Out of memory when the model was made ready for training; end other programs that use the "
-                        "card, or lower rank, batch_size, resolution or frame_buckets. What was learned before is "
-                        f"kept. ({first_line(error)})") from None
 
 
 def _is_preview_due(trainer: Trainer, previews: Previews | None, step: int) -> bool:
