@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -94,8 +95,8 @@ def train(
                 each.continued, restart, attempt, each.file,
                 PreviewSize(previews, denoisers[expert]) if previews else None))
         previewers = {expert: previews and Previewer(
-            previews, denoisers[expert], run.folder.path, switches, expert == LOW, runs[_other(expert)].lora_now,
-            denoisers[_other(expert)]) for expert, run in runs.items()}
+            previews, denoisers[expert], run.folder.path, switches, expert == LOW,
+            partial(_so_far, runs[_other(expert)]), denoisers[_other(expert)]) for expert, run in runs.items()}
         _train(runs, denoisers, live, order, previewers)
         return {expert: Trained(run.lora, run.losses, str(run.folder.path)) for expert, run in runs.items()}
 
@@ -126,6 +127,10 @@ def _train(
     for expert, run in left.items():
         if not run.steps:
             live.say(f"{expert} expert: stopped before its first step, so its LoRA changes nothing yet")
+
+
+def _so_far(run: Run) -> LoraStateDict | None:
+    return run.lora_so_far
 
 
 def _check_shown(previews: PreviewConfig, high) -> None:

@@ -109,7 +109,7 @@ def test_from_two_models_to_a_video_of_both(server, graph):
 
 
 def test_stopped_both_go_on_and_a_node_knows_both_runs(server, graph):
-    node(graph, TRAIN).update(epochs=2000, max_steps=60, run_name="stopped")
+    node(graph, TRAIN).update(epochs=2000, max_steps=60, run_name="stopped", seed=11)  # another run than that before
     prompt = server.post(graph)
     waited = 0
     while "low expert, step 1/60" not in server.log() and waited < 600:

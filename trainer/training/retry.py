@@ -55,6 +55,19 @@ class Steps:
 
 
 @contextmanager
+def enough_memory_to_begin() -> Iterator[None]:
+    """UserError where there is too little memory to begin with; steps say it themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError("Out of memory when the model was made ready for training; end other programs that use the "
+                        "card, or lower rank, batch_size, resolution or frame_buckets. What was learned before is "
+                        f"kept. ({first_line(error)})") from None
+
+
+@contextmanager
 def enough_memory(trainer: Trainer) -> Iterator[None]:
     """UserError where there is too little memory for a step or an evaluation after all."""
     try:

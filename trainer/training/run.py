@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 
 from ..adapter.adapters import Adapter
-from ..base.errors import UserError
-from ..base.out_of_memory import first_line, is_out_of_memory
 from ..encoded.batches import batches_per_epoch
 from ..encoded.cache import CachedDataset
 from ..lora import file as lora_file
@@ -34,6 +32,7 @@ from . import batch_size, experts, identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown, lasting_bytes
 from .previews import Previews, is_due, previewed
+from .retry import enough_memory_to_begin
 from .suited import suited
 
 
@@ -158,6 +157,14 @@ class Run:
         """The trained LoRA with the metadata of its file; only when finished or after `events`."""
         return checkpoints.of_adapter(self._learned.adapter, self.config.lora, self._metadata, self._learned.step)
 
+    @property
+    def lora_so_far(self) -> lora_file.LoraStateDict | None:
+        """As `lora`, also between steps and before `events`; None where nothing has been learned yet."""
+        learned = self._learned or (_learned_by(self._trainer) if self._trainer else self._found.checkpoint)
+        if not learned or not learned.step:
+            return None
+        return checkpoints.of_adapter(learned.adapter, self.config.lora, self._metadata, learned.step)
+
     def events(self, previews: Previews | None = None) -> Iterator[Event]:
         """Train to the end, or until `stop` is set; the last finished step is saved in the run's folder in any case.
 
@@ -169,7 +176,7 @@ class Run:
         denoiser, config = self._denoiser, self.config
         self.folder.keep_metadata(self._metadata)
         memory = self.memory_plan(previews)
-        with closing(self), _enough_memory():
+        with closing(self), enough_memory_to_begin():
             memory.make_room()  # before the adapter and what the optimizer remembers are put there
             linears = denoiser.linears()
             adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
@@ -191,7 +198,7 @@ class Run:
                     trainer.stop, trainer.pause_at = self.stop, self.pause_at
                     if isinstance(event, Paused) and not self.stop:
                         denoiser.reload()  # another model may have displaced it
-        self._learned, self._trainer = Checkpoint(trainer.step, trainer.adapter_state(), {}), None
+        self._learned = _learned_by(trainer)
         self.losses = trainer.results.losses
 
     def leave_off(self) -> None:
@@ -209,16 +216,6 @@ class Run:
     def _lora_of(self, trainer: Trainer) -> lora_file.LoraStateDict:
         return checkpoints.of_adapter(trainer.adapter.state_dict(), self.config.lora, self._metadata, trainer.step)
 
-    def lora_now(self) -> lora_file.LoraStateDict | None:
-        """The LoRA as it is, with its average where there is one, also while `events` waits; None before training."""
-        if self._learned is not None:
-            return self.lora
-        if self._trainer is not None:
-            with self._trainer.averages.in_place():
-                return self._lora_of(self._trainer)
-        found = self._found.checkpoint
-        return found and checkpoints.of_adapter(found.adapter, self.config.lora, self._metadata, found.step)
-
     def _mark_best(self, judge: Mapping) -> None:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""
         marked = history.read_json(self.folder.path / "best.json").get("loss", math.inf)
@@ -226,24 +223,15 @@ class Run:
             self.folder.mark_best(judge["best_step"], judge["best_loss"])
 
 
+def _learned_by(trainer: Trainer) -> Checkpoint:
+    return Checkpoint(trainer.step, trainer.adapter_state(), {})
+
+
 def _is_over(config: TrainConfig, total_steps: int, found: Found) -> bool:
     done = found.checkpoint
     if done is None:
         return False
     return done.step == total_steps or length.is_over(config, done.state["judge"]["since_best"])
-
-
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    """Says what to do where there is too little memory to begin with; steps say it themselves."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError("Out of memory when the model was made ready for training; end other programs that use the "
-                        "card, or lower rank, batch_size, resolution or frame_buckets. What was learned before is "
-                        f"kept. ({first_line(error)})") from None
 
 
 def _noted(trainer: Trainer, notes: Sequence[str]) -> Iterator[Noted]:

@@ -193,6 +193,25 @@ def test_cancel_saves_both(opened):
     assert runs["high"].steps == 11 and 0 < runs["low"].steps < 10
 
 
+def test_of_the_one_that_waits_the_lora_is_there_as_it_is(opened):
+    """As previews of both need it."""
+    settings = {"optimizer": OptimizerConfig(ema_decay=0.9)}
+    expected = opened("parts", **settings)
+    drive(expected, stop_after=15, clock=Clock())
+    runs = opened(**settings)
+    assert runs["high"].lora_so_far is None
+    trained, found = pair.Pair(runs, True, Clock()), None
+    with closing(trained.events(NOBODY)) as events:
+        for expert, event in events:
+            if (expert, event.step) == ("low", 5) and isinstance(event, StepDone):
+                found = {name: run.lora_so_far for name, run in runs.items()}
+                trained.stop = True
+    for name, run in expected.items():
+        assert found[name].metadata["wantune.step"] == run.lora.metadata["wantune.step"]
+        assert all(torch.equal(found[name][key], run.lora[key]) for key in run.lora)
+    assert int(opened(**settings)["low"].lora_so_far.metadata["wantune.step"]) == 5
+
+
 def test_both_end_with_an_event_of_their_own(opened):
     trained, ends = pair.Pair(opened(), True, Clock()), []
     for expert, event in trained.events(NOBODY):
