@@ -198,7 +198,7 @@ class Run:
                     trainer.stop, trainer.pause_at = self.stop, self.pause_at
                     if isinstance(event, Paused) and not self.stop:
                         denoiser.reload()  # another model may have displaced it
-        self._learned = _learned_by(trainer)
+        self._learned, self._trainer = _learned_by(trainer), None
         self.losses = trainer.results.losses
 
     def leave_off(self) -> None:
