@@ -169,7 +169,7 @@ class Scripted:
         self.model, left = Model(), iter(losses)
         self.calls = []
 
-        def measured(denoiser, clips):
+        def measured(denoiser, clips, _levels):
             self.calls.append((self.model.is_on, self.model.is_average))
             return dict.fromkeys(LEVELS, next(left))
 
