@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ...trainer.base.errors import UserError, content_hash
+from ...trainer.model.conditions import CLIP_VISION_ROWS
 from ...trainer.settings.data import BOTH_ENDS
 from .encoders import WanCodec
 from .fingerprint import fingerprint
@@ -18,7 +19,7 @@ from .fingerprint import fingerprint
 MASK_CHANNELS = 4
 """One for each pixel frame of a latent frame."""
 
-CLIP_VISION_SIZE = 257, 1280
+CLIP_VISION_SIZE = CLIP_VISION_ROWS, 1280
 """Tokens and width of the CLIP vision that Wan2.1 was trained with (ViT-H/14)."""
 
 

@@ -49,6 +49,9 @@ def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 TEXT = ConditionKind(name="text", folder="texts", source=CAPTION, collate=pad_rows)
 """text_BLD: embeddings of the caption, L tokens of width D, without the padding that the model adds."""
 
+CLIP_VISION_ROWS = 257
+"""Of one frame: 16 x 16 patches and the class."""
+
 CLIP_VISION = ConditionKind(
     name="clip_vision", folder="clip_visions", source=WINDOW, collate=stack, without=torch.zeros_like)
 """clip_vision_BLD: what CLIP's vision tower says of the first frame (L 257, D 1280), or of the first and last (514).

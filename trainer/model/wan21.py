@@ -6,12 +6,13 @@ give.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ..settings.data import BOTH_ENDS, CONDITIONS, FIRST_FRAME
-from .conditions import CLIP_VISION, TEXT, WINDOW, ConditionKind, stack
+from .conditions import CLIP_VISION, CLIP_VISION_ROWS, TEXT, WINDOW, ConditionKind, stack
 from .family import ModelFamily
 
 # Wan-Video/Wan2.1, wan/modules/vae.py, class WanVAE
@@ -26,6 +27,11 @@ def _without_image(image_CFHW: torch.Tensor) -> torch.Tensor:
     nothing_CFHW = torch.ones_like(image_CFHW)
     nothing_CFHW[:len(_MEAN)] = torch.tensor(_MEAN).view(-1, 1, 1, 1)
     return nothing_CFHW
+
+
+def _stack_of_first(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """clip_vision_BLD of the first frames, also where the last ones are there."""
+    return stack([clip_vision_LD[:CLIP_VISION_ROWS] for clip_vision_LD in tensors])
 
 
 IMAGE = ConditionKind(name="image", folder="images", source=WINDOW, collate=stack, without=_without_image)
@@ -55,8 +61,10 @@ WAN21_T2V = ModelFamily(
 """1.3B and 14B, and both experts of Wan2.2 T2V A14B, which have its shapes. Its datasets are those of all models with
 Wan2.1's VAE."""
 
-WAN21_I2V = replace(WAN21_T2V, name="Wan2.1 I2V", conditions=(TEXT, IMAGE, CLIP_VISION),
-                    frames_given=(FIRST_FRAME, BOTH_ENDS))
+WAN21_I2V = replace(
+    WAN21_T2V, name="Wan2.1 I2V", frames_given=(FIRST_FRAME, BOTH_ENDS),
+    # of both ends it sees the first alone, as in ComfyUI's WanFunInpaintToVideo
+    conditions=(TEXT, IMAGE, replace(CLIP_VISION, collate=_stack_of_first)))
 """480p and 720p, which take the first frame, and Fun-InP of Wan2.1, the same network, which takes both ends as well."""
 
-WAN21_FLF2V = replace(WAN21_I2V, name="Wan2.1 FLF2V", frames_given=(BOTH_ENDS,))
+WAN21_FLF2V = replace(WAN21_I2V, name="Wan2.1 FLF2V", frames_given=(BOTH_ENDS,), conditions=(TEXT, IMAGE, CLIP_VISION))

@@ -36,8 +36,8 @@ def _check_conditions(family: ModelFamily, dataset: CachedDataset) -> None:
     for kind in family.conditions:
         if kind.is_optional or kind.name in dataset.kinds:
             continue
-        remedy = "connect a CLIP vision to Cache Latents (clip_vision_h.safetensors)" if kind == CLIP_VISION else (
-            "cache it for this model")
+        is_seen = kind.name == CLIP_VISION.name
+        remedy = "connect a CLIP vision to Cache Latents (clip_vision_h.safetensors)" if is_seen else "cache it again"
         raise UserError(f"The dataset has no {kind.name}, which {family.name} needs; {remedy}.")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from wantune.tests.support import frame_models, tools
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.model.wan21 import IMAGE, WAN21_T2V
+from wantune.trainer.model.wan21 import IMAGE, WAN21_I2V, WAN21_T2V
 from wantune.trainer.model.wan22 import WAN22_5B
 from wantune.trainer.settings.data import BOTH_ENDS, FIRST_FRAME
 
@@ -117,6 +117,19 @@ def test_clip_vision_is_what_the_nodes_put_beside_the_image(vae, clip_vision, cl
     assert both.encode(clip_FHW3).shape == (514, 1280)
     assert torch.equal(both.encode(clip_FHW3), given["clip_vision_output"].penultimate_hidden_states[0])
     assert first.id != both.id
+
+
+def test_fun_inpaint_is_given_both_ends_and_sees_the_first(vae, clip_vision, clip_FHW3):
+    from wantune.nodes.backend.frame_encoders import ClipVisionEncoder
+
+    given = conditioning("WanFunInpaintToVideo", vae, 9, start_image=as_image(clip_FHW3[:1]),
+                         end_image=as_image(clip_FHW3[-1:]), clip_vision_output=seen(clip_vision, clip_FHW3[:1]))
+    image_CFHW = encoder(vae, BOTH_ENDS).encode(clip_FHW3)
+    assert torch.equal(image_CFHW[:16], given["concat_latent_image"][0])
+    assert torch.equal(image_CFHW[16:], given["concat_mask"][0])
+    both_LD = ClipVisionEncoder(clip_vision, BOTH_ENDS).encode(clip_FHW3)
+    collate = {kind.name: kind.collate for kind in WAN21_I2V.conditions}["clip_vision"]
+    assert torch.equal(collate([both_LD]), given["clip_vision_output"].penultimate_hidden_states.float())
 
 
 def test_the_first_latent_frame_of_a_5b_clip_is_that_of_wan22_image_to_video_latent(vae22, clip_FHW3):

@@ -325,3 +325,18 @@ def test_a_folder_that_is_a_file_is_called_one(server, data):
     draw(data / "a.png", 1)
     status, answer = sheet(server, f"{data.name}/a.png")
     assert status == 400 and answer["error"].endswith("a.png is a file; give the folder in which it lies.")
+
+
+def test_the_sheet_follows_the_model_and_the_frames_that_are_given(server, data):
+    tools.write_pictures(data)
+    clips.at_rate(data / "clip.mp4", 30, 45)
+    settings = {"model": "Wan2.2 5B", "condition": "first frame", "condition_dropout": 0.1}
+    _, answer = sheet(server, data, settings=settings, resolution=100, frame_buckets="1, 5")
+    (of_clip,) = files(answer)["clip.mp4"]["samples"]
+    assert of_clip["frames"] == 5 and of_clip["width"] % 32 == of_clip["height"] % 32 == 0
+    assert any("trained on as in text-to-video" in note for note in answer["notes"])
+    _, ends = sheet(server, data, settings={"condition": "first and last frame"}, frame_buckets="1, 5")
+    assert [name for name, file in files(ends).items() if file["used"]] == ["clip.mp4"]
+    status, refused = sheet(server, data, settings={"model": ["Wan2.2 5B"]})
+    assert status == 400 and refused["error"].startswith("model is \"['Wan2.2 5B']\"; it takes a str")
+    assert sheet(server, data, settings={"model": "Wan3"})[1]["error"].startswith("model is 'Wan3'; choose one of")

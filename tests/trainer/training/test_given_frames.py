@@ -147,8 +147,8 @@ def driven(run: Run, stop_after: int = 10**9) -> Run:
     return run
 
 
-SUITED = [(WAN21_T2V, NO_FRAME), (WAN21_I2V, FIRST_FRAME), (WAN21_FLF2V, BOTH_ENDS), (WAN22_I2V, FIRST_FRAME),
-          (WAN22_I2V, BOTH_ENDS), (WAN22_5B, NO_FRAME), (WAN22_5B, FIRST_FRAME)]
+SUITED = [(WAN21_T2V, NO_FRAME), (WAN21_I2V, FIRST_FRAME), (WAN21_I2V, BOTH_ENDS), (WAN21_FLF2V, BOTH_ENDS),
+          (WAN22_I2V, FIRST_FRAME), (WAN22_I2V, BOTH_ENDS), (WAN22_5B, NO_FRAME), (WAN22_5B, FIRST_FRAME)]
 
 
 def data_of(family: ModelFamily) -> ModelFamily:
