@@ -13,8 +13,8 @@ import torch
 
 from ...trainer.memory.choice import Space
 from ...trainer.memory.sizes import ModelSize
+from ...trainer.model.conditions import CLIP_VISION_ROWS
 from . import frozen, streaming
-from .conditions import CLIP_TOKENS
 
 ALL = 1e30
 """Bytes; more than any device has, so that ComfyUI unloads every other model."""
@@ -47,7 +47,7 @@ def model_size(
         block_values=sum(linear.in_features * linear.out_features for linear in linears),
         are_cast=not are_plain or len(weights) < len(linears),
         latent_values=network.out_dim * of_patch, values_beside=(network.in_dim - network.out_dim) * of_patch,
-        image_rows=0 if image is None else CLIP_TOKENS if positions is None else positions.shape[1])
+        image_rows=0 if image is None else CLIP_VISION_ROWS if positions is None else positions.shape[1])
 
 
 def space(patcher) -> Space:
