@@ -32,7 +32,7 @@ def graph(tmp_path) -> dict:
             entry["inputs"].update(steps=4, sampler_name="uni_pc", seed=5)
     latent.update(length=5)
     inputs(adapted, LOAD).update(num_repeats=1)
-    inputs(adapted, TRAIN).update(epochs=8, max_steps=4, run_name="own_graph")
+    inputs(adapted, TRAIN).update(epochs=8, max_steps=4, learning_rate=2e-2, run_name="own_graph")
     inputs(adapted, PREVIEWS).update(
         model=sampler["model"], latent=sampler["latent_image"], width=latent["width"], height=latent["height"],
         frames=5, every_steps=2,
