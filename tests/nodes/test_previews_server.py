@@ -74,6 +74,7 @@ def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server,
 
     base, lora = pixels(server, before, "908"), pixels(server, outputs, "9066")
     assert np.abs(base - lora).mean() > 1
-    for name, expected in (("base_0", base), ("step_000004_0", lora)):
+    for name, expected, other in (("base_0", base, lora), ("step_000004_0", lora, base)):
         found = read_back(shown / "samples" / f"{name}.mp4")[0].astype(np.float32)
-        assert found.shape == expected.shape and np.abs(found - expected).mean() < 4, "but for the video's compression"
+        error = np.abs(found - expected).mean()
+        assert error < 8 and error < np.abs(found - other).mean() / 2, "but for the video's compression"
