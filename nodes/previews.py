@@ -29,7 +29,7 @@ class PreviewSettings(io.ComfyNode):
                 io.Int.Input("height", default=256, min=16, max=4096, step=16, tooltip="Of the video, in pixels."),
                 io.Int.Input("frames", default=17, min=1, max=MAX_FRAMES, step=4,
                              tooltip="Of the video; 1 is a picture."),
-                io.Int.Input("steps", default=15, min=1, max=1000, tooltip="Of the sampler."),
+                io.Int.Input("steps", default=15, min=1, max=1000, tooltip="Of the sampler, as in KSampler."),
                 io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.5, tooltip="1 halves the time."),
                 io.Float.Input("shift", default=5.0, min=0.01, max=100.0, step=0.5, tooltip="As in ModelSamplingSD3. "
                                "With a model connected its own counts."),

@@ -32,7 +32,7 @@ def graph(tmp_path) -> dict:
             entry["inputs"].update(steps=4, sampler_name="uni_pc", seed=5)
     latent.update(length=5)
     inputs(adapted, LOAD).update(num_repeats=1)
-    inputs(adapted, TRAIN).update(epochs=8, max_steps=4, run_name="own_graph")
+    inputs(adapted, TRAIN).update(epochs=8, max_steps=4, learning_rate=2e-2, run_name="own_graph")
     inputs(adapted, PREVIEWS).update(
         model=sampler["model"], latent=sampler["latent_image"], width=latent["width"], height=latent["height"],
         frames=5, every_steps=2,
@@ -61,9 +61,9 @@ def log_of(folder: Path, event: str) -> list[dict]:
 def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server, graph):
     inputs(graph, TRAIN).update(attempt=1)
     previews = inputs(graph, TRAIN).pop("previews")
-    server.run(graph)
+    before = server.run(graph)["outputs"]
     inputs(graph, TRAIN).update(previews=previews, attempt=2)
-    outputs = server.run(graph)["outputs"]
+    outputs = server.run(graph)["outputs"]  # the base video comes from ComfyUI's memory
     quiet, shown = sorted(server.folder("output").glob("wantune/own_graph-*"), key=lambda path: path.stat().st_mtime)
     assert not log_of(quiet, "Previewed") and not log_of(shown, "Noted")
     assert [line["step"] for line in log_of(shown, "Previewed")] == [0, 2, 4]
@@ -72,8 +72,9 @@ def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server,
     one, other = (load_file(next(folder.glob("step_000004/*adapter*"))) for folder in (quiet, shown))
     assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
-    base, lora = pixels(server, outputs, "908"), pixels(server, outputs, "9066")
+    base, lora = pixels(server, before, "908"), pixels(server, outputs, "9066")
     assert np.abs(base - lora).mean() > 1
-    for name, expected in (("base_0", base), ("step_000004_0", lora)):
+    for name, expected, other in (("base_0", base, lora), ("step_000004_0", lora, base)):
         found = read_back(shown / "samples" / f"{name}.mp4")[0].astype(np.float32)
-        assert found.shape == expected.shape and np.abs(found - expected).mean() < 4, "but for the video's compression"
+        error = np.abs(found - expected).mean()
+        assert error < 8 and error < np.abs(found - other).mean() / 2, "but for the video's compression"
