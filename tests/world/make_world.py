@@ -67,9 +67,9 @@ def main() -> None:
     if options.hours:
         train(options)
     if options.judge:
-        print(json.dumps(judged(options.work, options.judge), indent=1))
+        print(json.dumps(judged(run_of(options.work), options.judge), indent=1))
     if options.export:
-        print(export(options.work, options.export))
+        print(export(run_of(options.work), options.export))
 
 
 def plan():
@@ -95,26 +95,30 @@ def train(options: argparse.Namespace) -> None:
         )
 
 
-def judged(work: Path, count: int) -> dict:
+def run_of(work: Path):
+    from wantune.tests.world.training import Run, checkpoints
+
+    if not checkpoints(work):
+        raise ValueError(f"{work} holds no checkpoint; train first, with --hours.")
+    return Run(plan(), work)
+
+
+def judged(run, count: int) -> dict:
     prepare()
     from wantune.tests.world.evaluate import evaluate
     from wantune.tests.world.judge import Judge
     from wantune.tests.world.latents import Vae
     from wantune.tests.world.text import TextEncoder
-    from wantune.tests.world.training import Run
 
-    run = Run(plan(), work)
-    shares = evaluate(run.average, TextEncoder(run.plan.text_encoder), Vae(run.plan.vae), Judge(), count, seed=1)
-    return {"step": run.step, **shares}
+    text, vae = TextEncoder(run.plan.text_encoder), Vae(run.plan.vae)
+    return {"step": run.step, **evaluate(run.average, text, vae, Judge(), count, seed=1)}
 
 
-def export(work: Path, folder: Path) -> Path:
+def export(run, folder: Path) -> Path:
+    """Write the average of a run's weights as dit.safetensors in float16."""
     from safetensors.torch import save_file
 
-    from wantune.tests.world.training import Run
-
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(plan(), work)
     path = folder / "dit.safetensors"
     save_file({name: tensor.half().contiguous() for name, tensor in run.average.state_dict().items()}, path)
     return path
