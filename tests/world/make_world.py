@@ -82,6 +82,7 @@ def plan():
 def train(options: argparse.Namespace) -> None:
     import tempfile
 
+    import filelock
     import torch.multiprocessing
 
     from wantune.tests.world.training import Leg
@@ -89,7 +90,11 @@ def train(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     leg = Leg(work=options.work, seconds=3600 * options.hours, last_step=10**9, decay=options.decay,
               processes=options.processes)
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        only = filelock.FileLock(options.work / "lock", timeout=0).acquire()
+    except filelock.Timeout:
+        raise ValueError(f"Another process trains in {options.work}; stop it first or name another folder.") from None
+    with only, tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(
             work_of_one_process, (plan(), leg, f"file://{folder}/rendezvous"), nprocs=leg.processes
         )

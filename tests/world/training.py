@@ -6,6 +6,7 @@ is faster than one process with several threads. A final leg lets the learning r
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,9 +177,12 @@ def train(rank: int, plan: Plan, leg: Leg, rendezvous: str) -> None:
     run, batches = Run(plan, leg.work), Batches(plan, leg.work, rank, leg.processes)
     if leg.decay and not run.decay:
         run.decay = (run.step, leg.decay)
+    parent = os.getppid()
     began = saved = logged = time.monotonic()
     losses: dict[bool, list[float]] = {False: [], True: []}
     while not run.is_done and run.step < leg.last_step:
+        if os.getppid() != parent:
+            raise SystemExit("The command that started this process was killed; it goes on from its last checkpoint.")
         now = time.monotonic()
         loss, wanted = _step(run, batches(run.step), leg.processes, [now - began > leg.seconds,
                                                                     now - saved > leg.save_seconds])
