@@ -1,7 +1,9 @@
 """The script that makes the small world: what it draws and says, and a toy run of its training in legs."""
 
+import argparse
 import dataclasses
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,24 @@ def test_the_final_fall_of_the_learning_rate_ends_the_run(plan, tmp_path):
 def test_two_checkpoints_are_kept(plan, tmp_path):
     trained(plan, tmp_path, (1, 0), (2, 0), (3, 0))
     assert [path.name for path in training.checkpoints(tmp_path)] == ["checkpoint-0000002.pt", "checkpoint-0000003.pt"]
+
+
+def test_a_process_ends_with_the_command_that_started_it(plan, tmp_path, monkeypatch):
+    parents = iter([1000, 1000, 1])
+    monkeypatch.setattr(training.os, "getppid", lambda: next(parents))
+    with pytest.raises(SystemExit, match="was killed"):
+        trained(plan, tmp_path, (10, 0))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    options = argparse.Namespace(work=tmp_path, hours=1, decay=0, processes=1)
+    with filelock.FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="Another process trains"):
+        make_world.train(options)
+
+
+def test_what_was_never_trained_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        make_world.run_of(tmp_path)
 
 
 def test_training_lowers_the_loss(plan, tmp_path):
