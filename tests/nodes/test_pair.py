@@ -244,6 +244,53 @@ def test_previews_of_each_and_early_stop_of_one(models, cached, place, short_tur
         assert len(list(Path(found[expert].folder).glob("samples/step_*_0.mp4"))) >= 1
 
 
+def test_previews_of_both_are_the_graph_of_both_loras(models, cached, place, short_turns, monkeypatch):
+    """Bit for bit two KSampler Advanced after Apply LoRA on each; what is learned is as without."""
+    from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
+
+    import nodes as comfy_nodes
+    from wantune.nodes.backend.applied import apply
+    from wantune.nodes.previews import PreviewSettings
+
+    clip, vae = tools.load_clip(), tools.load_vae()
+    shown, decode = [], vae.decode
+    monkeypatch.setattr(vae, "decode", lambda latent: (shown.append(latent.clone()), decode(latent))[1])
+    sampler = {"steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+    with torch.inference_mode():
+        positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a cat", ""))
+        (previews,) = PreviewSettings.execute(
+            positive=positive, negative=negative, vae=vae, width=64, height=64, frames=5, shift=5.0, seed=3,
+            every_epochs=0, every_steps=0, model=models["high"], model_low=models["low"], switch_at_step=2, **sampler
+        ).result
+
+    def by_graph(high, low) -> torch.Tensor:
+        told = (3, *sampler.values(), positive, negative)
+        with torch.inference_mode():
+            (empty,) = EmptyHunyuanLatentVideo.execute(64, 64, 5).result
+            (half,) = comfy_nodes.KSamplerAdvanced().sample(high, "enable", *told, empty, 0, 2, "enable")
+            return comfy_nodes.KSamplerAdvanced().sample(
+                low, "disable", *told, half, 2, 10000, "disable")[0]["samples"]
+
+    place("quiet")
+    expected = {expert: (each.lora, each.losses, each.folder)
+                for expert, each in trained(models, cached, tools.PairWatch()).items()}
+    for order, high_alone in (("by turns", False), ("high, then low", True)):
+        place(order)
+        shown.clear()
+        found = trained(models, cached, tools.PairWatch(), order=order, previews=previews)
+        assert_same(found, expected)
+        with torch.inference_mode():
+            tuned = {expert: apply(model, found[expert].lora, 1.0)[0] for expert, model in models.items()}
+        base, of_high, of_low = shown[0], shown[-2], shown[-1]
+        assert torch.equal(base, by_graph(models["high"], models["low"]))
+        assert torch.equal(of_low, by_graph(tuned["high"], tuned["low"])), order
+        if high_alone:
+            base_of_low, of_high = shown[-2], shown[-3]
+            assert torch.equal(base_of_low, base)
+            assert torch.equal(of_high, by_graph(tuned["high"], models["low"]))
+        assert not torch.equal(of_high, of_low)
+
+
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_out_of_memory_in_one_is_a_smaller_plan_for_that_one(models, cached, place, short_turns, monkeypatch, expert):
     from wantune.trainer.training.loop import Trainer
@@ -279,7 +326,7 @@ def test_a_pair_continues_a_lora_of_each(models, cached, place):
 
 def test_what_cannot_be_a_pair_is_refused_before_anything_is_written(models, cached, place, tmp_path):
     from wantune.nodes import pair
-    from wantune.nodes.lora import apply
+    from wantune.nodes.backend.applied import apply
 
     root = place("refused")
     high, low = models.values()
