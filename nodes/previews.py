@@ -20,7 +20,8 @@ class PreviewSettings(io.ComfyNode):
             display_name="Preview Settings",
             category="WanTune",
             description="Samples a short video of your prompts while Train Wan LoRA runs, with what is learned so far "
-                        "and the same seed each time, and once without. Changes nothing of what is learned.",
+                        "and the same seed each time, and once without. Changes nothing of what is learned, unless "
+                        "timesteps is as sampled.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="A prompt with the trigger word, from CLIP Text Encode."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt you sample with."),

@@ -44,9 +44,9 @@ class TrainWanLoRA(io.ComfyNode):
             node_id="WanTune_TrainWanLoRA",
             display_name="Train Wan LoRA",
             category="WanTune",
-            description="Trains a LoRA on the very Wan2.1 model that is loaded; the model itself is not changed.",
+            description="Trains a LoRA on the very Wan model that is loaded; the model itself is not changed.",
             inputs=[
-                io.Model.Input("model", tooltip="A Wan2.1 text-to-video model (Load Diffusion Model), fp16, bf16, "
+                io.Model.Input("model", tooltip="A Wan2.1 or Wan2.2 model (Load Diffusion Model), fp16, bf16, "
                                "fp32 or fp8. LoRAs already applied to it are trained on top of."),
                 sockets.Cache.Input("cache", tooltip="From Cache Latents."),
                 io.String.Input("run_name", default="my_lora", tooltip="Names the run's folder in output/wantune."),

@@ -120,6 +120,8 @@ class WanBlock:
             modulations=self._modulations(self._number, e, x_BLD.dtype), samples=len(x_BLD),
             rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=attention,
             text_attention=text_attention)
+        if e.shape[1] == 1:
+            return self._lean(x_BLD.contiguous(), inputs)
         # a frame with a noise level of its own is as a sample to norms and gates
         by_level_BLD = x_BLD.contiguous().view(e.shape[0] * e.shape[1], -1, x_BLD.shape[-1])
         return self._lean(by_level_BLD, inputs).view(x_BLD.shape)

@@ -33,7 +33,7 @@ logger = logging.getLogger("wantune")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreviewConfig:
-    """What is sampled, and how often; changes nothing of what is learned.
+    """What is sampled, and how often; changes nothing of what is learned, unless the noise levels are those of it.
 
     Raises:
         UserError: its parts do not suit each other.

@@ -33,7 +33,7 @@ def test_a_step_is_compared_with_a_bare_loop_and_with_core(scripts, tmp_path, ch
     case = Case(tmp_path, dit, size_FHW)
     plan = plans.ON if checkpointing else plans.OFF
     figures = step.against_bare(case, plan, turns) | step.against_core(case, plan, 1, 3)
-    assert len(figures) == 9 and all(value > 0 for value in figures.values())
+    assert len(figures) == 10 and all(value > 0 for value in figures.values())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

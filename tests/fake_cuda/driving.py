@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from unittest.mock import patch
 import torch
 
 from wantune.nodes.backend import denoiser as backend
+from wantune.nodes.backend import embedding
 from wantune.nodes.backend.applied import apply
 from wantune.nodes.backend.aside import aside
 from wantune.tests.support import wan_models
@@ -82,7 +84,7 @@ class Driven:
             if trainer.step == number:
                 self._card.counting.begin()  # what comes now is not looked at
                 raise _Measured
-            if self._case.aside and trainer.step == number - 1:
+            if self._case.aside and not trainer.step:  # what is made anew for it is there again at the measured step
                 self._step_aside(trainer)
             counting, network = self._card.counting, self._model.model.diffusion_model
             self._adapter = trainer.adapter
@@ -106,9 +108,11 @@ class Driven:
             management.load_models_gpu([applied], memory_required=GIB)
             device = applied.load_device
             size_FHW = tuple(map(int, self._case.latent.split(",")))
-            applied.model.apply_model(
-                torch.zeros(1, family.latent_channels, *size_FHW, device=device), torch.zeros(1, device=device),
-                c_crossattn=torch.zeros(1, family.text_length, family.text_width, device=device))
+            module = sys.modules[type(applied.model.diffusion_model).__module__]
+            with embedding.on_device(module, device):  # ComfyUI 0.3.75 raises a number to a tensor: no fake device does
+                applied.model.apply_model(
+                    torch.zeros(1, family.latent_channels, *size_FHW, device=device), torch.zeros(1, device=device),
+                    c_crossattn=torch.zeros(1, family.text_length, family.text_width, device=device))
 
     def _sized(self, choose):
         """`choose`, but on a card where the wanted share of the weights fits beside what training asks for."""

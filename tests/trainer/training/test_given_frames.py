@@ -96,7 +96,7 @@ class Model(SmallModel):
     @contextmanager
     def attached(self, adapter, linears, plan, memory):
         self._forward = adapter.forward_of(NAME, torch.float32)
-        yield
+        yield ()
 
     def velocity(self, x_BCFHW, t_B, conditions):
         self.seen.append(conditions)
