@@ -13,7 +13,7 @@ import torch
 
 from wantune.tests.fake_cuda import device, faults
 from wantune.tests.fake_cuda.counting import CHUNK, launches
-from wantune.tests.fake_cuda.limits import COMFYUI_RESERVES, Limits, broken
+from wantune.tests.fake_cuda.limits import COMFYUI_RESERVES, SLACK, Limits, broken
 from wantune.tests.fake_cuda.measure import Case
 from wantune.tests.fake_cuda.process import Measuring
 
@@ -144,11 +144,16 @@ def test_what_else_a_run_can_have_stays_within_its_limits(measured, has_dynamic_
 
 @pytest.mark.parametrize("memory", ["classic", "partly:0.4", "dynamic:0.4"])
 def test_a_step_after_training_stepped_aside_is_as_one_without(measured, has_dynamic_vram, memory):
-    """The same kernels, bus traffic, memory and pins."""
+    """The same kernels, bus traffic and pins; what is held once for the way back does not grow."""
     if memory.startswith("dynamic") and not has_dynamic_vram:
         pytest.skip("this version of ComfyUI has no dynamic VRAM")
     case = replace(TINY, memory=memory)
-    assert measured(replace(case, aside=True)) == measured(case)
+    apart, plain = dict(measured(replace(case, aside=True))), dict(measured(case))
+    for name in ("total", "needed"):
+        assert apart.pop(name) <= plain.pop(name) + SLACK
+    for name in ("aside", "estimate_of_truth", "prioritized"):
+        apart.pop(name, None), plain.pop(name, None)
+    assert apart == plain
 
 
 def test_what_stays_on_the_card_does_not_cross_the_bus(measured):

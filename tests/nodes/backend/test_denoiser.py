@@ -81,12 +81,12 @@ def test_after_an_exception_the_model_is_as_before(model, kind, call, monkeypatc
     held = Held(model)
     original, count = FrozenLinear.output, 0
 
-    def trip(self, x):
+    def trip(self, x, **options):
         nonlocal count
         count += 1
         if count == call:
             raise kind("in the middle")
-        return original(self, x)
+        return original(self, x, **options)
 
     def refuse(*_args, **_kwargs):
         raise kind("no memory")
