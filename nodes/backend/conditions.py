@@ -15,11 +15,8 @@ from types import SimpleNamespace
 import torch
 
 from ...trainer.base.errors import UserError
-from ...trainer.model.conditions import CLIP_VISION_ROWS
+from ...trainer.model.conditions import CLIP_VISION_ROWS, CLIP_VISION_WIDTH
 from ...trainer.model.family import ModelFamily
-
-CLIP_WIDTH = 1280
-"""Of the hidden states of CLIP vision."""
 
 CONCAT, CLIP, KNOWN = "c_concat", "clip_fea", "known"
 """Names of what `replayed` gives: the first two are those of the network's own arguments."""
@@ -99,7 +96,7 @@ def example(family: ModelFamily, channels: int, size_FHW: Sequence[int]) -> dict
     """
     generator = torch.Generator().manual_seed(0)
     sizes = {"text": (1, 8, family.text_width), "image": (1, channels - family.latent_channels, *size_FHW),
-             "clip_vision": (1, CLIP_VISION_ROWS, CLIP_WIDTH)}
+             "clip_vision": (1, CLIP_VISION_ROWS, CLIP_VISION_WIDTH)}
     kinds = [kind.name for kind in family.conditions]
     found = {kind: torch.randn(sizes[kind], generator=generator) for kind in kinds if kind in sizes}
     if "known" in kinds:

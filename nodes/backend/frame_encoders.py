@@ -11,16 +11,13 @@ import numpy as np
 import torch
 
 from ...trainer.base.errors import UserError, content_hash
-from ...trainer.model.conditions import CLIP_VISION_ROWS
+from ...trainer.model.conditions import CLIP_VISION_ROWS, CLIP_VISION_WIDTH
 from ...trainer.settings.data import BOTH_ENDS
 from .encoders import WanCodec
 from .fingerprint import fingerprint
 
 MASK_CHANNELS = 4
 """One for each pixel frame of a latent frame."""
-
-CLIP_VISION_SIZE = CLIP_VISION_ROWS, 1280
-"""Tokens and width of the CLIP vision that Wan2.1 was trained with (ViT-H/14)."""
 
 
 class ImageEncoder:
@@ -66,7 +63,7 @@ class ClipVisionEncoder:
 
     def __init__(self, clip_vision, condition: str) -> None:
         size = _size_of(clip_vision)
-        if size != CLIP_VISION_SIZE:
+        if size != (CLIP_VISION_ROWS, CLIP_VISION_WIDTH):
             kind = type(getattr(clip_vision, "model", clip_vision)).__name__
             tokens, width = size or ("an unknown number of", "unknown")
             raise UserError(f"The CLIP vision is a {kind} with {tokens} tokens of width {width}, which Wan does not "

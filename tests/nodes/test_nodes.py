@@ -195,14 +195,7 @@ def test_settings_out_of_range_are_named(settings, sentence):
 
 @pytest.fixture
 def loras(tmp_path, monkeypatch):
-    """ComfyUI's loras folder."""
-    import folder_paths
-
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
-    folder_paths.filename_list_cache.clear()
-    return folder
+    return tools.loras_folder(tmp_path / "loras", monkeypatch)
 
 
 def random_lora(model, scale: float = 0.1) -> dict[str, torch.Tensor]:

@@ -28,14 +28,7 @@ def models(comfy, tmp_path_factory):
 
 @pytest.fixture
 def loras(tmp_path, monkeypatch):
-    """ComfyUI's loras folder."""
-    import folder_paths
-
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
-    folder_paths.filename_list_cache.clear()
-    return folder
+    return tools.loras_folder(tmp_path / "loras", monkeypatch)
 
 
 def lora_of(model, expert: str = "", seed: int = 0, file: str = "") -> lora_file.LoraStateDict:

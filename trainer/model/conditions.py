@@ -52,6 +52,9 @@ TEXT = ConditionKind(name="text", folder="texts", source=CAPTION, collate=pad_ro
 CLIP_VISION_ROWS = 257
 """Of one frame: 16 x 16 patches and the class."""
 
+CLIP_VISION_WIDTH = 1280
+"""Of the hidden states of the CLIP vision that Wan2.1 was trained with (ViT-H/14)."""
+
 CLIP_VISION = ConditionKind(
     name="clip_vision", folder="clip_visions", source=WINDOW, collate=stack, without=torch.zeros_like)
 """clip_vision_BLD: what CLIP's vision tower says of the first frame (L 257, D 1280), or of the first and last (514).

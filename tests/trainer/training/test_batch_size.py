@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
 
 from wantune.tests.support import small_model
+from wantune.tests.support.runs import driven
 from wantune.tests.support.small_model import SmallModel
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.memory.choice import Space
 from wantune.trainer.memory.sizes import ModelSize
-from wantune.trainer.runs.events import StepDone
 from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training.run import Run
 
@@ -53,15 +52,6 @@ def opened(dataset, tmp_path):
         return Run(OfSpace(free), data, "run", config, tmp_path / place, previews=previews, restart=restart)
 
     return run
-
-
-def driven(run: Run, stop_at: int = 10**9) -> list:
-    events = []
-    with closing(run.events()) as going_on:
-        for event in going_on:
-            events.append(event)
-            run.stop |= isinstance(event, StepDone) and event.step >= stop_at
-    return events
 
 
 def same(one: dict, other: dict) -> bool:

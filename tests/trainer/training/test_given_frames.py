@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wantune.tests.support import clips, tools
+from wantune.tests.support import clips, runs, tools
 from wantune.tests.support.adapted import FixedLinear
 from wantune.tests.support.small_model import NAME, SmallModel
 from wantune.trainer.base.errors import UserError
@@ -24,7 +24,6 @@ from wantune.trainer.model.conditions import CLIP_VISION, KNOWN, FirstFrameKnown
 from wantune.trainer.model.family import ModelFamily
 from wantune.trainer.model.wan21 import IMAGE, WAN21_FLF2V, WAN21_I2V, WAN21_T2V
 from wantune.trainer.model.wan22 import WAN22_5B, WAN22_I2V
-from wantune.trainer.runs.events import StepDone
 from wantune.trainer.settings.data import BOTH_ENDS, FIRST_FRAME, NO_FRAME, DatasetConfig
 from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training.run import Run
@@ -109,14 +108,7 @@ class Model(SmallModel):
 @pytest.fixture
 def folder(tmp_path):
     """Two pictures and two clips of 2.5 seconds."""
-    folder = tools.write_pictures(tmp_path / "data", (150, 150))
-    for name in ("rocket", "coffee"):
-        for path in folder.glob(f"{name}.*"):
-            path.unlink()
-    for number in range(2):
-        clips.at_rate(folder / f"clip {number}.mp4", 30, 75 + 15 * number)
-        (folder / f"clip {number}.txt").write_text(f"a clip {number}")
-    return folder
+    return clips.with_pictures(tmp_path / "data")
 
 
 def scanned(folder, data: ModelFamily = WAN21_T2V, condition: str = NO_FRAME, **settings):
@@ -140,10 +132,8 @@ def config(**settings) -> TrainConfig:
                           "validation": ValidationConfig(every_steps=3, every_minutes=0)})
 
 
-def driven(run: Run, stop_after: int = 10**9) -> Run:
-    with closing(run.events()) as events:
-        for event in events:
-            run.stop |= isinstance(event, StepDone) and event.step >= stop_after
+def over(run: Run, stop_at: int = 10**9) -> Run:
+    runs.driven(run, stop_at=stop_at)
     return run
 
 
@@ -159,15 +149,15 @@ def data_of(family: ModelFamily) -> ModelFamily:
 def test_each_family_trains_on_what_it_is_given_and_goes_on_bit_for_bit(folder, tmp_path, family, condition):
     dataset = cached(folder, data_of(family), condition, condition_dropout=0.3)
     model = Model(family)
-    whole = driven(Run(model, dataset, "given", config(), tmp_path / "whole"))
+    whole = over(Run(model, dataset, "given", config(), tmp_path / "whole"))
     taken = {kind.name for kind in family.conditions} - ({"known"} if condition == NO_FRAME else set())
     assert {frozenset(seen) for seen in model.seen} == {frozenset(taken)}
     assert all(np.isfinite(whole.losses)) and len(whole.losses) >= 4
     assert whole.lora.metadata["modelspec.architecture"] == f"{family.architecture}/lora"
 
-    driven(Run(Model(family), dataset, "given", config(), tmp_path / "parts"), stop_after=2)
+    over(Run(Model(family), dataset, "given", config(), tmp_path / "parts"), stop_at=2)
     resumed = Run(Model(family), dataset, "given", config(), tmp_path / "parts")
-    assert driven(resumed).losses == whole.losses
+    assert over(resumed).losses == whole.losses
     assert all(torch.equal(resumed.lora[key], whole.lora[key]) for key in whole.lora)
 
 
@@ -177,7 +167,7 @@ def test_what_is_learned_depends_on_the_picture(folder, tmp_path):
             return super().velocity(x_BCFHW, t_B, {**conditions, "image": 0 * conditions["image"]})
 
     dataset = cached(folder, condition=FIRST_FRAME)
-    seeing, blind = (driven(Run(kind(WAN22_I2V), dataset, "given", config(), tmp_path / kind.__name__))
+    seeing, blind = (over(Run(kind(WAN22_I2V), dataset, "given", config(), tmp_path / kind.__name__))
                      for kind in (Model, Blind))
     assert seeing.losses[0] != blind.losses[0]
 
@@ -266,7 +256,7 @@ def test_image_to_video_of_wan21_without_clip_vision_is_refused(folder, tmp_path
                 "without.")])
 def test_what_a_model_does_not_take_is_left_out_with_a_note(folder, tmp_path, family, note):
     model = Model(family)
-    run = driven(Run(model, cached(folder, condition=FIRST_FRAME), "given", config(), tmp_path / "runs"))
+    run = over(Run(model, cached(folder, condition=FIRST_FRAME), "given", config(), tmp_path / "runs"))
     assert note in run.notes
     assert {frozenset(seen) for seen in model.seen} == {frozenset(kind.name for kind in family.conditions)}
 

@@ -2,14 +2,13 @@
 
 import json
 import math
-from contextlib import closing
 
 import pytest
 import torch
 from PIL import Image
 
 from wantune.tests.support import small_model
-from wantune.tests.support.runs import assert_one_history
+from wantune.tests.support.runs import assert_one_history, driven
 from wantune.tests.support.small_model import SmallModel
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs.events import Previewed, StepDone
@@ -35,15 +34,6 @@ def late(monkeypatch):
 def config(validation: ValidationConfig = NOTHING_DUE, **settings) -> TrainConfig:
     return TrainConfig(**{"epochs": 4, "learning_rate": 1e-2, "lora": LoraConfig(rank=2), "validation": validation,
                           **settings})
-
-
-def driven(run: Run, previews=None, stop_at: int = 10**9) -> list:
-    events = []
-    with closing(run.events(previews)) as going_on:
-        for event in going_on:
-            events.append(event)
-            run.stop |= isinstance(event, StepDone) and event.step >= stop_at
-    return events
 
 
 def history(run: Run) -> list[dict]:

@@ -6,7 +6,7 @@ frame) go through scan, cache, training, Stop and resume without a change anywhe
 
 from __future__ import annotations
 
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import torch
 
 from wantune.tests.support import clips, tools
 from wantune.tests.support.adapted import FixedLinear
+from wantune.tests.support.runs import driven
 from wantune.tests.support.small_model import Roomy
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.data import scan
@@ -25,7 +26,7 @@ from wantune.trainer.memory.sizes import ModelSize
 from wantune.trainer.model import families
 from wantune.trainer.model.conditions import TEXT, WINDOW, ConditionKind, stack
 from wantune.trainer.model.family import ModelFamily
-from wantune.trainer.runs.events import Finished, Started, StepDone
+from wantune.trainer.runs.events import Finished, Started
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training.run import Run
@@ -132,13 +133,7 @@ def data(tmp_path, monkeypatch) -> DatasetConfig:
     """Two pictures and two clips of 2.5 seconds, one file held out."""
     monkeypatch.setattr(families, "_KNOWN", dict(families._KNOWN))
     families.register(TOY)
-    folder = tools.write_pictures(tmp_path / "data", (150, 150))
-    for name in ("rocket", "coffee"):
-        for path in folder.glob(f"{name}.*"):
-            path.unlink()
-    for number in range(2):
-        clips.at_rate(folder / f"clip {number}.mp4", 30, 75 + 15 * number)
-        (folder / f"clip {number}.txt").write_text(f"a clip {number}")
+    folder = clips.with_pictures(tmp_path / "data")
     return DatasetConfig(folder=str(folder), family="Toy", resolution=96, frame_buckets=(1, 7, 13), extraction="chunks",
                          num_repeats=2, caption_dropout=0.2, validation_items=1, upscale=True, trigger_word="zwx")
 
@@ -152,15 +147,6 @@ def cached(data, tmp_path):
 def config(**settings) -> TrainConfig:
     return TrainConfig(**{"epochs": 3, "batch_size": 2, "learning_rate": 1e-2, "lora": LoraConfig(rank=2), **settings,
                           "validation": ValidationConfig(every_steps=3, every_minutes=0, evaluate_steps=4)})
-
-
-def driven(run: Run, stop_after: int = 10**9) -> list:
-    events = []
-    with closing(run.events()) as going_on:
-        for event in going_on:
-            events.append(event)
-            run.stop |= isinstance(event, StepDone) and event.step >= stop_after
-    return events
 
 
 def test_the_scan_takes_the_familys_sizes_rate_and_frames(data):
@@ -211,7 +197,7 @@ def test_it_trains_and_goes_on_bit_for_bit_where_it_was_stopped(cached, tmp_path
     assert {frozenset(seen) for seen in denoiser.seen} == {frozenset({"text", "first_frame"})}
 
     stopped = Run(ToyDenoiser(), cached, "toy", config(), tmp_path / "parts")
-    driven(stopped, stop_after=5)
+    driven(stopped, stop_at=5)
     assert stopped.steps == 5
     resumed = Run(ToyDenoiser(), cached, "toy", config(), tmp_path / "parts")
     assert not resumed.is_finished and driven(resumed)[0].step == 5
