@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import signal
+import subprocess
 import sys
 import time
 import urllib.parse
@@ -45,7 +46,10 @@ def seconds_to_end(server: Server) -> float:
     """From Ctrl-C to the end of the process."""
     began = time.monotonic()
     server.process.send_signal(signal.SIGINT)
-    server.process.wait(60)
+    try:
+        server.process.wait(60)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"Still there after 60 s; it had written:\n{server.log()}") from None
     return time.monotonic() - began
 
 
