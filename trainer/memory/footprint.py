@@ -123,7 +123,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     block = _Block(model, adapter, work, plan)
     on_device = min(num_again, RAM_BUFFERS) if plan.inputs_in_ram else num_again
     held = on_device * block.inputs + num_again * block.results
-    at_end = num_whole * block.whole + held + (block.working if num_whole else block.again)
+    at_end = num_whole * block.whole + held + max(block.working if num_whole else block.again, _beside(model, work))
     later = held + block.again + gradients * num_whole / model.blocks if num_again else 0
     last = (block.again if num_again else block.whole + block.working) + gradients
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
@@ -191,6 +191,15 @@ def _outside(model: ModelSize) -> float:
     return OUTSIDE + LATENT * model.latent_values + 2 * model.value * model.values_beside
 
 
+def _beside(model: ModelSize, work: Work) -> float:
+    """Bytes of the blocks beside in a forward pass, whose tokens, results and first inputs are freed with it."""
+    if not model.blocks_beside:
+        return 0.0
+    tokens = work.tokens * work.batch_size
+    cast = model.streamed if model.are_cast else 0
+    return 3 * tokens * model.dim * model.value + max(_by_branch(model, tokens, FORWARD).values()) + cast
+
+
 def _by_branch(model: ModelSize, tokens: int, shares: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {branch: tokens * (dims * model.dim + ffns * model.ffn_dim) * model.value
             for branch, (dims, ffns) in shares.items()}
@@ -207,6 +216,8 @@ def _shown(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, w
         return 0
     has_average = optimizer.use_average and (optimizer.ema_decay or optimizer.name == "schedule_free")
     working = max(_by_branch(model, work.shown_tokens, FORWARD).values())
+    if model.blocks_beside:
+        working += 3 * work.shown_tokens * model.dim * model.value
     forward = working + work.shown_tokens * _outside(model)
     average = 4 * adapter.numbers if has_average else 0
     return int(MARGIN * forward) + (model.streamed if model.are_cast else 0) + average
