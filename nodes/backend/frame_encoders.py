@@ -1,4 +1,4 @@
-"""ConditionEncoders for the frames and control clips that models are given: ComfyUI's own nodes, called for each window.
+"""ConditionEncoders for the frames and control clips that models are given: ComfyUI's own nodes, for each window.
 
 So what is trained with is, bit for bit, what those nodes put into CONDITIONING when the same picture is sampled from.
 
