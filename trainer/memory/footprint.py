@@ -123,7 +123,12 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     block = _Block(model, adapter, work, plan)
     on_device = min(num_again, RAM_BUFFERS) if plan.inputs_in_ram else num_again
     held = on_device * block.inputs + num_again * block.results
-    at_end = num_whole * block.whole + held + max(block.working if num_whole else block.again, _beside(model, work))
+    at_end = num_whole * block.whole + held + (block.working if num_whole else block.again)
+    if model.blocks_beside:
+        before_last = (model.blocks_beside - 1) * (model.blocks // model.blocks_beside) + 1
+        whole_then = max(0, before_last - num_again)
+        held_then = held * min(before_last, num_again) / num_again if num_again else 0
+        at_end = max(at_end, whole_then * block.whole + held_then + _beside(model, work))
     later = held + block.again + gradients * num_whole / model.blocks if num_again else 0
     last = (block.again if num_again else block.whole + block.working) + gradients
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
@@ -192,9 +197,10 @@ def _outside(model: ModelSize) -> float:
 
 
 def _beside(model: ModelSize, work: Work) -> float:
-    """Bytes of the blocks beside in a forward pass, whose tokens, results and first inputs are freed with it."""
-    if not model.blocks_beside:
-        return 0.0
+    """Bytes of the blocks beside in a forward pass, whose tokens, results and first inputs are freed with it.
+
+    One runs after every so many blocks, from the first on.
+    """
     tokens = work.tokens * work.batch_size
     cast = model.streamed if model.are_cast else 0
     return 3 * tokens * model.dim * model.value + max(_by_branch(model, tokens, FORWARD).values()) + cast

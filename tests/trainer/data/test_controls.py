@@ -70,7 +70,7 @@ def filled(folder, condition: str = CONTROL, **settings):
 
 def test_files_in_a_folder_of_control_clips_are_no_samples(folder):
     found = scanned(folder)
-    assert names(found) == ["clip.mp4", "still.png"] and not found.rejected and not found.notes
+    assert names(found) == ["clip.mp4", "still.png"] and not found.rejected
     assert sample_of(found, "clip.mp4").control.name == "control/clip.mkv"
     assert sample_of(found, "still.png").control.name == "control/still.webp"
 
