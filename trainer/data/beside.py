@@ -10,12 +10,14 @@ from .folder import Entry
 from .notes import Notes
 
 
-def paired(found: Sequence[Entry], media: Sequence[Entry], name: str, words: str, notes: Notes) -> dict[str, Entry]:
-    """The file of each picture and clip that has one, by the picture's name; notes tell of those without a picture.
+def paired(
+    found: Sequence[Entry], media: Sequence[Entry], name: str, second: str, alone: str, notes: Notes
+) -> dict[str, Entry]:
+    """The file of each picture and clip that has one, by the picture's name.
 
     Args:
         found: files in folders called `name`.
-        words: what such a file is, such as "mask".
+        second, alone: the notes about a second file of a name, and about one without a picture.
     """
     stems = {entry.name: folder.stem_of(_without(entry.name, name)) for entry in found}
     by_stem = {stems[entry.name]: entry for entry in found}
@@ -24,10 +26,7 @@ def paired(found: Sequence[Entry], media: Sequence[Entry], name: str, words: str
     used = {entry.name for entry in belonging.values()}
     for entry in found:
         if entry.name not in used:
-            is_second = stems[entry.name] in pictured.values()
-            notes.add(entry.name, f"a second {words} of that name, which is not used; delete one." if is_second else
-                      f"a {words} without its picture; give both the same name, or rename the folder "
-                      f'"{name}" if these are pictures.')
+            notes.add(entry.name, second if stems[entry.name] in pictured.values() else alone)
     return belonging
 
 

@@ -58,9 +58,11 @@ def read(
         raise UserError(f"{name} has a control clip that cannot be used: {held.fault}")
     if held.digest == own.digest:
         raise UserError(f"{name} is its own control clip, {entry.name} is the same file; make the control clip of it.")
-    if (own.source is None) != (held.source is None):
-        kinds = ("picture", "clip") if own.source is None else ("clip", "picture")
-        raise UserError(f"{name} is a {kinds[0]}, its control clip {entry.name} a {kinds[1]}; use a {kinds[0]}.")
+    if own.source is None and held.source is not None:
+        raise UserError(f"{name} is a picture, its control clip {entry.name} moves; save the frame of it that belongs "
+                        "to the picture.")
+    if own.source is not None and held.source is None:
+        raise UserError(f"{name} is a clip, its control clip {entry.name} a picture; use a clip.")
     if not masks.fits((held.width, held.height), (own.width, own.height)):
         raise UserError(f"{name} is {own.width}x{own.height}, its control clip {entry.name} is "
                         f"{held.width}x{held.height}; make it of the clip's shape.")

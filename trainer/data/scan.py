@@ -136,7 +136,10 @@ def _masks(entries: list[Entry], media: list[Entry], config: DatasetConfig, note
         for entry in found:
             notes.add(entry.name, f'a mask that is not used, since masks is "{config.masks}".')
         return {}
-    return beside.paired(found, media, folder.MASKS, "mask", notes)
+    return beside.paired(
+        found, media, folder.MASKS, "a second mask of that name, which is not used; delete one.",
+        "a mask without its picture; give both the same name, or rename the folder "
+        f'"{folder.MASKS}" if these are pictures.', notes)
 
 
 def _controls(entries: list[Entry], media: list[Entry], config: DatasetConfig, notes: Notes) -> dict[str, Entry]:
@@ -146,7 +149,10 @@ def _controls(entries: list[Entry], media: list[Entry], config: DatasetConfig, n
         for entry in found:
             notes.add(entry.name, f'a control clip that is not used, since condition is "{config.condition}".')
         return {}
-    return beside.paired(found, media, folder.CONTROLS, "control clip", notes)
+    return beside.paired(
+        found, media, folder.CONTROLS, "a second control clip of that name, which is not used; delete one.",
+        "a control clip without its clip; give both the same name, or rename the folder "
+        f'"{folder.CONTROLS}" if these are to be trained on.', notes)
 
 
 def _mask(entry: Entry, facts_of: dict[str, Facts], painted: Entry | None, config: DatasetConfig) -> Mask | None:

@@ -160,7 +160,7 @@ BAD = {
     "still": ("clip.mp4", lambda control: draw(control / "clip.png"),
               "clip.mp4 is a clip, its control clip control/clip.png a picture; use a clip."),
     "clip": ("still.png", lambda control: clips.at_rate(control / "still.mp4", FPS, 32),
-             "still.png is a picture, its control clip control/still.mp4 a clip; use a picture."),
+             "still.png is a picture, its control clip control/still.mp4 moves; save the frame of it that belongs to "),
     "itself": ("still.png", lambda control: shutil.copy(control.parent / "still.png", control / "still.png"),
                "still.png is its own control clip, control/still.png is the same file; make the control clip of it."),
 }
@@ -188,7 +188,7 @@ def test_what_does_not_belong_or_lasts_longer_is_noted(folder):
     without_control(folder, "clip")
     clips.at_rate(folder / "control" / "clip.mp4", 8, 32)
     notes = " ".join(scanned(folder).notes)
-    assert "control/other.webp: a control clip without its picture" in notes
+    assert "control/other.webp: a control clip without its clip" in notes
     assert "clip.mp4: lasts 2.0 s, its control clip 4.0 s; they are read at the same times" in notes
 
 
