@@ -36,7 +36,6 @@ def model_size(
     of_patch = math.prod(network.patch_size)
     image = getattr(network, "img_emb", None)
     positions = getattr(image, "emb_pos", None)
-    values_beside = network.in_dim - network.out_dim + getattr(network, "vace_in_dim", 0)
     linears = [module for module in block.modules() if frozen.is_linear(module)]
     weights = [linear.weight for linear in linears if isinstance(linear.weight, torch.Tensor)]
     are_plain = all(type(weight) in (torch.nn.Parameter, torch.Tensor) and weight.dtype == compute_dtype
@@ -47,7 +46,7 @@ def model_size(
         stored=int(comfy.model_management.module_size(block)),
         block_values=sum(linear.in_features * linear.out_features for linear in linears),
         are_cast=not are_plain or len(weights) < len(linears),
-        latent_values=network.out_dim * of_patch, values_beside=values_beside * of_patch,
+        latent_values=network.out_dim * of_patch, values_beside=(network.in_dim - network.out_dim) * of_patch,
         blocks_beside=len(getattr(network, "vace_blocks", ())),
         image_rows=0 if image is None else CLIP_VISION_ROWS if positions is None else positions.shape[1])
 

@@ -108,7 +108,8 @@ def load(counting: Counting, family: str, size: str, dtype: str, num_blocks: int
         sizes["in_dim_ref_conv"] = wan.latent_channels
     with counting.fake, torch.inference_mode():
         # torch's own layers: with dynamic VRAM ComfyUI's have no weights before they are loaded
-        network = (VaceWanModel if wan.is_vace else WanModel)(**sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
+        kind = VaceWanModel if wan.is_vace else WanModel
+        network = kind(**sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
         state = {key: torch.empty(value.shape, dtype=DTYPES[dtype]) for key, value in network.state_dict().items()}
         del network
         model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[dtype]})

@@ -55,6 +55,9 @@ IMAGE_KEPT, IMAGE_BACKWARD = 2.0, 1.0
 """x dim, in cross-attention, where it attends to an image besides: the result of that and the sum of both, which lies
 in the memory of neither; and a further gradient of the queries."""
 
+BESIDE_READ = 384
+"""Values of a token that blocks beside read: VACE's 96 channels of four latent pixels."""
+
 RECORDED = 4.3
 """x dim, kept in each block, where autograd records what the adapter does: LoKr, LoHa, and dropout."""
 
@@ -203,7 +206,11 @@ def _beside(model: ModelSize, work: Work) -> float:
     """
     tokens = work.tokens * work.batch_size
     cast = model.streamed if model.are_cast else 0
-    return 3 * tokens * model.dim * model.value + max(_by_branch(model, tokens, FORWARD).values()) + cast
+    return tokens * _beside_per_token(model) + max(_by_branch(model, tokens, FORWARD).values()) + cast
+
+
+def _beside_per_token(model: ModelSize) -> int:
+    return (3 * model.dim + BESIDE_READ) * model.value if model.blocks_beside else 0
 
 
 def _by_branch(model: ModelSize, tokens: int, shares: dict[str, tuple[float, float]]) -> dict[str, float]:
@@ -222,8 +229,6 @@ def _shown(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, w
         return 0
     has_average = optimizer.use_average and (optimizer.ema_decay or optimizer.name == "schedule_free")
     working = max(_by_branch(model, work.shown_tokens, FORWARD).values())
-    if model.blocks_beside:
-        working += 3 * work.shown_tokens * model.dim * model.value
-    forward = working + work.shown_tokens * _outside(model)
+    forward = working + work.shown_tokens * (_outside(model) + _beside_per_token(model))
     average = 4 * adapter.numbers if has_average else 0
     return int(MARGIN * forward) + (model.streamed if model.are_cast else 0) + average
