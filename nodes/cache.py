@@ -14,11 +14,11 @@ from ..trainer.encoded.fill import fill
 from ..trainer.encoded.store import Store
 from ..trainer.model.backend import ConditionEncoder
 from ..trainer.model.conditions import CLIP_VISION, KNOWN, TEXT, FirstFrameKnown
-from ..trainer.model.wan21 import IMAGE
+from ..trainer.model.wan21 import CONTROL_CLIP, IMAGE, REFERENCE, VACE_CLIP
 from . import sockets
 from .backend import paths
 from .backend.encoders import CaptionEncoder, WanCodec
-from .backend.frame_encoders import ClipVisionEncoder, ImageEncoder
+from .backend.frame_encoders import ClipVisionEncoder, ControlEncoder, ImageEncoder, ReferenceEncoder, VaceEncoder
 from .page.live import show_text
 from .page.progress_line import ProgressLine
 
@@ -44,8 +44,9 @@ class CacheLatents(io.ComfyNode):
                 io.Boolean.Input("prompt_syntax", default=False, optional=True, tooltip="Off: captions are plain text, "
                                  "as written. On: they are read as prompts, so that (word:1.2) weighs a word and "
                                  "embedding:name loads a file."),
-                io.ClipVision.Input("clip_vision", optional=True, tooltip="For image-to-video of Wan2.1, which needs "
-                                    "it: the CLIP vision you sample with (clip_vision_h.safetensors)."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="For image-to-video and Fun-Control of "
+                                    "Wan2.1, which need it: the CLIP vision you sample with "
+                                    "(clip_vision_h.safetensors)."),
             ],
             outputs=[sockets.Cache.Output(display_name="cache", tooltip="The encoded dataset.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -111,11 +112,14 @@ class PruneCache(io.ComfyNode):
 
 
 def _of_frames(dataset: Manifest, vae, codec: WanCodec, clip_vision) -> dict[str, ConditionEncoder]:
-    """The encoders of the frames that the dataset gives to the model, by kind of condition."""
+    """The encoders of the frames and control clips that the dataset gives to the model, by kind of condition."""
     kinds = dataset.family.kinds(dataset.condition)
     found: dict[str, ConditionEncoder] = {}
     if IMAGE in kinds:
         found[IMAGE.name] = ImageEncoder(vae, codec, dataset.condition)
+    for kind, encoder in ((CONTROL_CLIP, ControlEncoder), (REFERENCE, ReferenceEncoder), (VACE_CLIP, VaceEncoder)):
+        if kind in kinds:
+            found[kind.name] = encoder(vae, codec)
     if CLIP_VISION in kinds and clip_vision is not None:
         found[CLIP_VISION.name] = ClipVisionEncoder(clip_vision, dataset.condition)
     if KNOWN in kinds:

@@ -130,11 +130,12 @@ class DatasetSettings(io.ComfyNode):
                                optional=True, tooltip="What will be trained. Wan2.2 5B has a VAE of its own, 24 frames "
                                "a second and sides that are multiples of 32; all other Wans share their data."),
                 io.Combo.Input("condition", options=list(CONDITIONS), default=NO_FRAME, optional=True,
-                               tooltip="Frames of each clip that the model is given: none for text-to-video, first "
-                               "frame for image-to-video, first and last frame for FLF2V."),
+                               tooltip="What the model is given beside the caption: none for text-to-video, the first "
+                               "frame for image-to-video, first and last frame for FLF2V, or a control clip of the "
+                               "same name in a folder called control, for Fun-Control or VACE."),
                 io.Float.Input("condition_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
-                               tooltip="Share of the visits in which the model is given no frame; 0.1 keeps the LoRA "
-                               "from leaning on the picture alone."),
+                               tooltip="Share of the visits in which the model is given no frame and no control clip; "
+                               "0.1 keeps the LoRA from leaning on the picture alone."),
             ],
             outputs=[sockets.DatasetSettings.Output(display_name="settings", tooltip="For Load Dataset.")],
         )

@@ -49,9 +49,9 @@ def sees_image(block: nn.Module) -> bool:
     return hasattr(block.cross_attn, "k_img")
 
 
-def num_attentions(block: nn.Module) -> int:
-    """How often attention is called in a block."""
-    return 3 if sees_image(block) else 2
+def num_attentions(network: nn.Module, blocks: nn.ModuleList) -> int:
+    """How often attention is called in the network's blocks, those of VACE included, which see no image."""
+    return (3 if sees_image(blocks[0]) else 2) * len(blocks) + 2 * len(getattr(network, "vace_blocks", ()))
 
 
 class WanBlock:
@@ -96,8 +96,8 @@ class WanBlock:
 
     @staticmethod
     def takes(x_BLD: torch.Tensor, e: torch.Tensor) -> bool:
-        """Whether a modulation is (B, F, 6, D): one for each sample, or one for each of F equal parts of its tokens."""
-        return e.dim() == 4 and e.shape[2] == 6 and x_BLD.shape[1] % e.shape[1] == 0
+        """Whether a modulation is (B, 6, D), or (B, F, 6, D): one for each of F equal parts of a sample's tokens."""
+        return e.dim() in (3, 4) and e.shape[-2] == 6 and (e.dim() == 3 or x_BLD.shape[1] % e.shape[1] == 0)
 
     def __call__(
         self, x_BLD: torch.Tensor, e: torch.Tensor, freqs: torch.Tensor, context: torch.Tensor,
@@ -106,7 +106,7 @@ class WanBlock:
         """As WanAttentionBlock.forward.
 
         Args:
-            e: (B, F, 6, D), the modulation by the noise level, with F as `takes` says.
+            e: the modulation by the noise level, as `takes` says.
             freqs: rotation matrices of the positions, see `Rotation`.
             context: text_BKD, with the tokens of an image before it where the block sees one.
             context_img_len: so many.
@@ -120,7 +120,7 @@ class WanBlock:
             modulations=self._modulations(self._number, e, x_BLD.dtype), samples=len(x_BLD),
             rotation=self._rotations(freqs), text_ND=context.flatten(0, 1), attention=attention,
             text_attention=text_attention)
-        if e.shape[1] == 1:
+        if e.dim() == 3 or e.shape[1] == 1:
             return self._lean(x_BLD.contiguous(), inputs)
         # a frame with a noise level of its own is as a sample to norms and gates
         by_level_BLD = x_BLD.contiguous().view(e.shape[0] * e.shape[1], -1, x_BLD.shape[-1])

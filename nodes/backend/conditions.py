@@ -18,8 +18,11 @@ from ...trainer.base.errors import UserError
 from ...trainer.model.conditions import CLIP_VISION_ROWS, CLIP_VISION_WIDTH
 from ...trainer.model.family import ModelFamily
 
-CONCAT, CLIP, KNOWN = "c_concat", "clip_fea", "known"
-"""Names of what `replayed` gives: the first two are those of the network's own arguments."""
+CONCAT, CLIP, REFERENCE, VACE = FOR_NETWORK = ("c_concat", "clip_fea", "reference_latent", "vace_context")
+"""Names of what `replayed` gives: those of the network's own arguments."""
+
+KNOWN = "known"
+"""And one more, which becomes noise levels."""
 
 
 def replayed(
@@ -29,12 +32,15 @@ def replayed(
 
     c_concat_BIFHW: the channels beside the latent, as they are without an image where there is none.
     clip_fea_BLD: hidden states of CLIP vision.
+    reference_latent_BCHW: a frame that comes before the video.
+    vace_context_BnCFHW: n = 1 control clip of 32 channels, and 64 of its mask.
     known_BF, fp32: 1 where a frame is given without noise; left out where no sample has such a frame, since
     ComfyUI then gives one noise level to a sample and not one to each of its frames.
 
     Args:
         model: ComfyUI's BaseModel of the network.
-        conditions: {"image": image_BCFHW, "clip_vision": clip_vision_BLD, "known": known_BF}, as they are in the cache.
+        conditions: {"image": image_BCFHW, "clip_vision": clip_vision_BLD, "known": known_BF, "control": control_BCFHW,
+            "reference": reference_BC1HW, "vace": vace_BCFHW}, as they are in the cache.
         size_FHW: of the latents.
         dtype: in which the network computes.
 
@@ -47,6 +53,10 @@ def replayed(
     if "image" in given:
         options["concat_latent_image"] = given["image"][:, :family.latent_channels].clone()  # it is written into
         options["concat_mask"] = given["image"][:, family.latent_channels:]
+    if "control" in given:
+        options |= _of_fun_control(family, given)
+    if "vace" in given:
+        options["vace_frames"] = [given["vace"]]
     if "clip_vision" in given:
         options["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=given["clip_vision"])
     elif "clip_vision" in kinds:
@@ -56,7 +66,7 @@ def replayed(
     samples = len(conditions["text"])
     noise_BCFHW = torch.zeros(samples, family.latent_channels, *size_FHW)
     found = model.extra_conds(noise=noise_BCFHW, device=noise_BCFHW.device, **options)
-    result = {name: found[name].cond.to(dtype) for name in (CONCAT, CLIP) if name in found}
+    result = {name: found[name].cond.to(dtype) for name in FOR_NETWORK if name in found}
     if "known" in given and given["known"].any():
         result[KNOWN] = given["known"].float()
     return result
@@ -78,13 +88,29 @@ def arguments(
         the arguments by name.
     """
     device = x_BCFHW.device
-    further = {CLIP: conditions[CLIP].to(device)} if CLIP in conditions else {}
+    further = {name: conditions[name].to(device) for name in (CLIP, REFERENCE, VACE) if name in conditions}
+    if VACE in conditions:
+        further["vace_strength"] = [1.0]  # of the control clip, as BaseModel has it by itself
     if KNOWN in conditions:
         unknown_B1F11 = 1 - conditions[KNOWN].to(device)[:, None, :, None, None]
         timestep_B = model.process_timestep(timestep_B, x=x_BCFHW, denoise_mask=unknown_B1F11)
     if CONCAT in conditions:
         x_BCFHW = torch.cat([x_BCFHW, conditions[CONCAT].to(device)], dim=1)
     return x_BCFHW, timestep_B, further
+
+
+def _of_fun_control(family: ModelFamily, given: Mapping[str, torch.Tensor]) -> dict:
+    """Options of extra_conds as WanFunControlToVideo gives them, or Wan22FunControlToVideo where the first frame comes
+    before the video; the former gives no mask, and its model reads none."""
+    control_BCFHW, reference_BC1HW = given["control"], given.get("reference")
+    start_BCFHW = family.denormalize(torch.zeros_like(control_BCFHW))
+    mask_BCFHW = torch.ones_like(control_BCFHW)[:, :4]
+    options = {"concat_mask": mask_BCFHW, "concat_mask_index": family.latent_channels}
+    if reference_BC1HW is not None and any(kind.is_frame for kind in family.conditions):
+        options["reference_latents"] = [reference_BC1HW]
+    elif reference_BC1HW is not None:
+        start_BCFHW[:, :, :1] = reference_BC1HW
+    return options | {"concat_latent_image": torch.cat([control_BCFHW, start_BCFHW], dim=1)}
 
 
 def example(family: ModelFamily, channels: int, size_FHW: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -95,8 +121,10 @@ def example(family: ModelFamily, channels: int, size_FHW: Sequence[int]) -> dict
         size_FHW: of the latent.
     """
     generator = torch.Generator().manual_seed(0)
-    sizes = {"text": (1, 8, family.text_width), "image": (1, channels - family.latent_channels, *size_FHW),
-             "clip_vision": (1, CLIP_VISION_ROWS, CLIP_VISION_WIDTH)}
+    own, sides = family.latent_channels, size_FHW[1:]
+    sizes = {"text": (1, 8, family.text_width), "image": (1, channels - own, *size_FHW),
+             "clip_vision": (1, CLIP_VISION_ROWS, CLIP_VISION_WIDTH), "control": (1, own, *size_FHW),
+             "reference": (1, own, 1, *sides), "vace": (1, 2 * own, *size_FHW)}
     kinds = [kind.name for kind in family.conditions]
     found = {kind: torch.randn(sizes[kind], generator=generator) for kind in kinds if kind in sizes}
     if "known" in kinds:

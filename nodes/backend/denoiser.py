@@ -27,7 +27,7 @@ from ...trainer.memory.plan import Plan
 from ...trainer.memory.sizes import ModelSize
 from ...trainer.model import text_padding
 from . import attention, block, carried, embedding, frozen, quantised_linear, self_test, space
-from .conditions import arguments, example, replayed
+from .conditions import REFERENCE, arguments, example, replayed
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
@@ -249,12 +249,14 @@ class ComfyDenoiser:
         All are in the compute dtype, as ComfyUI casts them in sampling, and on the CPU. Zero rows at the end of the
         text are padding.
         """
+        rest = replayed(self._patcher.model, self.family, conditions, size_FHW, self.compute_dtype)
+        patch_FHW = self.family.patch_FHW
+        seen_FHW = size_FHW[0] + patch_FHW[0] * (REFERENCE in rest), *size_FHW[1:]
         # the network pads sides that its patch size does not divide
-        num_tokens = math.prod(-(-side // patch) for side, patch in zip(size_FHW, self.family.patch_FHW, strict=True))
+        num_tokens = math.prod(-(-side // patch) for side, patch in zip(seen_FHW, patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
             conditions["text"].cpu(), self.compute_dtype, self.family.text_length, other_than=num_tokens,
             numbers_are_few=text_padding.are_numbers_few(self.device))
-        rest = replayed(self._patcher.model, self.family, conditions, size_FHW, self.compute_dtype)
         return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK, **rest}
 
     def velocity(
@@ -278,7 +280,7 @@ class ComfyDenoiser:
                 x_BCFHW, timestep, context=conditions["text"].to(self.device),
                 # a fresh dict: the model writes into it
                 transformer_options={block.OVERRIDE: attended}, **further)
-        attention.check_calls(attended, block.num_attentions(self._blocks[0]) * len(self._blocks), self._module)
+        attention.check_calls(attended, block.num_attentions(self._network, self._blocks), self._module)
         return velocity_BCFHW.float()
 
 

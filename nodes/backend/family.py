@@ -19,6 +19,10 @@ NO_IMAGE, ONE, TWO = "no image embedding", "the embedding of one image", "the em
 """What a network has for CLIP vision: nothing, an img_emb, or an img_emb with positions for two images (emb_pos)."""
 
 
+VACE_CHANNELS = 96
+"""That the further blocks of VACE take: two latents, and a mask of 8 x 8."""
+
+
 class Form(NamedTuple):
     """What tells the networks of Wan's plain class apart."""
 
@@ -36,18 +40,21 @@ _TRAINED = {
     Form(16, 36, TWO): "Wan2.1 FLF2V",
     Form(16, 36, NO_IMAGE): "Wan2.2 I2V",
     Form(48, 48, NO_IMAGE): "Wan2.2 5B",
+    Form(16, 48, ONE): "Wan2.1 Fun-Control",
+    Form(16, 52, NO_IMAGE): "Wan2.2 Fun-Control",
 }
+
+_WITH_REFERENCE = ("Wan2.1 Fun-Control", "Wan2.2 Fun-Control")
+"""Whose networks may have a ref_conv. ComfyUI's node for Wan2.1's gives it nothing."""
 
 _OTHERS = {
     Form(16, 32, NO_IMAGE): "Wan Fun-Camera",
-    Form(16, 48, ONE): "Wan2.1 Fun-Control",
-    Form(16, 52, NO_IMAGE): "Wan2.2 Fun-Control",
     Form(48, 100, NO_IMAGE): "Wan2.2 Fun-InP 5B",
     Form(48, 148, NO_IMAGE): "Wan2.2 Fun-Control 5B",
 }
 
 _CLASSES = {
-    "VaceWanModel": "Wan VACE", "CameraWanModel": "Wan Fun-Camera", "WanModel_S2V": "Wan2.2 S2V",
+    "VaceWanModel": "a variant of Wan VACE", "CameraWanModel": "Wan Fun-Camera", "WanModel_S2V": "Wan2.2 S2V",
     "AnimateWanModel": "Wan2.2 Animate", "WanAnimate2Model": "Wan Animate 2", "HumoWanModel": "HuMo",
     "CausalWanModel": "a causal Wan, which makes a video frame by frame", "WanDancerModel": "Wan2.2 WanDancer",
     "SCAILWanModel": "Wan SCAIL", "SCAIL2WanModel": "Wan SCAIL 2", "WAN21_FlowRVS": "Wan FlowRVS",
@@ -71,12 +78,22 @@ def family_of(model) -> ModelFamily:
             f"The model is a {type(model.model).__name__}, not Wan; load a text-to-video or image-to-video model of "
             "Wan2.1 or Wan2.2.")
     form = _form(model)
-    has_own_way = (type(network) is not comfy.ldm.wan.model.WanModel or type(model.model).__name__ not in _PLAIN
-                   or getattr(network, "ref_conv", None) is not None)
-    if has_own_way or form not in _TRAINED:
-        raise UserError(f"The model is {_what(model, form)}; this version trains text-to-video and image-to-video of "
-                        "Wan2.1 and Wan2.2 only.")
-    return families.named(_TRAINED[form])
+    name = _TRAINED.get(form, "")
+    if _is_vace(model, form):
+        name = "Wan2.1 VACE"
+    elif type(network) is not comfy.ldm.wan.model.WanModel or type(model.model).__name__ not in _PLAIN or (
+            name not in _WITH_REFERENCE and getattr(network, "ref_conv", None) is not None):
+        name = ""
+    if not name:
+        raise UserError(f"The model is {_what(model, form)}; this version trains text-to-video, image-to-video, "
+                        "Fun-Control and VACE of Wan2.1 and Wan2.2 only.")
+    return families.named(name)
+
+
+def _is_vace(model, form: Form) -> bool:
+    network = model.model.diffusion_model
+    return (type(network) is comfy.ldm.wan.model.VaceWanModel and type(model.model).__name__ == "WAN21_Vace"
+            and form == Form(16, 16, NO_IMAGE) and network.vace_in_dim == VACE_CHANNELS)
 
 
 def _form(model) -> Form:

@@ -29,7 +29,7 @@ class Modulations:
         """Of self-attention and of the feed-forward branch of a block, given by its number.
 
         Args:
-            e: (B, F, 6, D), for each of F parts of a sample; the same tensor for all blocks of a step.
+            e: (B, 6, D), or (B, F, 6, D) for each of F parts of a sample; the same tensor for all blocks of a step.
         """
         of_block = self._all(e, dtype)[number].split(1, dim=1)
         return Modulation(*of_block[:3]), Modulation(*of_block[3:])
@@ -37,6 +37,6 @@ class Modulations:
     def _of_all(self, e: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         own_n16D = torch.stack([comfy.model_management.cast_to(block.modulation, dtype=dtype, device=e.device)
                                 for block in self._blocks])
-        all_nB6D = own_n16D + e.flatten(0, 1)
+        all_nB6D = own_n16D + e.flatten(0, -3)
         all_nB6D[:, :, 1::3] += 1  # the scales
         return all_nB6D.unbind()

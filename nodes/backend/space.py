@@ -47,6 +47,7 @@ def model_size(
         block_values=sum(linear.in_features * linear.out_features for linear in linears),
         are_cast=not are_plain or len(weights) < len(linears),
         latent_values=network.out_dim * of_patch, values_beside=(network.in_dim - network.out_dim) * of_patch,
+        blocks_beside=len(getattr(network, "vace_blocks", ())),
         image_rows=0 if image is None else CLIP_VISION_ROWS if positions is None else positions.shape[1])
 
 

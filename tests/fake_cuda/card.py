@@ -96,15 +96,20 @@ def load(counting: Counting, family: str, size: str, dtype: str, num_blocks: int
         num_blocks: in place of the size's own number; 0 for that.
     """
     import comfy.sd
-    from comfy.ldm.wan.model import WanModel
+    from comfy.ldm.wan.model import VaceWanModel, WanModel
 
     wan = WANS[family]
     sizes = SIZES[size] | ({"num_layers": num_blocks} if num_blocks else {})
     sizes |= {"model_type": "t2v" if wan.image_tokens == 0 else "i2v", "in_dim": wan.in_dim,
               "out_dim": wan.latent_channels, "flf_pos_embed_token_number": wan.image_tokens or None}
+    if wan.is_vace:
+        sizes |= {"vace_layers": max(1, sizes["num_layers"] // 2), "vace_in_dim": 96}
+    if wan.has_ref_conv:
+        sizes["in_dim_ref_conv"] = wan.latent_channels
     with counting.fake, torch.inference_mode():
         # torch's own layers: with dynamic VRAM ComfyUI's have no weights before they are loaded
-        network = WanModel(**sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
+        kind = VaceWanModel if wan.is_vace else WanModel
+        network = kind(**sizes, dtype=DTYPES[dtype], device="cpu", operations=torch.nn)
         state = {key: torch.empty(value.shape, dtype=DTYPES[dtype]) for key, value in network.state_dict().items()}
         del network
         model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[dtype]})

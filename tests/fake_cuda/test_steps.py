@@ -55,7 +55,13 @@ IMAGE = {
         ("Wan2.2 I2V", "14b", WIDE_CLIP), ("Wan2.2 5B", "tiny", "4,32,32"), ("Wan2.2 5B", "5b", "9,44,80"))
     for plan in ("block", "branch", "whole")
 }
-"""Of models that are given frames; 9,44,80 are 33 frames of 1280 x 704 of 5B, whose first has a level of its own."""
+IMAGE |= {
+    "VACE": Case(family="Wan2.1 VACE", size="14b", blocks=4, latent=WIDE_CLIP, plan="whole"),
+    "VACE, again": Case(family="Wan2.1 VACE", size="1.3b", blocks=4, latent=WIDE_CLIP),
+    "Fun-Control still": Case(family="Wan2.2 Fun-Control", size="14b", blocks=3),
+}
+"""Of models that are given frames or control clips; 9,44,80 are 33 frames of 1280 x 704 of 5B, whose first has a level
+of its own."""
 
 MORE = {
     "1.3b without checkpointing": Case(plan="whole"),

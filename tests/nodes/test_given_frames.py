@@ -8,6 +8,7 @@ import torch
 from wantune.tests.support import clips, frame_models, tools
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.encoded.batches import read_batch
+from wantune.trainer.encoded.store import read_tensor
 from wantune.trainer.model.wan21 import WAN21_I2V
 from wantune.trainer.model.wan22 import WAN22_5B
 
@@ -71,6 +72,23 @@ def test_image_to_video_of_wan21_is_cached_with_its_first_frames_and_clip_vision
             torch.testing.assert_close(given, batch.latent_BCFHW, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("condition", "sizes"), [
+    ("control clip and first frame", {"control": (16, 2), "reference": (16, 1), "clip_vision": (257, 1280)}),
+    ("VACE control clip", {"vace": (32, 2)})])
+def test_control_clips_are_cached_beside_their_clips(nodes, folder, tmp_path, condition, sizes):
+    clips.at_rate(tmp_path / "data" / "clip.mov", 30, 45, picture=lambda number: 255 - clips.numbered(number))
+    (folder / "control").mkdir()
+    (folder / "clip.mov").rename(folder / "control" / "clip.mov")
+    dataset = loaded(nodes, folder, {"condition": condition})
+    assert [rejection.reason for rejection in dataset.rejected] == [
+        "astronaut.png has no control clip; put one of the same name into a folder control beside it."]
+    vision = frame_models.clip_vision(tmp_path) if "clip_vision" in sizes else None
+    cached, _ = encoded(nodes, dataset, tools.load_vae(), clip_vision=vision)
+    assert cached.kinds == {"text", *sizes}
+    paths = cached.samples[0].visit(0).condition_paths
+    assert {kind: tuple(read_tensor(paths[kind]).shape[:2]) for kind in sizes} == sizes
+
+
 def test_5b_is_cached_with_its_own_vae_and_what_is_known(nodes, folder):
     dataset = loaded(nodes, folder, {"model": FIVE, "condition": "first frame"})
     assert all(side % 32 == 0 for each in dataset.samples for side in (each.bucket.width, each.bucket.height))
@@ -110,4 +128,6 @@ def test_what_a_model_does_not_take_is_told_before_anything_runs(nodes):
     assert check(model=FIVE, condition="first frame", condition_dropout=0.1) is True
     assert check(model=FIVE, condition="first and last frame") == (
         'condition is "first and last frame"; Wan2.2 5B takes none or first frame.')
+    assert check(model=FIVE, condition="control clip") == (
+        'condition is "control clip"; Wan2.2 5B takes none or first frame.')
     assert check(condition_dropout=2.0) == "condition_dropout is 2.0; choose 0 to 1, for example 0.1."

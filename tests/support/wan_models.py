@@ -23,11 +23,10 @@ class Wan:
     """As random_models.dit_weights takes it, with None for one image."""
     kind: str = "WAN21_T2V"
     """ComfyUI's class, in comfy/supported_models.py."""
-
-    @property
-    def latent_channels(self) -> int:
-        """Of its latents, which it predicts."""
-        return 48 if self.in_dim == 48 else 16
+    latent_channels: int = 16
+    """Of its latents, which it predicts."""
+    has_ref_conv: bool = False
+    is_vace: bool = False
 
 
 WANS = {
@@ -35,10 +34,16 @@ WANS = {
     "Wan2.1 I2V": Wan(in_dim=36, image_tokens=None, kind="WAN21_I2V"),
     "Wan2.1 FLF2V": Wan(in_dim=36, image_tokens=514, kind="WAN21_I2V"),
     "Wan2.2 I2V": Wan(in_dim=36),
-    "Wan2.2 5B": Wan(in_dim=48, kind="WAN22_T2V"),
+    "Wan2.2 5B": Wan(in_dim=48, kind="WAN22_T2V", latent_channels=48),
+    "Wan2.1 Fun-Control": Wan(in_dim=48, image_tokens=None, kind="WAN21_FunControl2V"),
+    "Wan2.2 Fun-Control": Wan(in_dim=52, has_ref_conv=True),
+    "Wan2.1 VACE": Wan(kind="WAN21_Vace", is_vace=True),
 }
 
 NAMES = tuple(WANS)
+
+CONTROLLED = ("Wan2.1 Fun-Control", "Wan2.2 Fun-Control", "Wan2.1 VACE")
+"""Those that take control clips."""
 
 
 def family(name: str):
@@ -58,7 +63,27 @@ def state_dict(
         device: "meta" for names and shapes alone.
     """
     wan, weights = WANS[name], random_models.Weights(seed, dtype, device)
-    return random_models.dit_weights(dim, ffn_dim, layers, wan.in_dim, text_dim, weights, wan.image_tokens).tensors
+    is_control = wan.in_dim not in (16, 36, wan.latent_channels)
+    random_models.dit_weights(
+        dim, ffn_dim, layers, 36 if is_control else wan.in_dim, text_dim, weights, wan.image_tokens)
+    if is_control:
+        weights.layer("patch_embedding", dim, wan.in_dim, (1, 2, 2))
+    if wan.has_ref_conv:
+        weights.layer("ref_conv", dim, wan.latent_channels, (2, 2))
+    if wan.is_vace:
+        _add_vace(weights, dim, ffn_dim, {40: 8, 30: 15}.get(layers, layers), seed)
+    return weights.tensors
+
+
+def _add_vace(weights: random_models.Weights, dim: int, ffn_dim: int, layers: int, seed: int) -> None:
+    """The further blocks: 15 of the 1.3B model's 30, 8 of 14B's 40."""
+    further = random_models.Weights(seed + 1, weights.dtype, weights.device)
+    random_models.dit_weights(dim, ffn_dim, layers, 16, 8, further)
+    weights.tensors |= {f"vace_{key}": value for key, value in further.tensors.items() if key.startswith("blocks.")}
+    weights.layer("vace_patch_embedding", dim, 96, (1, 2, 2))
+    weights.layer("vace_blocks.0.before_proj", dim, dim)
+    for number in range(layers):
+        weights.layer(f"vace_blocks.{number}.after_proj", dim, dim)
 
 
 def write(name: str, path: Path, **sizes) -> Path:
@@ -104,6 +129,9 @@ def conditions(name: str, size_FHW: tuple[int, int, int], samples: int = 1, seed
     if "clip_vision" in kinds:
         tokens = 514 if name == "Wan2.1 FLF2V" else 257
         found["clip_vision"] = torch.randn(samples, tokens, random_models.CLIP_VISION_DIM, generator=generator)
+    for kind, channels, length in (("control", 16, frames), ("reference", 16, 1), ("vace", 32, frames)):
+        if kind in kinds:
+            found[kind] = torch.randn(samples, channels, length, rows, columns, generator=generator)
     if "known" in kinds:
         found["known"] = (torch.arange(frames) == 0).float().expand(samples, -1) * (frames > 1)
     return found

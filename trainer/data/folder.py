@@ -22,6 +22,9 @@ FORMATS = "jpg, png, webp, avif, bmp, tiff, gif, mp4, mov, mkv, webm or avi"
 MASKS = "masks"
 """Name of the folders that hold masks."""
 
+CONTROLS = "control"
+"""Name of the folders that hold control clips."""
+
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Of a file that holds the caption of one picture or clip, the one that counts first; .caption is kohya's default."""
 
@@ -72,12 +75,20 @@ class Entry:
     @property
     def is_media(self) -> bool:
         """Whether it is a picture or clip to train on, by its name."""
-        return self.suffix in SUFFIXES and not self.is_mask
+        return self.suffix in SUFFIXES and not self.is_mask and not self.is_control
 
     @property
     def is_mask(self) -> bool:
         """Whether it lies in a folder of masks."""
-        return MASKS in (part.lower() for part in PurePosixPath(self.name).parts[:-1])
+        return self._is_in(MASKS)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it lies in a folder of control clips."""
+        return self._is_in(CONTROLS) and not self.is_mask
+
+    def _is_in(self, name: str) -> bool:
+        return name in (part.lower() for part in PurePosixPath(self.name).parts[:-1])
 
     @property
     def repeats(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.errors import UserError, content_hash
@@ -11,6 +11,7 @@ from ..base.files import Stamp
 from ..model.family import ModelFamily
 from ..settings.data import NO_FRAME, DatasetConfig
 from .buckets import Bucket
+from .controls import Control
 from .masks import Mask
 from .windows import Source
 
@@ -48,9 +49,11 @@ class Sample:
     caption_dropout: float = 0.0
     """Share of its visits in which it has an empty caption."""
     condition: str = NO_FRAME
-    """Which of its frames are given to the model (settings.data.CONDITIONS)."""
+    """What is given to the model beside its captions (settings.data.CONDITIONS)."""
     condition_dropout: float = 0.0
     """Share of its visits in which none is given."""
+    control: Control | None = None
+    """Read in the same windows as it is itself."""
 
     @property
     def content(self) -> list:
@@ -66,8 +69,18 @@ class Sample:
 
     @property
     def _given(self) -> list:
-        """Likewise empty where no frame is given."""
-        return [] if self.condition == NO_FRAME else [self.condition, self.condition_dropout]
+        """Likewise empty where nothing is given."""
+        given = [] if self.condition == NO_FRAME else [self.condition, self.condition_dropout]
+        if self.control is None:
+            return given
+        return [*given, self.control.digest, self.control.background, *self.controlling.treatment]
+
+    @property
+    def controlling(self) -> Sample:
+        """The sample with its control clip in place of the picture or clip itself."""
+        its = self.control
+        return replace(self, path=its.path, name=its.name, digest=its.digest, stamp=its.stamp, source=its.source,
+                       background=its.background, reading=its.reading, mask=None, control=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,7 @@ class Manifest:
 
     @property
     def condition(self) -> str:
-        """Which frames are given to the model, the same for all samples."""
+        """What is given to the model beside captions, the same for all samples."""
         return self.samples[0].condition
 
     @property

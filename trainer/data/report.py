@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ..base.errors import printable
-from ..model.wan21 import IMAGE
+from ..model.conditions import ConditionKind
+from ..model.wan21 import CONTROL_CLIP, IMAGE, VACE_CLIP
 from .captions import estimate_tokens, has_trigger
 from .manifest import Manifest, Rejection, Sample
 
 MIB = 2**20
+
+_LATENTS: tuple[tuple[ConditionKind, int], ...] = ((IMAGE, 1), (CONTROL_CLIP, 1), (VACE_CLIP, 2))
+"""As many latents as a kind of condition is as large as."""
 
 
 def text(manifest: Manifest, max_files: int | None = None) -> str:
@@ -63,13 +67,14 @@ def left_out(rejected: Iterable[Rejection]) -> list[dict]:
 
 def expected_bytes(manifest: Manifest) -> int:
     """Estimated bytes of the cache on disk: fp32 latents exactly, 16-bit captions by their estimated tokens; images
-    that are given count as one more latent, CLIP vision not at all."""
+    and control clips that are given count as further latents, CLIP vision not at all."""
     samples = [*manifest.samples, *manifest.held_out]
     latents = {(sample.digest, sample.bucket, start, sample.background)
                for sample in samples for start in sample.starts}
     texts = {caption for sample in samples for caption in sample.captions}
     family = manifest.family
-    videos = 2 if IMAGE in family.kinds(manifest.condition) else 1
+    kinds = family.kinds(manifest.condition)
+    videos = 1 + sum(count for kind, count in _LATENTS if kind in kinds)
     return (videos * sum(family.num_tokens(bucket) * family.values_per_token * 4 for _, bucket, _, _ in latents)
             + sum(estimate_tokens(caption) * family.text_width * 2 for caption in texts))
 
@@ -119,7 +124,8 @@ def _line(sample: Sample) -> str:
     mask = f", mask {'alpha' if sample.mask.is_alpha else sample.mask.name}" if sample.mask else ""
     captions = " or ".join(f'"{caption}"' for caption in dict.fromkeys(sample.captions))
     trigger = {True: ", trigger word in it", False: ", without the trigger word", None: ""}[_trigger_present(sample)]
-    return f"{cut}, x{sample.repeats}{mask}, {captions}{trigger}"
+    control = f", control clip {sample.control.name}" if sample.control else ""
+    return f"{cut}, x{sample.repeats}{mask}{control}, {captions}{trigger}"
 
 
 def _file(samples: list[Sample], is_held_out: bool, more: Callable[[Sample], dict]) -> dict:
@@ -139,6 +145,7 @@ def _file(samples: list[Sample], is_held_out: bool, more: Callable[[Sample], dic
         "captions": list(dict.fromkeys(sample.captions)),
         "trigger_present": _trigger_present(sample),
         "mask": sample.mask.name if sample.mask else None,
+        "control": sample.control.name if sample.control else None,
         "alpha_color": sample.background or None,
     }
 

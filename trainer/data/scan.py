@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..base.errors import UserError, content_hash
 from ..base.remembered import Remembered
@@ -14,8 +14,8 @@ from ..base.threads import DaemonPool
 from ..model import families
 from ..model.conditions import KNOWN
 from ..model.family import ModelFamily
-from ..settings.data import BOTH_ENDS, NO_FRAME, DatasetConfig
-from . import buckets, captions, facts, folder, masks, pictures, windows
+from ..settings.data import BOTH_ENDS, CONTROL, CONTROLLED, NO_FRAME, VACE, DatasetConfig
+from . import beside, buckets, captions, controls, facts, folder, masks, pictures, windows
 from .buckets import Bucket
 from .caption_files import CaptionFiles
 from .facts import Facts
@@ -84,14 +84,18 @@ def scanning(
     texts.check()
     folder.note_repeats(media, notes)
     painted = _masks(entries, media, config, notes)
-    facts_of = yield from _probe([*media, *painted.values()], config, memory, is_all=may_read is None)
+    controlled = _controls(entries, media, config, notes)
+    facts_of = yield from _probe([*media, *painted.values(), *controlled.values()], config, memory,
+                                 is_all=may_read is None)
     samples, rejected = [], []
     for entry in media:
         try:
             found = texts.read(entry)  # first: a caption of a file that is left out is not unused
             mask = _mask(entry, facts_of, painted.get(entry.name), config)
             written = captions.finished(found, entry, config, family, notes)
-            samples += _samples(entry, facts_of[entry.name], mask, written, config, family, notes)
+            control = controlled.get(entry.name)
+            samples += _samples(entry, facts_of[entry.name], mask, control and (control, facts_of[control.name]),
+                                written, config, family, notes)
         except UserError as error:
             rejected.append(Rejection(entry.path, entry.name, str(error)))
     rejected += [Rejection(entry.path, entry.name, f"{entry.name} is no picture and no clip; use {folder.FORMATS}.")
@@ -132,25 +136,23 @@ def _masks(entries: list[Entry], media: list[Entry], config: DatasetConfig, note
         for entry in found:
             notes.add(entry.name, f'a mask that is not used, since masks is "{config.masks}".')
         return {}
-    stems = {entry.name: folder.stem_of(_without_masks(entry.name)) for entry in found}
-    by_stem = {stems[entry.name]: entry for entry in found}
-    pictured = {entry.name: folder.stem_of(entry.name) for entry in media}
-    masked = {name: by_stem[stem] for name, stem in pictured.items() if stem in by_stem}
-    used = {entry.name for entry in masked.values()}
-    for entry in found:
-        if entry.name not in used:
-            is_second = stems[entry.name] in pictured.values()
-            notes.add(entry.name, "a second mask of that name, which is not used; delete one." if is_second else
-                      "a mask without its picture; give both the same name, or rename the folder "
-                      f'"{folder.MASKS}" if these are pictures.')
-    return masked
+    return beside.paired(
+        found, media, folder.MASKS, "a second mask of that name, which is not used; delete one.",
+        "a mask without its picture; give both the same name, or rename the folder "
+        f'"{folder.MASKS}" if these are pictures.', notes)
 
 
-def _without_masks(name: str) -> str:
-    """The path without the folder of masks in it."""
-    parts = PurePosixPath(name).parts
-    level = next(i for i, part in enumerate(parts) if part.lower() == folder.MASKS)
-    return "/".join(parts[:level] + parts[level + 1:])
+def _controls(entries: list[Entry], media: list[Entry], config: DatasetConfig, notes: Notes) -> dict[str, Entry]:
+    """Likewise its control clip."""
+    found = [entry for entry in entries if entry.is_control and entry.suffix in folder.SUFFIXES]
+    if config.condition not in CONTROLLED:
+        for entry in found:
+            notes.add(entry.name, f'a control clip that is not used, since condition is "{config.condition}".')
+        return {}
+    return beside.paired(
+        found, media, folder.CONTROLS, "a second control clip of that name, which is not used; delete one.",
+        "a control clip without its clip; give both the same name, or rename the folder "
+        f'"{folder.CONTROLS}" if these are to be trained on.', notes)
 
 
 def _mask(entry: Entry, facts_of: dict[str, Facts], painted: Entry | None, config: DatasetConfig) -> Mask | None:
@@ -171,8 +173,8 @@ def _mask(entry: Entry, facts_of: dict[str, Facts], painted: Entry | None, confi
 
 
 def _samples(
-    entry: Entry, held: Facts, mask: Mask | None, written: tuple[str, ...], config: DatasetConfig,
-    family: ModelFamily, notes: Notes,
+    entry: Entry, held: Facts, mask: Mask | None, controlling: tuple[Entry, Facts] | None, written: tuple[str, ...],
+    config: DatasetConfig, family: ModelFamily, notes: Notes,
 ) -> list[Sample]:
     """The samples of one file, at each resolution it is large enough for: a picture, or windows of a video."""
     cuts = [windows.Cut(1, (0,))]
@@ -181,8 +183,11 @@ def _samples(
         cuts = windows.cut(config.extraction, num_frames, config.frame_buckets, held.digest)
         if not cuts:
             raise UserError(_too_short(entry.name, num_frames, config.frame_buckets, family))
-    elif config.condition != NO_FRAME:
+    elif config.condition not in (NO_FRAME, CONTROL, VACE):
         _check_still(entry.name, config.condition, family, notes)
+    control = None
+    if config.condition in CONTROLLED:
+        control = controls.read(entry.name, held, controlling, cuts, config, family, notes)
     if held.pages > 1:
         notes.add(entry.name, f"holds {held.pages} pages; the first is used.")
     for remark in held.remarks:
@@ -194,7 +199,7 @@ def _samples(
                stamp=held.stamp, bucket=bucket, repeats=entry.repeats or config.num_repeats, source=held.source,
                starts=cut.starts, background=config.background if held.is_layered else "", mask=mask,
                reading=held.reading, caption_dropout=config.caption_dropout, condition=config.condition,
-               condition_dropout=config.condition_dropout)
+               condition_dropout=config.condition_dropout, control=control)
         for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, family, notes)
     ]
 
@@ -273,4 +278,7 @@ def _nothing_usable(root: Path, rejected: list[Rejection], config: DatasetConfig
         is_strict = config.caption_fallback == "leave out"
         other = "choose another caption_fallback" if is_strict else "set trigger_word to caption all of them with it"
         return f"No file in {root} has a caption; write a .txt file of the same name beside each, or {other}."
+    if rejected and all("has no control clip" in rejection.reason for rejection in rejected):
+        return (f"No file in {root} has a control clip; put one of the same name for each into a folder "
+                f'{folder.CONTROLS} beside them, or choose another condition than "{config.condition}".')
     return f"No file in {root} can be used: {reasons}{more}"

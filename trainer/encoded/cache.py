@@ -16,7 +16,7 @@ from types import MappingProxyType
 from ..base.errors import content_hash
 from ..data.buckets import Bucket
 from ..data.manifest import Rejection, Sample
-from ..model.conditions import CAPTION, SIZE, WINDOW, ConditionKind
+from ..model.conditions import CAPTION, CONTROLLING, SIZE, WINDOW, ConditionKind
 from ..model.family import ModelFamily
 from ..settings.data import NO_FRAME
 from .store import Store
@@ -102,7 +102,7 @@ class CachedDataset:
     former_digest: str = ""
     """The digest of earlier versions, which depends on the order of names."""
     condition: str = NO_FRAME
-    """Which frames are given to the model (settings.data.CONDITIONS)."""
+    """What is given to the model beside captions (settings.data.CONDITIONS)."""
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -135,8 +135,8 @@ def locate(
 
     def window_paths(sample: Sample, start: int) -> dict[str, Path]:
         return {kind.name: store.path(kind.folder, content_hash(
-                    VERSION, *_name(kind), *_window(sample, start, encoder_ids[kind.name])))
-                for kind in kinds_of(sample, encoder_ids) if kind.source == WINDOW}
+                    VERSION, *_name(kind), *_window(shown_to(kind, sample), start, encoder_ids[kind.name])))
+                for kind in kinds_of(sample, encoder_ids) if kind.source in (WINDOW, CONTROLLING)}
 
     def size_paths(sample: Sample) -> dict[str, Path]:
         size_FHW = sample.family.latent_size(sample.bucket)
@@ -166,6 +166,11 @@ def locate(
 def kinds_of(sample: Sample, encoders: Collection[str]) -> list[ConditionKind]:
     """The conditions of a sample for which there is an encoder."""
     return [kind for kind in sample.family.kinds(sample.condition) if kind.name in encoders]
+
+
+def shown_to(kind: ConditionKind, sample: Sample) -> Sample:
+    """The sample whose pixels a kind of condition is made from: itself, or its control clip."""
+    return sample.controlling if kind.source == CONTROLLING else sample
 
 
 def _name(kind: ConditionKind) -> tuple[str, ...]:

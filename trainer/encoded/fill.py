@@ -21,7 +21,7 @@ from ..data import masks, pictures, video
 from ..data.manifest import Manifest, Rejection, Sample
 from ..model.backend import ConditionEncoder, LatentCodec
 from ..model.conditions import CAPTION, SIZE, TEXT, ConditionKind
-from .cache import CachedDataset, CachedSample, kinds_of, locate
+from .cache import CachedDataset, CachedSample, kinds_of, locate, shown_to
 from .store import Store
 
 READERS = min(8, os.cpu_count() or 1)
@@ -186,7 +186,7 @@ def _condition_jobs(kind: ConditionKind, located: Located, encoder: ConditionEnc
         return _size_jobs(kind, located, encoder)
     if kind.source != CAPTION:
         return _window_jobs(kind.folder, located, lambda cached, number: cached.windows[number][kind.name], encoder,
-                            f"the encoder of {kind.name}")
+                            f"the encoder of {kind.name}", lambda sample: shown_to(kind, sample))
 
     def encode(caption: str) -> torch.Tensor:
         return _compact(_finite(encoder.encode(caption), f'the {kind.name} encoder gave for "{caption}"'))
@@ -201,17 +201,22 @@ def _latent_jobs(located: Located, codec: LatentCodec) -> list[Job]:
 
 def _window_jobs(
     kind: str, located: Located, path_of: Callable[[CachedSample, int], Path],
-    encoder: LatentCodec | ConditionEncoder, title: str,
+    encoder: LatentCodec | ConditionEncoder, title: str, shown: Callable[[Sample], Sample] = lambda sample: sample,
 ) -> list[Job]:
-    """One job for each cache file that is made from pixels; samples may share one."""
+    """One job for each cache file that is made from pixels; samples may share one.
+
+    Args:
+        shown: whose pixels they are.
+    """
     jobs = {}
     for sample, cached in located:
+        seen = shown(sample)
         for number, start in enumerate(sample.starts):
             path = path_of(cached, number)
             jobs[path] = Job(
                 kind, sample.name, path, sample.family.num_tokens(sample.bucket),
-                lambda sample=sample, start=start: _pixels(sample, start),
-                lambda pixels, name=sample.name: _finite(encoder.encode(pixels), f"{title} gave for {name}"),
+                lambda seen=seen, start=start: _pixels(seen, start),
+                lambda pixels, name=seen.name: _finite(encoder.encode(pixels), f"{title} gave for {name}"),
                 sample.path)
     return list(jobs.values())
 

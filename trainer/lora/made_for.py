@@ -69,7 +69,7 @@ def base_model(family: str, sizes: Mapping[str, tuple[int, int]], file: str = ""
             return described.removesuffix(_SAME_SHAPES).replace("Wan 14B", "Wan2.1 14B", 1)
         return described + said
     words = described.split(" (")[0]
-    size = {1536: "1.3B", 5120: "A14B" if family == "Wan2.2 I2V" else "14B"}.get(width)
+    size = {1536: "1.3B", 5120: "A14B" if family in ("Wan2.2 I2V", "Wan2.2 Fun-Control") else "14B"}.get(width)
     if size is None:
         words = words.replace("a Wan model", f"a {family} model", 1)
     else:

@@ -55,6 +55,9 @@ IMAGE_KEPT, IMAGE_BACKWARD = 2.0, 1.0
 """x dim, in cross-attention, where it attends to an image besides: the result of that and the sum of both, which lies
 in the memory of neither; and a further gradient of the queries."""
 
+BESIDE_READ = 384
+"""Values of a token that blocks beside read: VACE's 96 channels of four latent pixels."""
+
 RECORDED = 4.3
 """x dim, kept in each block, where autograd records what the adapter does: LoKr, LoHa, and dropout."""
 
@@ -124,6 +127,11 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     on_device = min(num_again, RAM_BUFFERS) if plan.inputs_in_ram else num_again
     held = on_device * block.inputs + num_again * block.results
     at_end = num_whole * block.whole + held + (block.working if num_whole else block.again)
+    if model.blocks_beside:
+        before_last = (model.blocks_beside - 1) * (model.blocks // model.blocks_beside) + 1
+        whole_then = max(0, before_last - num_again)
+        held_then = held * min(before_last, num_again) / num_again if num_again else 0
+        at_end = max(at_end, whole_then * block.whole + held_then + _beside(model, work))
     later = held + block.again + gradients * num_whole / model.blocks if num_again else 0
     last = (block.again if num_again else block.whole + block.working) + gradients
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
@@ -191,6 +199,20 @@ def _outside(model: ModelSize) -> float:
     return OUTSIDE + LATENT * model.latent_values + 2 * model.value * model.values_beside
 
 
+def _beside(model: ModelSize, work: Work) -> float:
+    """Bytes of the blocks beside in a forward pass, whose tokens, results and first inputs are freed with it.
+
+    One runs after every so many blocks, from the first on.
+    """
+    tokens = work.tokens * work.batch_size
+    cast = model.streamed if model.are_cast else 0
+    return tokens * _beside_per_token(model) + max(_by_branch(model, tokens, FORWARD).values()) + cast
+
+
+def _beside_per_token(model: ModelSize) -> int:
+    return (3 * model.dim + BESIDE_READ) * model.value if model.blocks_beside else 0
+
+
 def _by_branch(model: ModelSize, tokens: int, shares: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {branch: tokens * (dims * model.dim + ffns * model.ffn_dim) * model.value
             for branch, (dims, ffns) in shares.items()}
@@ -207,6 +229,6 @@ def _shown(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, w
         return 0
     has_average = optimizer.use_average and (optimizer.ema_decay or optimizer.name == "schedule_free")
     working = max(_by_branch(model, work.shown_tokens, FORWARD).values())
-    forward = working + work.shown_tokens * _outside(model)
+    forward = working + work.shown_tokens * (_outside(model) + _beside_per_token(model))
     average = 4 * adapter.numbers if has_average else 0
     return int(MARGIN * forward) + (model.streamed if model.are_cast else 0) + average

@@ -25,6 +25,9 @@ class ModelSize:
     """Of a token: channels times the latent pixels of a patch."""
     values_beside: int = 0
     """Of a token, that are put beside its latent: an image's, and a mask."""
+    blocks_beside: int = 0
+    """Further blocks of the same sizes that no gradient goes through, and whose results are added to the video: VACE.
+    They read tokens of their own."""
     image_rows: int = 0
     """Tokens of an image to which each block attends besides the text."""
     stored: int

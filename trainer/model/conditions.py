@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-CAPTION, WINDOW, SIZE = "caption", "window", "size"
-"""What a condition is made from: a caption (text), the pixels of the window that is trained on, or the size of its
-latent alone."""
+from ..settings.data import BOTH_ENDS, CONTROL_AND_FIRST, FIRST_FRAME
+
+CAPTION, WINDOW, CONTROLLING, SIZE = "caption", "window", "controlling", "size"
+"""What a condition is made from: a caption (text), the pixels of the window that is trained on, those of its control
+clip in the same window, or the size of its latent alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +27,8 @@ class ConditionKind:
     folder: str
     """Name of its folder in the cache."""
     source: str
-    """CAPTION: the encoder gets a caption. WINDOW: it gets pixels_FHW3, as the VAE does. SIZE: it gets size_FHW, the
-    frames, rows and columns of the latent."""
+    """CAPTION: the encoder gets a caption. WINDOW: it gets pixels_FHW3, as the VAE does. CONTROLLING: likewise, of the
+    control clip. SIZE: it gets size_FHW, the frames, rows and columns of the latent."""
     collate: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     """Combines the tensors of B samples into one (B, ...), fp32."""
     without: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -34,6 +36,10 @@ class ConditionKind:
     that does not concern this kind."""
     is_optional: bool = False
     """Whether the model also takes samples that do not have it."""
+    given: tuple[str, ...] = ()
+    """The values of a dataset's setting `condition` with which it is made; () where it is made with all."""
+    is_frame: bool = False
+    """Whether the model sees it as a frame of tokens before those of the video."""
 
 
 def pad_rows(texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -56,14 +62,16 @@ CLIP_VISION_WIDTH = 1280
 """Of the hidden states of the CLIP vision that Wan2.1 was trained with (ViT-H/14)."""
 
 CLIP_VISION = ConditionKind(
-    name="clip_vision", folder="clip_visions", source=WINDOW, collate=stack, without=torch.zeros_like)
+    name="clip_vision", folder="clip_visions", source=WINDOW, collate=stack, without=torch.zeros_like,
+    given=(FIRST_FRAME, BOTH_ENDS, CONTROL_AND_FIRST))
 """clip_vision_BLD: what CLIP's vision tower says of the first frame (L 257, D 1280), or of the first and last (514).
 
 Dropped it is zero, as aigc-apps/VideoX-Fun drops it: Wan2.1's image-to-video models need the tensor, since without it
 ComfyUI reads the text in its place."""
 
 KNOWN = ConditionKind(
-    name="known", folder="known", source=SIZE, collate=stack, without=torch.zeros_like, is_optional=True)
+    name="known", folder="known", source=SIZE, collate=stack, without=torch.zeros_like, is_optional=True,
+    given=(FIRST_FRAME,))
 """known_BF: 1 where a latent frame is given to the model clean, at noise level 0; 0 where it is to be predicted."""
 
 

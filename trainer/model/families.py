@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from ..base.errors import UserError
 from .family import ModelFamily
-from .wan21 import WAN21_FLF2V, WAN21_I2V, WAN21_T2V
-from .wan22 import WAN22_5B, WAN22_I2V
+from .wan21 import WAN21_FLF2V, WAN21_FUN_CONTROL, WAN21_I2V, WAN21_T2V, WAN21_VACE
+from .wan22 import WAN22_5B, WAN22_FUN_CONTROL, WAN22_I2V
 
 DEFAULT = WAN21_T2V
 
 DATASETS = {"Wan2.1, Wan2.2 A14B": WAN21_T2V, "Wan2.2 5B": WAN22_5B}
 """What a dataset is made for, as users choose it: one family for each VAE, since models with one VAE share datasets."""
 
-_KNOWN = {family.name: family for family in (WAN21_T2V, WAN21_I2V, WAN21_FLF2V, WAN22_I2V, WAN22_5B)}
+_KNOWN = {family.name: family for family in (
+    WAN21_T2V, WAN21_I2V, WAN21_FLF2V, WAN21_FUN_CONTROL, WAN21_VACE, WAN22_I2V, WAN22_FUN_CONTROL, WAN22_5B)}
 
 
 def register(family: ModelFamily) -> None:

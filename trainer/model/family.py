@@ -7,6 +7,7 @@ adapter, which conditions the model takes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,7 +61,7 @@ class ModelFamily:
     conditions: tuple[ConditionKind, ...]
     """The model's inputs besides the noisy latent and its noise level."""
     frame_conditions: tuple[ConditionKind, ...] = ()
-    """What a dataset holds for those models that share this one's VAE, where its setting `condition` gives frames."""
+    """What a dataset holds for those models that share this one's VAE, by its setting `condition`."""
     frames_given: tuple[str, ...] = (NO_FRAME,)
     """The values of a dataset's setting `condition` with which it suits the model."""
 
@@ -83,7 +84,7 @@ class ModelFamily:
     def kinds(self, condition: str) -> tuple[ConditionKind, ...]:
         """The conditions that a dataset for this family may hold, of one value of its setting `condition`."""
         always = tuple(kind for kind in self.conditions if kind not in self.frame_conditions)
-        return always if condition == NO_FRAME else (*always, *self.frame_conditions)
+        return (*always, *(kind for kind in self.frame_conditions if condition in kind.given))
 
     def shares_latents_with(self, other: ModelFamily) -> bool:
         """Whether clips are read and encoded for both alike."""
@@ -101,6 +102,16 @@ class ModelFamily:
                                  zip(self.latent_size(size), self.patch_FHW, strict=True))
         return frames * rows * columns
 
+    def tokens_before(self, size: Size, kinds: Collection[str]) -> int:
+        """Tokens that the transformer sees before those of a video of this size.
+
+        Args:
+            kinds: names of the conditions that it is given.
+        """
+        _, rows, columns = (latent // patch for latent, patch in
+                            zip(self.latent_size(size), self.patch_FHW, strict=True))
+        return rows * columns * sum(kind.is_frame and kind.name in kinds for kind in self.conditions)
+
     def takes(self, frames: int) -> bool:
         """Whether a video may have so many frames: one, and then whole latent frames (4n + 1 for Wan)."""
         return frames >= 1 and (frames - 1) % self.stride_FHW[0] == 0
@@ -117,9 +128,10 @@ class ModelFamily:
             raise UserError(f"{name} has {frames}; {self.series} takes {stride}n+1 frames, the nearest is {nearest}.")
 
     def check_condition(self, condition: str) -> None:
-        """Raises UserError where no model that shares this one's VAE takes such frames."""
-        if condition not in self.frames_given:
-            raise UserError(f'condition is "{condition}"; {self.name} takes {" or ".join(self.frames_given)}.')
+        """Raises UserError where no model that shares this one's VAE takes what it gives."""
+        taken = dict.fromkeys([*self.frames_given, *(each for kind in self.frame_conditions for each in kind.given)])
+        if condition not in taken:
+            raise UserError(f'condition is "{condition}"; {self.name} takes {" or ".join(taken)}.')
 
     def longest_up_to(self, frames: int) -> int:
         """The largest valid number of frames that is at most `frames`."""

@@ -1,4 +1,4 @@
-"""Wan2.2 (Wan-Video/Wan2.2): image-to-video A14B, and TI2V 5B with a VAE of its own.
+"""Wan2.2 (Wan-Video/Wan2.2): image-to-video and Fun-Control A14B, and TI2V 5B with a VAE of its own.
 
 Text-to-video A14B has the shapes of Wan2.1's 14B and is its family (wan21.py).
 """
@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..settings.data import FIRST_FRAME, NO_FRAME
+from ..settings.data import CONTROL, CONTROL_AND_FIRST, FIRST_FRAME, NO_FRAME
 from .conditions import KNOWN, TEXT
-from .wan21 import IMAGE, WAN21_I2V, WAN21_T2V
+from .wan21 import CONTROL_CLIP, IMAGE, REFERENCE, WAN21_I2V, WAN21_T2V
 
 _IMPLEMENTATION = "https://github.com/Wan-Video/Wan2.2"
 
 WAN22_I2V = replace(WAN21_I2V, name="Wan2.2 I2V", architecture="wan2.2", implementation=_IMPLEMENTATION,
                     conditions=(TEXT, IMAGE))
 """Each expert of I2V A14B: Wan2.1's VAE, and no CLIP vision."""
+
+WAN22_FUN_CONTROL = replace(
+    WAN22_I2V, name="Wan2.2 Fun-Control", frames_given=(CONTROL, CONTROL_AND_FIRST),
+    conditions=(TEXT, CONTROL_CLIP, replace(REFERENCE, is_frame=True, is_optional=True)))
+"""Each expert of Fun-Control A14B. The first frame is its ref_image, which comes before the video as a frame of tokens;
+where it is dropped it is zero, as VideoX-Fun drops it (scripts/wan2.2_fun/train_control_lora.py)."""
 
 WAN22_5B = replace(
     WAN21_T2V,

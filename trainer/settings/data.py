@@ -30,8 +30,12 @@ channel, or no weights."""
 
 NO_FRAME, FIRST_FRAME, BOTH_ENDS = "none", "first frame", "first and last frame"
 
-CONDITIONS = (NO_FRAME, FIRST_FRAME, BOTH_ENDS)
-"""The frames of a clip that are given to the model beside its caption, as image-to-video models take them."""
+CONTROL, CONTROL_AND_FIRST, VACE = CONTROLLED = ("control clip", "control clip and first frame", "VACE control clip")
+"""A second clip for each clip, such as its depth or its poses, from a folder `control`."""
+
+CONDITIONS = (NO_FRAME, FIRST_FRAME, BOTH_ENDS, *CONTROLLED)
+"""What is given to the model beside a clip's caption: frames of it, as image-to-video models take them, or its control
+clip, as Fun-Control and VACE take it."""
 
 
 def parse_frame_buckets(text: str) -> tuple[int, ...]:
@@ -78,7 +82,7 @@ class DatasetConfig:
     condition: str = NO_FRAME
     """One of CONDITIONS."""
     condition_dropout: float = 0.0
-    """Share of the visits, 0..1, in which the model is given no frame."""
+    """Share of the visits, 0..1, in which the model is given no frame and no control clip."""
     trigger_word: str = ""
     """Put in front of each caption that does not contain it; "" for none."""
     resolution: int = 512

@@ -21,8 +21,8 @@ HIGH, LOW = EXPERTS = ("high", "low")
 BOUNDARY = 0.875
 """Where the experts of text-to-video change over (Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py)."""
 
-BOUNDARIES = {"Wan2.2 I2V": 0.9}
-"""Where those of other families do, by the family's name (wan/configs/wan_i2v_A14B.py)."""
+BOUNDARIES = {"Wan2.2 I2V": 0.9, "Wan2.2 Fun-Control": 0.9}
+"""Where those of other families do, by the family's name (wan/configs/wan_i2v_A14B.py; VideoX-Fun has 0.9 too)."""
 
 
 def expert_of(objective: ObjectiveConfig) -> str:

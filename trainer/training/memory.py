@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..adapter.adapter_size import adapter_size
+from ..data.buckets import Bucket
 from ..encoded.cache import CachedDataset, CachedSample
 from ..memory.choice import Choice, Needs, choose
 from ..memory.footprint import lasting
@@ -121,10 +122,14 @@ def _sizes(denoiser: Denoiser) -> dict[str, tuple[int, int]]:
 
 def _work(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previews: Shown | None) -> Work:
     family = dataset.family
-    largest = max((sample.bucket for sample in dataset.samples), key=family.num_tokens)
-    shown = [family.num_tokens(sample.bucket) for sample in dataset.held_out]
+
+    def tokens_of(bucket: Bucket) -> int:
+        return family.num_tokens(bucket) + family.tokens_before(bucket, dataset.kinds)
+
+    largest = max((sample.bucket for sample in dataset.samples), key=tokens_of)
+    shown = [tokens_of(sample.bucket) for sample in dataset.held_out]
     longest = max(_text_lengths(dataset.samples, family.text_width), default=0)
-    tokens = family.num_tokens(largest)
+    tokens = tokens_of(largest)
     return Work(
         side=round((largest.width * largest.height) ** 0.5), frames=largest.frames, stride=family.stride_FHW[0],
         tokens=tokens, batch_size=config.batch_size,

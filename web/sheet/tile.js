@@ -49,6 +49,7 @@ function badges(file, sample) {
     windows > 1 && badge(t('sheet.windows', { count: windows }), t('sheet.windows_tip')),
     badge(`x${sample.repeats}`, t('sheet.repeats_tip')),
     file.mask && badge(t('sheet.mask'), file.mask),
+    file.control && badge(t('sheet.control'), file.control),
     file.held_out && badge(t('sheet.held_out'), t('sheet.held_out_tip'), 'wt-held'))
 }
 

@@ -71,6 +71,33 @@ def first_and_last_frame(sees_clip: bool):
         clip_vision_start_image=clips[0], clip_vision_end_image=clips[1]).args
 
 
+def control_pictures() -> torch.Tensor:
+    return pictures(LENGTH, 10)
+
+
+def fun_control():
+    from comfy_extras.nodes_wan import WanFunControlToVideo
+
+    return WanFunControlToVideo.execute(
+        text(), text(), tools.load_vae(), WIDTH, HEIGHT, LENGTH, 1, start_image=pictures(1),
+        clip_vision_output=clip_vision(1), control_video=control_pictures()).args
+
+
+def fun_control_22(ref_image: torch.Tensor | None = None):
+    from comfy_extras.nodes_wan import Wan22FunControlToVideo
+
+    return Wan22FunControlToVideo.execute(
+        text(), text(), tools.load_vae(), WIDTH, HEIGHT, LENGTH, 1, ref_image=ref_image,
+        control_video=control_pictures()).args
+
+
+def vace():
+    from comfy_extras.nodes_wan import WanVaceToVideo
+
+    return WanVaceToVideo.execute(
+        text(), text(), tools.load_vae(), WIDTH, HEIGHT, LENGTH, 1, 1.0, control_video=control_pictures()).args[:3]
+
+
 class Vae22:
     """What Wan22ImageToVideoLatent asks of a VAE of Wan2.2 5B."""
 
@@ -100,6 +127,10 @@ CASES = {
     "Wan2.2 I2V, first frame": ("Wan2.2 I2V", lambda: first_frame(False)),
     "Wan2.2 I2V, first and last frame": ("Wan2.2 I2V", lambda: first_and_last_frame(False)),
     "Wan2.2 I2V, no picture": ("Wan2.2 I2V", lambda: text_alone(16)),
+    "Wan2.1 Fun-Control, control clip and first frame": ("Wan2.1 Fun-Control", fun_control),
+    "Wan2.2 Fun-Control, control clip": ("Wan2.2 Fun-Control", fun_control_22),
+    "Wan2.2 Fun-Control, control clip and first frame": ("Wan2.2 Fun-Control", lambda: fun_control_22(pictures(1))),
+    "Wan2.1 VACE, VACE control clip": ("Wan2.1 VACE", vace),
     "Wan2.2 5B, first frame": ("Wan2.2 5B", known_frame),
     "Wan2.2 5B, text alone": ("Wan2.2 5B", lambda: text_alone(48)),
 }
@@ -109,9 +140,17 @@ def cached(conditioning: list, latent: dict) -> dict[str, torch.Tensor]:
     """The conditions of a sample as they lie in the cache, of what ComfyUI's nodes gave."""
     (text_BLD, options), = conditioning
     found = {"text": text_BLD[:, :TOKENS]}
-    if "concat_latent_image" in options:
-        mask = options["concat_mask"]
-        found["image"] = torch.cat([options["concat_latent_image"], mask.expand(-1, 4, -1, -1, -1)], dim=1)
+    image = options.get("concat_latent_image")
+    if image is not None and image.shape[1] == 16:
+        found["image"] = torch.cat([image, options["concat_mask"].expand(-1, 4, -1, -1, -1)], dim=1)
+    elif image is not None:
+        found["control"] = image[:, :16]
+        if "concat_mask" not in options:
+            found["reference"] = image[:, 16:, :1]
+    if "reference_latents" in options:
+        found["reference"] = options["reference_latents"][0]
+    if "vace_frames" in options:
+        found["vace"] = options["vace_frames"][0]
     if "clip_vision_output" in options:
         found["clip_vision"] = options["clip_vision_output"].penultimate_hidden_states
     if "noise_mask" in latent:
@@ -155,10 +194,19 @@ def test_the_network_is_called_as_in_sampling(case, dtype):
             every.pop("denoise_mask", None)  # the network does not read it: it has become timesteps
         given, given_there = ({key: value for key, value in every.items() if value is not None}
                               for every in (options, options_there))
-        assert given.keys() == given_there.keys() == ({"clip_fea"} if "clip_vision" in conditions else set())
+        assert given.keys() == given_there.keys() == further(name, conditions)
+        assert given.pop("vace_strength", None) == given_there.pop("vace_strength", None)
         assert all(same(given[key], given_there[key]) for key in given)
     assert x.shape[1] == wan_models.WANS[name].in_dim
     assert timestep.shape == ((1, 3) if "known" in conditions else (1,))
+
+
+def further(name: str, conditions: dict) -> set[str]:
+    """The network's arguments besides the latent, its noise level and the text."""
+    found = {"clip_fea"} if "clip_vision" in conditions else set()
+    if name == "Wan2.2 Fun-Control" and "reference" in conditions:
+        found.add("reference_latent")
+    return found | ({"vace_context", "vace_strength"} if "vace" in conditions else set())
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> bool:

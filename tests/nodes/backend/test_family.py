@@ -38,20 +38,25 @@ def changed(name: str, **tensors) -> dict[str, torch.Tensor]:
 
 
 OTHERS = {
-    "Wan2.1 Fun-Control": changed("Wan2.1 I2V", patch_embedding__weight=(128, 48, 1, 2, 2)),
-    "Wan2.2 Fun-Control": changed("Wan2.2 I2V", patch_embedding__weight=(128, 52, 1, 2, 2),
-                                  ref_conv__weight=(128, 16, 2, 2), ref_conv__bias=(128,)),
     "Wan2.2 Fun-InP 5B": changed("Wan2.2 5B", patch_embedding__weight=(128, 100, 1, 2, 2)),
     "Wan2.2 Fun-Control 5B": changed("Wan2.2 5B", patch_embedding__weight=(128, 148, 1, 2, 2)),
     "a variant of Wan that takes 36 channels for latents of 16, with the embedding of one image and a reference image":
         changed("Wan2.1 I2V", ref_conv__weight=(128, 16, 2, 2), ref_conv__bias=(128,)),
     "a variant of Wan that takes 20 channels for latents of 16, with no image embedding":
         changed("Wan2.1 T2V", patch_embedding__weight=(128, 20, 1, 2, 2)),
-    "Wan VACE": changed(
-        "Wan2.1 T2V", vace_patch_embedding__weight=(128, 96, 1, 2, 2), vace_patch_embedding__bias=(128,)) | {
-            f"vace_{key}": value for key, value in wan_models.state_dict("Wan2.1 T2V", layers=1).items()
-            if key.startswith("blocks.")},
+    "a variant of Wan VACE": changed("Wan2.1 VACE", vace_patch_embedding__weight=(128, 64, 1, 2, 2)),
 }
+
+
+def test_a_fun_control_of_wan21_that_could_read_a_reference_is_trained():
+    """V1.1; ComfyUI's node gives it none."""
+    import comfy.sd
+
+    from wantune.nodes.backend.family import family_of
+
+    state = changed("Wan2.1 Fun-Control", ref_conv__weight=(128, 16, 2, 2), ref_conv__bias=(128,))
+    with torch.inference_mode():
+        assert family_of(comfy.sd.load_diffusion_model_state_dict(state)) is families.named("Wan2.1 Fun-Control")
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -62,8 +67,8 @@ def test_another_wan_is_refused_by_its_name(name):
 
     with torch.inference_mode():
         model = comfy.sd.load_diffusion_model_state_dict(dict(OTHERS[name]))
-    with pytest.raises(UserError, match=f"^The model is {name}; this version trains text-to-video and image-to-video "
-                                        "of Wan2.1 and Wan2.2 only.$"):
+    with pytest.raises(UserError, match=f"^The model is {name}; this version trains text-to-video, image-to-video, "
+                                        "Fun-Control and VACE of Wan2.1 and Wan2.2 only.$"):
         family_of(model)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from wantune.tests.support import frame_models, tools
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.model.wan21 import IMAGE, WAN21_I2V, WAN21_T2V
+from wantune.trainer.model.wan21 import CONTROL_CLIP, IMAGE, REFERENCE, WAN21_I2V, WAN21_T2V
 from wantune.trainer.model.wan22 import WAN22_5B
 from wantune.trainer.settings.data import BOTH_ENDS, FIRST_FRAME
 
@@ -57,9 +57,9 @@ def conditioning(name: str, vae, frames: int, **inputs) -> dict:
     prompt = [[torch.ones(1, 3, 8), {"pooled_output": None}]]
     with torch.inference_mode():
         node = getattr(comfy_extras.nodes_wan, name)
-        positive, negative, latent = node.execute(prompt, prompt, vae, WIDTH, HEIGHT, frames, 1, **inputs).result
+        positive, _, latent, *_ = node.execute(
+            prompt, prompt, vae, WIDTH, HEIGHT, frames, batch_size=1, **inputs).result
     assert latent["samples"].shape == (1, 16, (frames - 1) // 4 + 1, HEIGHT // 8, WIDTH // 8)
-    assert torch.equal(positive[0][1]["concat_mask"], negative[0][1]["concat_mask"])
     return positive[0][1]
 
 
@@ -100,6 +100,38 @@ def test_the_image_does_not_depend_on_the_frames_that_are_not_given(vae, clip_FH
     first = encoder(vae, FIRST_FRAME)
     assert torch.equal(first.encode(clip_FHW3), first.encode(other))
     assert not torch.equal(both.encode(clip_FHW3), both.encode(other)) and first.id != both.id
+
+
+def of_node(kind: str, vae):
+    from wantune.nodes.backend import frame_encoders
+    from wantune.nodes.backend.encoders import WanCodec
+
+    return getattr(frame_encoders, f"{kind}Encoder")(vae, WanCodec(vae))
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_a_control_clip_is_what_all_nodes_of_its_models_make_of_it(vae, clip_FHW3, frames):
+    """Both Fun-Controls share what is cached, though their nodes put it into CONDITIONING otherwise."""
+    control_FHW3 = 255 - clip_FHW3[:frames]
+    given = {"start_image": as_image(clip_FHW3[:1]), "control_video": as_image(control_FHW3)}
+    first = conditioning("WanFunControlToVideo", vae, frames, **given)["concat_latent_image"][0]
+    given["ref_image"] = given.pop("start_image")
+    second = conditioning("Wan22FunControlToVideo", vae, frames, **given)
+    control_CFHW, reference_C1HW = of_node("Control", vae).encode(control_FHW3), of_node("Reference", vae).encode(
+        clip_FHW3[:frames])
+    assert torch.equal(control_CFHW, first[:16]) and torch.equal(reference_C1HW, first[16:, :1])
+    assert torch.equal(control_CFHW, second["concat_latent_image"][0, :16])
+    assert torch.equal(reference_C1HW, second["reference_latents"][0][0])
+    (vace,) = conditioning("WanVaceToVideo", vae, frames, strength=1.0, control_video=as_image(control_FHW3))[
+        "vace_frames"]
+    vace_CFHW = of_node("Vace", vae).encode(control_FHW3)
+    assert torch.equal(vace_CFHW, vace[0]) and vace_CFHW.shape == (32, (frames - 1) // 4 + 1, 4, 8)
+    assert not torch.equal(vace_CFHW[:16], vace_CFHW[16:]), "grey, and the control clip"
+    assert all(each.dtype == torch.float32 for each in (control_CFHW, reference_C1HW, vace_CFHW))
+    assert len({of_node(kind, vae).id for kind in ("Control", "Reference", "Vace")}) == 3
+    without = conditioning("WanFunControlToVideo", vae, frames)["concat_latent_image"][0]
+    assert torch.equal(CONTROL_CLIP.without(control_CFHW), without[:16])
+    assert torch.equal(REFERENCE.without(reference_C1HW), without[16:, :1])
 
 
 def test_clip_vision_is_what_the_nodes_put_beside_the_image(vae, clip_vision, clip_FHW3):

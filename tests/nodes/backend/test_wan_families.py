@@ -93,7 +93,7 @@ def test_all_blocks_of_all_families_are_computed_by_ours(name, caplog):
     assert "ComfyUI's own forward" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["Wan2.1 I2V", "Wan2.1 FLF2V", "Wan2.2 I2V"])
+@pytest.mark.parametrize("name", ["Wan2.1 I2V", "Wan2.1 FLF2V", "Wan2.2 I2V", *wan_models.CONTROLLED])
 def test_the_picture_changes_what_is_predicted(name):
     adapted = adapted_of(name)
     batch = batch_of(name, CLIP, (0.5,), adapted.denoiser.device)
@@ -114,6 +114,18 @@ def test_an_image_model_of_wan21_without_clip_vision_is_refused(name):
     given = {"text": batch.text_BLD, "image": batch.further["image"]}
     with pytest.raises(UserError, match=f"{name} sees its first frame through CLIP vision too"):
         adapted.denoiser.prepared(given, CLIP)
+
+
+def test_a_dropped_control_clip_is_what_a_vace_gets_that_got_none():
+    adapted = adapted_of("Wan2.1 VACE")
+    batch = batch_of("Wan2.1 VACE", CLIP, (0.5,), adapted.denoiser.device)
+    (kind,) = (kind for kind in adapted.denoiser.family.conditions if kind.name == "vace")
+    dropped = {"text": batch.text_BLD, "vace": kind.without(batch.further["vace"])}
+    noise = torch.zeros_like(batch.latent_BCFHW).cpu()
+    model = adapted.denoiser._patcher.model
+    found = model.extra_conds(noise=noise, device=noise.device)
+    assert torch.equal(adapted.denoiser.prepared(dropped, CLIP)["vace_context"], found["vace_context"].cond)
+    assert found["vace_strength"].cond == [1.0]
 
 
 def test_conditions_of_other_families_have_no_effect():

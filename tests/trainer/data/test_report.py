@@ -73,7 +73,8 @@ def test_json_has_all_of_a_picture_a_masked_one_a_transparent_one_and_a_clip(roo
         return {"width": width, "height": height, "frames": frames, "frames_used": [used or [0, 0]],
                 "repeats": repeats}
 
-    plain = {"used": True, "frames": 1, "fps": None, "mask": None, "alpha_color": None, "trigger_present": True}
+    plain = {"used": True, "frames": 1, "fps": None, "mask": None, "control": None, "alpha_color": None,
+             "trigger_present": True}
     expected = {
         "0.png": {**plain, "width": 240, "height": 160, "captions": ["zwx number 0"],
                   "samples": [sample(80, 48), sample(160, 96)]},

@@ -7,8 +7,10 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from PIL import ImageOps
 
 from wantune.tests.support import clips, runs, tools
 from wantune.tests.support.adapted import FixedLinear
@@ -22,9 +24,18 @@ from wantune.trainer.encoded.store import Store, read_tensor
 from wantune.trainer.model import families
 from wantune.trainer.model.conditions import CLIP_VISION, KNOWN, FirstFrameKnown
 from wantune.trainer.model.family import ModelFamily
-from wantune.trainer.model.wan21 import IMAGE, WAN21_FLF2V, WAN21_I2V, WAN21_T2V
-from wantune.trainer.model.wan22 import WAN22_5B, WAN22_I2V
-from wantune.trainer.settings.data import BOTH_ENDS, FIRST_FRAME, NO_FRAME, DatasetConfig
+from wantune.trainer.model.wan21 import IMAGE, WAN21_FLF2V, WAN21_FUN_CONTROL, WAN21_I2V, WAN21_T2V, WAN21_VACE
+from wantune.trainer.model.wan22 import WAN22_5B, WAN22_FUN_CONTROL, WAN22_I2V
+from wantune.trainer.settings.data import (
+    BOTH_ENDS,
+    CONTROL,
+    CONTROL_AND_FIRST,
+    CONTROLLED,
+    FIRST_FRAME,
+    NO_FRAME,
+    VACE,
+    DatasetConfig,
+)
 from wantune.trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training.run import Run
 
@@ -59,6 +70,20 @@ class Image(Codec):
         mask_CFHW = torch.ones(4, *latent_CFHW.shape[1:])
         mask_CFHW[:, 0] = 0
         return torch.cat([latent_CFHW, mask_CFHW])
+
+
+class Of(Codec):
+    """What the frames of a kind are, of a control clip or of its own."""
+
+    def __init__(self, family: ModelFamily, kind: str) -> None:
+        super().__init__(family)
+        self.id, self._kind = f"{kind} of {family.latent_channels}", kind
+
+    def encode(self, pixels_FHW3: np.ndarray) -> torch.Tensor:
+        if self._kind == "reference":
+            return super().encode(pixels_FHW3[:1])
+        latent_CFHW = super().encode(pixels_FHW3)
+        return torch.cat([torch.full_like(latent_CFHW, 0.5), latent_CFHW]) if self._kind == "vace" else latent_CFHW
 
 
 class Seen:
@@ -111,6 +136,19 @@ def folder(tmp_path):
     return clips.with_pictures(tmp_path / "data")
 
 
+def with_controls(folder):
+    """The folder, with a control clip for each of its files."""
+    control = folder / "control"
+    if not control.exists():
+        control.mkdir()
+        for path in folder.glob("*.png"):
+            ImageOps.invert(PIL.Image.open(path).convert("RGB")).save(control / path.name)
+        for number in range(2):
+            clips.at_rate(control / f"clip {number}.mp4", 16, 40 + 8 * number,
+                          picture=lambda number: 255 - clips.numbered(number))
+    return folder
+
+
 def scanned(folder, data: ModelFamily = WAN21_T2V, condition: str = NO_FRAME, **settings):
     return scan.scan(DatasetConfig(**{
         "folder": str(folder), "family": data.name, "condition": condition, "resolution": 64, "num_repeats": 2,
@@ -120,6 +158,9 @@ def scanned(folder, data: ModelFamily = WAN21_T2V, condition: str = NO_FRAME, **
 def cached(folder, data: ModelFamily = WAN21_T2V, condition: str = NO_FRAME, with_clip: bool = True, **settings):
     """The dataset as Cache Latents makes it."""
     encoders = {"text": Text()}
+    if condition in CONTROLLED:
+        with_controls(folder)
+        encoders |= {kind: Of(data, kind) for kind in ("control", "reference", "vace")}
     if condition != NO_FRAME:
         encoders |= {"known": FirstFrameKnown(), "image": Image(data, condition)}
         encoders |= {"clip_vision": Seen()} if with_clip else {}
@@ -138,7 +179,9 @@ def over(run: Run, stop_at: int = 10**9) -> Run:
 
 
 SUITED = [(WAN21_T2V, NO_FRAME), (WAN21_I2V, FIRST_FRAME), (WAN21_I2V, BOTH_ENDS), (WAN21_FLF2V, BOTH_ENDS),
-          (WAN22_I2V, FIRST_FRAME), (WAN22_I2V, BOTH_ENDS), (WAN22_5B, NO_FRAME), (WAN22_5B, FIRST_FRAME)]
+          (WAN22_I2V, FIRST_FRAME), (WAN22_I2V, BOTH_ENDS), (WAN22_5B, NO_FRAME), (WAN22_5B, FIRST_FRAME),
+          (WAN21_FUN_CONTROL, CONTROL_AND_FIRST), (WAN22_FUN_CONTROL, CONTROL), (WAN22_FUN_CONTROL, CONTROL_AND_FIRST),
+          (WAN21_VACE, VACE)]
 
 
 def data_of(family: ModelFamily) -> ModelFamily:
@@ -150,7 +193,7 @@ def test_each_family_trains_on_what_it_is_given_and_goes_on_bit_for_bit(folder, 
     dataset = cached(folder, data_of(family), condition, condition_dropout=0.3)
     model = Model(family)
     whole = over(Run(model, dataset, "given", config(), tmp_path / "whole"))
-    taken = {kind.name for kind in family.conditions} - ({"known"} if condition == NO_FRAME else set())
+    taken = {kind.name for kind in family.conditions if not kind.given or condition in kind.given}
     assert {frozenset(seen) for seen in model.seen} == {frozenset(taken)}
     assert all(np.isfinite(whole.losses)) and len(whole.losses) >= 4
     assert whole.lora.metadata["modelspec.architecture"] == f"{family.architecture}/lora"
@@ -231,6 +274,11 @@ REFUSED = [
     (WAN22_5B, WAN21_T2V, NO_FRAME, "cached for Wan2.1 T2V, the model is Wan2.2 5B; cache it for this model"),
     (WAN21_T2V, WAN22_5B, NO_FRAME, "cached for Wan2.2 5B, the model is Wan2.1 T2V; cache it for this model"),
     (WAN22_I2V, WAN22_5B, FIRST_FRAME, "cached for Wan2.2 5B, the model is Wan2.2 I2V"),
+    (WAN21_T2V, WAN21_T2V, CONTROL, 'the condition "control clip", Wan2.1 T2V takes "none" or "first frame" or "first '
+                                    'and last frame"; choose that in Dataset Settings'),
+    (WAN21_FUN_CONTROL, WAN21_T2V, CONTROL, 'Wan2.1 Fun-Control takes "control clip and first frame"; choose'),
+    (WAN22_FUN_CONTROL, WAN21_T2V, VACE, 'Wan2.2 Fun-Control takes "control clip" or "control clip and first frame"'),
+    (WAN21_VACE, WAN21_T2V, CONTROL, 'the condition "control clip", Wan2.1 VACE takes "VACE control clip"; choose'),
 ]
 
 
@@ -241,12 +289,14 @@ def test_a_dataset_that_does_not_suit_is_refused(folder, tmp_path, family, data,
     assert not (tmp_path / "runs").exists(), "before anything is written"
 
 
-@pytest.mark.parametrize(("family", "condition"), [(WAN21_I2V, FIRST_FRAME), (WAN21_FLF2V, BOTH_ENDS)])
-def test_image_to_video_of_wan21_without_clip_vision_is_refused(folder, tmp_path, family, condition):
+@pytest.mark.parametrize(("family", "condition", "other"), [
+    (WAN21_I2V, FIRST_FRAME, WAN22_I2V), (WAN21_FLF2V, BOTH_ENDS, WAN22_I2V),
+    (WAN21_FUN_CONTROL, CONTROL_AND_FIRST, WAN22_FUN_CONTROL)])
+def test_models_of_wan21_that_see_a_picture_are_refused_without_clip_vision(folder, tmp_path, family, condition, other):
     dataset = cached(folder, condition=condition, with_clip=False)
     with pytest.raises(UserError, match=f"no clip_vision, which {family.name} needs; connect a CLIP vision to Cache"):
         Run(Model(family), dataset, "given", config(), tmp_path / "runs")
-    with closing(Run(Model(WAN22_I2V), dataset, "given", config(), tmp_path / "runs")) as run:
+    with closing(Run(Model(other), dataset, "given", config(), tmp_path / "runs")) as run:
         assert run.notes == ()
 
 
