@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from ..base.errors import content_hash
+from ..base.errors import UserError, content_hash
 from ..data.buckets import Bucket
 from ..data.manifest import Rejection, Sample
 from ..model.conditions import CAPTION, SIZE, WINDOW, ConditionKind
@@ -44,7 +44,13 @@ class Visit:
     """The conditions of a prior caption, by kind."""
 
     def prior(self) -> Visit:
-        """The same visit with the prior caption in the caption's place."""
+        """The same visit with the prior caption in the caption's place.
+
+        Raises:
+            UserError: the dataset was cached without them.
+        """
+        if not self.prior_paths:
+            raise UserError(f"{self.name} was cached without prior captions; run Cache Latents again.")
         return replace(self, condition_paths={**self.condition_paths, **self.prior_paths})
 
 
