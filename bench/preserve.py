@@ -3,7 +3,8 @@
     python bench/preserve.py [--comfyui PATH] [--out FILE] [--turns FACTOR]
 
 A turn is so many steps that each of the ways preserves equally often: 4 steps, of which all, two or one preserve. The
-median of the ratios of the turns counts, so that a busy machine slows all alike.
+median of the ratios of the turns counts, so that a busy machine slows all alike. `products` is the same ratio in
+operations of matrix products, counted.
 """
 
 import tempfile
@@ -45,6 +46,7 @@ def main() -> None:
 
 def measured(folder: Path, dit: dict, size_FHW: tuple[int, int, int], plan, turns: int) -> dict[str, float]:
     """Ratios to steps that do not preserve, and the milliseconds of these."""
+    from wantune.bench import flops
     from wantune.bench.cases import Case, running
     from wantune.bench.step import in_turns, milliseconds, ratio
     from wantune.tests.support import tools
@@ -59,9 +61,11 @@ def measured(folder: Path, dit: dict, size_FHW: tuple[int, int, int], plan, turn
                 running(case, tools.load_dit(case.path), plan, STEPS * (turns + 2), objective=objective))
             turn_of.append(lambda step=run.step: [step() for _ in range(STEPS)])
         plain, *others = in_turns(turn_of, turns)
+        alone, *products = map(flops.counted, turn_of)
     found = {"without, ms a step": round(milliseconds(plain) / STEPS, 1)}
-    for every, times in zip(EVERY, others, strict=True):
+    for every, times, number in zip(EVERY, others, products, strict=True):
         found[f"every {every}, with / without"] = ratio(times, plain)
+        found[f"every {every}, with / without, products"] = round(number / alone, 3)
     return found
 
 
