@@ -24,7 +24,7 @@ from ..trainer.model.wan21 import WAN21_T2V
 from ..trainer.runs.events import Event
 from ..trainer.runs.folder import RunFolder, delete_run
 from ..trainer.settings.memory import MemoryConfig
-from ..trainer.settings.training import LoraConfig, TrainConfig, ValidationConfig
+from ..trainer.settings.training import LoraConfig, ObjectiveConfig, TrainConfig, ValidationConfig
 from ..trainer.training.loop import Trainer
 from . import plans
 
@@ -102,14 +102,15 @@ class Run:
 
 @contextmanager
 def running(
-    case: Data, model, plan: Plan, steps: int, compiled: str = AUTO, products: str = EXACT
+    case: Data, model, plan: Plan, steps: int, compiled: str = AUTO, products: str = EXACT,
+    objective: ObjectiveConfig | None = None,
 ) -> Iterator[Run]:
     """Our training, one step at a time, as trainer/training/run.py and nodes/train.py do it.
 
     Args:
         compiled, products: as of ComfyDenoiser's `compile` and `products`.
     """
-    config = case.config(plan != plans.OFF, steps)
+    config = replace(case.config(plan != plans.OFF, steps), objective=objective or ObjectiveConfig())
     denoiser = ComfyDenoiser(model)
     denoiser.compile, denoiser.products = compiled, products
     linears = denoiser.linears()
@@ -138,9 +139,11 @@ def _random_dataset(folder: Path, size_FHW: tuple[int, int, int]) -> cache.Cache
             repeats=1,
             latent_paths=(folder / f"latent_{index}.safetensors",),
             captions=({"text": folder / f"text_{index}.safetensors"},),
+            prior_captions=({"text": folder / f"prior_{index}.safetensors"},),
         )
         store.write_tensor(sample.latent_paths[0], torch.randn(16, *size_FHW, generator=generator))
-        store.write_tensor(sample.captions[0]["text"], torch.randn(TEXT_TOKENS, 4096, generator=generator))
+        for by_kind in (*sample.captions, *sample.prior_captions):
+            store.write_tensor(by_kind["text"], torch.randn(TEXT_TOKENS, 4096, generator=generator))
         samples.append(sample)
     return cache.CachedDataset(
         family=WAN21_T2V, samples=tuple(samples), held_out=(), digest="random", trigger_word="",

@@ -172,6 +172,13 @@ class ObjectiveSettings(_Settings):
                                tooltip="Of clips train on no less noise."),
                 io.Float.Input("clips_max_t", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
                                tooltip="Of clips train on no more noise."),
+                io.Float.Input("preserve", default=0.0, min=0.0, max=1000.0, step=0.1, optional=True,
+                               tooltip="Holds the model to what it was where the trigger word is not said, so that the "
+                               "LoRA changes your concept alone; 0 = off, 1 = as much as what is learned. Try it when "
+                               "other people or things begin to look like yours. It makes a step about 2.5 times as "
+                               "long; see preserve_every."),
+                io.Int.Input("preserve_every", default=1, min=1, max=1000, optional=True, tooltip="Do that in one step "
+                             "of so many, which then counts so many times: 4 makes training about 1.4 times as long."),
             ],
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For Train Wan LoRA.")],
         )

@@ -21,7 +21,13 @@ from wantune.trainer.lora import file as lora_file
 from wantune.trainer.memory.choice import Choice, Needs, Space
 from wantune.trainer.memory.plan import EVERYTHING
 from wantune.trainer.settings.memory import MemoryConfig
-from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from wantune.trainer.settings.training import (
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from wantune.trainer.training import loop, memory
 from wantune.trainer.training.run import Run
 
@@ -167,7 +173,7 @@ def _settings(case, steps: int) -> TrainConfig:
     return TrainConfig(
         epochs=steps, max_steps=steps, batch_size=case.batch, memory=_pins(case.plan),
         lora=LoraConfig(rank=case.rank, alpha=float(case.rank), kind=case.kind, dropout=case.dropout),
-        optimizer=OptimizerConfig(name=case.optimizer),
+        optimizer=OptimizerConfig(name=case.optimizer), objective=ObjectiveConfig(preserve=case.preserve),
         validation=ValidationConfig(every_minutes=0, evaluate_epochs=0))
 
 

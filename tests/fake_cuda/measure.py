@@ -52,6 +52,8 @@ class Case:
     batch: int = 1
     kind: str = "lora"
     dropout: float = 0.0
+    preserve: float = 0.0
+    """The weight of what holds the model to what it was on prior captions."""
     optimizer: str = "adamw"
     text: int = 40
     """Tokens of the caption."""

@@ -63,6 +63,15 @@ IMAGE |= {
 """Of models that are given frames or control clips; 9,44,80 are 33 frames of 1280 x 704 of 5B, whose first has a level
 of its own."""
 
+PRESERVING = {
+    f"{size} {plan} {latent}": pytest.param(
+        Case(size=size, blocks=3, latent=latent, plan=plan, preserve=0.5),
+        marks=[] if size == "tiny" else [pytest.mark.long])
+    for size, latent in (("tiny", "4,32,32"), ("1.3b", "1,64,64"), ("14b", "1,64,64"), ("14b", WIDE_CLIP))
+    for plan in ("block", "branch", "whole")
+}
+"""Steps that hold the model to what it was, after what they learn."""
+
 MORE = {
     "1.3b without checkpointing": Case(plan="whole"),
     "1.3b 480x832x33, inputs on the card": Case(latent=WIDE_CLIP),
@@ -137,6 +146,11 @@ def test_every_plan_is_right_however_comfyui_holds_the_weights(measured, has_dyn
 
 @pytest.mark.parametrize("case", IMAGE.values(), ids=IMAGE)
 def test_a_step_with_given_frames_takes_what_is_planned_for(measured, case):
+    assert not broken(measured(case), Limits())
+
+
+@pytest.mark.parametrize("case", PRESERVING.values(), ids=PRESERVING)
+def test_a_step_that_preserves_takes_what_is_planned_for(measured, case):
     assert not broken(measured(case), Limits())
 
 

@@ -64,7 +64,7 @@ def fill(folder: str, place: str) -> None:
                              *world["encoders"]))
 
 
-def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
+def train(folder: str, place: str, optimizer: dict, objective: dict, epochs: int) -> None:
     """Train on `folder` with a checkpoint every other step; writes the LoRA and each loss to `place`/result.json.
 
     Some steps are followed by a preview, some by measuring on what is held out; older checkpoints are deleted.
@@ -79,7 +79,13 @@ def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
     from wantune.trainer.encoded import fill as filling
     from wantune.trainer.encoded.store import Store
     from wantune.trainer.settings.data import DatasetConfig
-    from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
+    from wantune.trainer.settings.training import (
+        LoraConfig,
+        ObjectiveConfig,
+        OptimizerConfig,
+        TrainConfig,
+        ValidationConfig,
+    )
 
     folder_paths.output_directory = place
     config = DatasetConfig(folder=folder, resolution=64, frame_buckets=(1, 5), num_repeats=3, trigger_word="zwx",
@@ -88,7 +94,7 @@ def train(folder: str, place: str, optimizer: dict, epochs: int) -> None:
     cached = tools.drained(filling.fill(scan.scan(config), store, *world["encoders"]))[1]
     settings = TrainConfig(
         epochs=epochs, batch_size=2, learning_rate=1e-3, lora=LoraConfig(rank=4), gradient_checkpointing=False,
-        optimizer=OptimizerConfig(**optimizer),
+        optimizer=OptimizerConfig(**optimizer), objective=ObjectiveConfig(**objective),
         validation=ValidationConfig(every_steps=2, evaluate_steps=3, every_epochs=0))
     with torch.inference_mode():  # as ComfyUI runs nodes
         prompts = {name: world["clip"].encode_from_tokens_scheduled(world["clip"].tokenize(text))

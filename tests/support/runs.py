@@ -56,6 +56,8 @@ def assert_one_history(folder: Path) -> list[float]:
 
     finite = [line for line in steps if line["loss"] is not None]
     assert scalars("loss") == [(line["step"], np.float32(line["loss"])) for line in finite]
+    assert scalars("preservation") == [(line["step"], np.float32(line["preservation"])) for line in steps
+                                       if line["preservation"] is not None]
     for tag, name in (("with the LoRA", "loss"), ("without", "base_loss")):
         assert scalars(f"held-out loss/{tag}") == [
             (line["step"], np.float32(line[name])) for line in told["Evaluated"]]

@@ -89,14 +89,15 @@ class SmallModel(Roomy):
 def dataset(folder: Path, count: int = 5, held_out: int = 0) -> CachedDataset:
     """So many latents of two sizes to train on, every second with a mask, and some that are held out."""
     store, random = Store(folder), torch.Generator().manual_seed(0)
-    text, mask = store.path("texts", "text"), store.path("masks", "mask")
+    text, prior, mask = store.path("texts", "text"), store.path("texts", "prior"), store.path("masks", "mask")
     store.write(text, torch.zeros(1, WAN21_T2V.text_width))
+    store.write(prior, torch.ones(2, WAN21_T2V.text_width))
     store.write(mask, torch.tensor([[0.0, 1.0], [0.5, 1.0]]))
     samples = []
     for number in range(count + held_out):
         path, frames = store.path("latents", str(number)), 1 + number % 2
         store.write(path, torch.randn(16, frames, 2, 2, generator=random))
         samples.append(CachedSample(f"{number}.png", Bucket(4 * frames - 3, 16, 16), 1, (path,), ({"text": text},),
-                                    mask_path=mask if number % 2 else None))
+                                    prior_captions=({"text": prior},), mask_path=mask if number % 2 else None))
     return CachedDataset(WAN21_T2V, tuple(samples[:count]), tuple(samples[count:]), "digest", "zwx",
                          ("",) * len(samples))

@@ -152,16 +152,18 @@ def dataset(name: str, folder: Path, sizes_FHW: Sequence[tuple[int, int, int]], 
         generator = torch.Generator().manual_seed(number)
         given = conditions(name, size_FHW, seed=number) | {
             "latent": torch.randn(1, its.latent_channels, *size_FHW, generator=generator),
-            "text": torch.randn(1, tokens, its.text_width, generator=generator)}
+            "text": torch.randn(1, tokens, its.text_width, generator=generator),
+            "prior": torch.randn(1, tokens, its.text_width, generator=generator)}
         paths = {kind: folder / f"{kind}_{number}.safetensors" for kind in given}
         for kind, path in paths.items():
             store.write_tensor(path, given[kind][0].contiguous())
-        latent, text = paths.pop("latent"), paths.pop("text")
+        latent, text, prior = (paths.pop(kind) for kind in ("latent", "text", "prior"))
         frames, rows, columns = size_FHW
         bucket = Bucket(4 * (frames - 1) + 1, its.stride_FHW[1] * rows, its.stride_FHW[2] * columns)
         samples.append(cache.CachedSample(
             name=f"{number}.png", bucket=bucket, repeats=1, latent_paths=(latent,), captions=({"text": text},),
-            windows=(paths,), empty_caption={"text": text}, content=str(number)))
+            windows=(paths,), empty_caption={"text": text}, content=str(number),
+            prior_captions=({"text": prior},)))
     return cache.CachedDataset(family=its, samples=tuple(samples), held_out=(), digest=f"random {name}",
                                trigger_word="", captions=("a caption",) * len(samples), condition=its.frames_given[-1])
 

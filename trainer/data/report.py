@@ -71,7 +71,7 @@ def expected_bytes(manifest: Manifest) -> int:
     samples = [*manifest.samples, *manifest.held_out]
     latents = {(sample.digest, sample.bucket, start, sample.background)
                for sample in samples for start in sample.starts}
-    texts = {caption for sample in samples for caption in sample.captions}
+    texts = {caption for sample in samples for caption in (*sample.captions, *sample.prior_captions)}
     family = manifest.family
     kinds = family.kinds(manifest.condition)
     videos = 1 + sum(count for kind, count in _LATENTS if kind in kinds)

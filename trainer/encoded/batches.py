@@ -15,7 +15,7 @@ import torch
 
 from ..base.threads import DaemonPool
 from ..data.buckets import Bucket
-from ..model.conditions import ConditionKind
+from ..model.conditions import CAPTION, ConditionKind
 from .cache import CachedSample, Visit
 from .store import read_tensor
 
@@ -79,14 +79,26 @@ def read_batch(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> Batch
     if any(mask_HW is not None for mask_HW in masks_HW):
         everything = torch.ones(latent_BCFHW.shape[-2:])
         mask_B11HW = torch.stack([everything if mask_HW is None else mask_HW for mask_HW in masks_HW])[:, None, None]
-    conditions = {kind.name: kind.collate([_condition(kind, visit) for visit in visits])
-                  for kind in kinds if not kind.is_optional or kind.name in visits[0].condition_paths}
     return Batch(
         names=tuple(visit.name for visit in visits),
         latent_BCFHW=latent_BCFHW,
-        conditions=conditions,
+        conditions=_conditions(visits, kinds),
         mask_B11HW=mask_B11HW,
     )
+
+
+def read_priors(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> dict[str, torch.Tensor]:
+    """Of the visits' prior captions: what `Batch.conditions` has of the captions.
+
+    Raises:
+        UserError: as `read_batch`, or the dataset was cached without prior captions.
+    """
+    return _conditions([visit.prior() for visit in visits], [kind for kind in kinds if kind.source == CAPTION])
+
+
+def _conditions(visits: Sequence[Visit], kinds: Sequence[ConditionKind]) -> dict[str, torch.Tensor]:
+    return {kind.name: kind.collate([_condition(kind, visit) for visit in visits])
+            for kind in kinds if not kind.is_optional or kind.name in visits[0].condition_paths}
 
 
 def _condition(kind: ConditionKind, visit: Visit) -> torch.Tensor:

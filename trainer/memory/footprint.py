@@ -36,6 +36,12 @@ STATISTICS = 8
 TEXT_OUTSIDE = 34_000
 """Bytes for each row of the text that are not in blocks: the text itself in fp32 and as it is embedded."""
 
+PRIOR_OUTSIDE = 16_400
+"""Bytes for each row of a prior caption, which lies there beside the caption."""
+
+PRIOR_LATENT = 4
+"""Bytes for each value of a token's latent: what the model without the adapter predicts for it, in fp32."""
+
 IMAGE_OUTSIDE = 3_000
 """Bytes for each token of an image that are not in blocks, besides 2 x dim: CLIP vision's hidden states."""
 
@@ -120,7 +126,8 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     """
     collected = 4 * adapter.numbers
     gradients = collected if adapter.has_fp32_gradients else model.value * adapter.numbers
-    before = collected if optimizer.accumulation > 1 else 0  # those of the batches before
+    # those of the batches before, or of what is learned before what is preserved
+    before = collected if optimizer.accumulation > 1 or work.prior_rows else 0
     num_whole = min(plan.whole_blocks, model.blocks)
     num_again = model.blocks - num_whole
     block = _Block(model, adapter, work, plan)
@@ -137,7 +144,10 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
     recorded = RECORDED_BACKWARD if adapter.is_recorded else (0.0, 0.0)
     per_token = _outside(model) + (recorded[0] * model.dim + recorded[1] * model.ffn_dim) * model.value
     image = model.image_rows * (IMAGE_OUTSIDE + 2 * model.dim * model.value)
-    outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE + image) + (
+    prior = 0
+    if work.prior_rows:
+        prior = work.prior_rows * PRIOR_OUTSIDE + work.tokens * PRIOR_LATENT * model.latent_values
+    outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE + image + prior) + (
         adapter.working_bytes + (block.casts if num_again else 0))
     # gradients are put into fp32 block by block
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED

@@ -56,8 +56,11 @@ class Work:
     """Of one sample."""
     batch_size: int
     text_rows: int
+    """Of a caption, or of a prior caption, whichever has more."""
     shown_tokens: int = 0
     """The most tokens of a sample that is measured on, or of a preview; 0 = there are none."""
+    prior_rows: int = 0
+    """Of a prior caption, for which the model is held to what it was; 0 = it is not held."""
     decoding: int = 0
     """Bytes taken for a preview while the model may be moved away: by the VAE, its weights included, or by a sampler
     for which training steps aside."""

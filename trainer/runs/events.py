@@ -41,6 +41,9 @@ class StepDone:
     """The loss or the gradient was not finite, and nothing was changed."""
     seconds: float
     samples_per_second: float
+    preservation: float | None = None
+    """Mean square of what the adapter changes for prior captions, unweighted; None where the step did not measure it.
+    """
 
 
 @dataclass(frozen=True, slots=True)

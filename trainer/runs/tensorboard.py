@@ -77,6 +77,8 @@ class Scalars:
             self._writer.add_scalar("loss", event.loss, event.step)
         if math.isfinite(event.grad_norm):
             self._writer.add_scalar("gradient norm", event.grad_norm, event.step)
+        if event.preservation is not None and math.isfinite(event.preservation):
+            self._writer.add_scalar("preservation", event.preservation, event.step)
         self._writer.add_scalar("learning rate", event.learning_rate, event.step)
         for t, loss in zip(event.timesteps, event.losses, strict=True):
             if math.isfinite(loss):

@@ -77,6 +77,10 @@ class ObjectiveConfig:
     clips_max_t: float = 1.0
     sigmas: tuple[float, ...] = ()
     """Of AS_SAMPLED: the noise levels at which the user samples, falling; those of n steps are n + 1."""
+    preserve: float = 0.0
+    """Weight of the loss that holds the model to what it was on prior captions (training/preservation.py); 0 = off."""
+    preserve_every: int = 1
+    """It is computed once in so many optimizer steps, and then counts so many times."""
 
     def bounds(self, is_clip: bool) -> tuple[float, float]:
         """The least and the largest noise level that stills, or clips, are trained on."""
@@ -86,7 +90,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_choice(self, timesteps=TIMESTEPS, weighting=WEIGHTINGS, loss=LOSSES, window=WINDOWS)
         check_least(self, logit_mean=-10, logit_std=0.01, beta_a=0.05, beta_b=0.05, shift=0.01, huber_delta=1e-6,
-                     noise_offset=0)
+                     noise_offset=0, preserve=0, preserve_every=1)
         if not -1 <= self.mode_scale <= 1.75:  # beyond, t is no longer monotonous in u (arXiv:2403.03206, section 3.1)
             raise UserError(f"mode_scale is {self.mode_scale}; choose -1 to 1.75, for example 1.29.")
         if not 0 <= self.min_t < self.max_t <= 1:
@@ -242,6 +246,8 @@ class TrainConfig:
         training as it was: so an update finds the runs of before.
         """
         told = {name: value for name, value in _told(self).items() if name not in _PASSING}
+        if not self.objective.preserve:
+            told["objective"].pop("preserve_every", None)
         return told if self.memory.products == EXACT else {**told, "products": self.memory.products}
 
 

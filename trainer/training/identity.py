@@ -15,7 +15,8 @@ VERSION = 2
 def keys(config: TrainConfig, dataset: CachedDataset, base: str) -> tuple[str, ...]:
     """The key of a run, then those under which earlier versions kept the same one.
 
-    The data counts by contents and captions, the settings as `TrainConfig.identity` says. The length is part of it only
+    The data counts by contents and captions, the settings as `TrainConfig.identity` says, and prior captions where they
+    are trained on. The length is part of it only
     where a step depends on it, as with a learning rate that falls: otherwise a longer run begins like a shorter one.
     Where the batch size is left to the node, the key does not depend on what it is on this card, nor on the number of
     steps that follows from it.
@@ -25,7 +26,8 @@ def keys(config: TrainConfig, dataset: CachedDataset, base: str) -> tuple[str, .
     """
     settings = config.identity()
     length = _length(config, dataset) if config.optimizer.depends_on_length else ()
-    return (content_hash(VERSION, dataset.digest, base, settings, *length),
+    priors = (dataset.prior_digest,) if config.objective.preserve else ()
+    return (content_hash(VERSION, dataset.digest, base, settings, *length, *priors),
             content_hash(dataset.former_digest, base, settings))
 
 

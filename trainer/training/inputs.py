@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..encoded.batches import BucketSampler, Position, read_batch
+from ..encoded.batches import BucketSampler, LookAhead, Position, read_batch, read_priors
 from ..model.backend import Denoiser
 from ..settings.training import TrainConfig
-from . import objective
+from . import objective, preservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class Inputs:
     """Of the data after this batch."""
     is_last: bool
     """Whether it is the last batch of its optimizer step."""
+    prior: dict[str, torch.Tensor] | None = None
+    """Those of `conditions` that are others for prior captions; None where the step does not preserve."""
 
     def to(self, device: torch.device) -> Inputs:
         """The same on the device; the copies are enqueued there and not waited for."""
@@ -52,7 +54,8 @@ class Inputs:
         return replace(
             self, latent_BCFHW=change(self.latent_BCFHW), noise_BCFHW=change(self.noise_BCFHW), t_B=change(self.t_B),
             weight_B=change(self.weight_B), mask_B11HW=None if self.mask_B11HW is None else change(self.mask_B11HW),
-            conditions={name: change(tensor) for name, tensor in self.conditions.items()})
+            conditions={name: change(tensor) for name, tensor in self.conditions.items()},
+            prior=None if self.prior is None else {name: change(tensor) for name, tensor in self.prior.items()})
 
 
 def of_steps(config: TrainConfig, denoiser: Denoiser, sampler: BucketSampler, step: int) -> Iterator[Inputs]:
@@ -75,21 +78,41 @@ def of_steps(config: TrainConfig, denoiser: Denoiser, sampler: BucketSampler, st
             size_FHW = batch.latent_BCFHW.shape[2:]
             num_tokens = batch.latent_BCFHW[0].numel() // family.values_per_token
             t_B = objective.timesteps_of(config.objective, u_B, num_tokens, is_clip=size_FHW[0] > 1)
+            conditions = denoiser.prepared(batch.conditions, size_FHW)
+            prior = None
+            if preservation.is_due(config.objective, step):
+                said = denoiser.prepared({**batch.conditions, **read_priors(visits, family.conditions)}, size_FHW)
+                prior = _others(said, conditions)
             yield Inputs(
                 names=batch.names,
                 latent_BCFHW=batch.latent_BCFHW,
                 noise_BCFHW=objective.sample_noise(batch.latent_BCFHW, generator, config.objective.noise_offset),
                 t_B=t_B,
                 weight_B=objective.weight(config.objective, t_B),
-                conditions=denoiser.prepared(batch.conditions, size_FHW),
+                conditions=conditions,
                 mask_B11HW=batch.mask_B11HW,
                 timesteps=tuple(t_B.tolist()),
                 dropout_seed=objective.generator("dropout", config.seed, step, sum(sizes[:number])).initial_seed(),
                 num_samples=sum(sizes),
                 position=position,
                 is_last=number == len(sizes) - 1,
+                prior=prior,
             ).pinned(denoiser.device)
         step += 1
+
+
+def of_one_step(batches: LookAhead[Inputs]) -> Iterator[Inputs]:
+    """The next ones, up to the last of their optimizer step."""
+    is_last = False
+    while not is_last:
+        batch = batches.next()
+        is_last = batch.is_last
+        yield batch
+
+
+def _others(tensors: dict[str, torch.Tensor], known: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those that are not as the known ones, so that an image is not on the device twice."""
+    return {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, known[name])}
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:

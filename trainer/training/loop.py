@@ -31,14 +31,12 @@ from ..runs.folder import Found, RunFolder
 from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
-from . import evaluate, inputs, objective, optim
+from . import evaluate, inputs, objective, optim, preservation
 from .inputs import Inputs
 from .length import check_learned, is_due, is_evaluation_due, is_over, total_steps
 from .results import Enqueued, Numbers, Results, num_late
 from .retry import Steps, enough_memory
-
-SHARE_OF_SAVING = 0.01
-"""Of the time, at most, that checkpoints written by time take."""
+from .saving import SavingTime
 
 
 class Trainer:
@@ -75,7 +73,7 @@ class Trainer:
         self.step = 0
         self._position = (0, 0)
         self._is_whole = True  # False while weights or the log change and are inconsistent
-        self._saved_step, self._saved_time, self._save_seconds = 0, time.monotonic(), 0.0
+        self._saved_step, self._saving = 0, SavingTime(config.validation.every_minutes)
         self._logged: set[tuple[str, int]] = set()
 
     @property
@@ -139,15 +137,17 @@ class Trainer:
         return self._is_whole
 
     def train_step(self) -> None:
-        """Predict, loss and backward for each batch of the step; then clip the gradient and step once.
+        """Predict, losses and backward for each batch of the step; then clip the gradient and step once.
 
         What came of it is still to be read, from `results`.
         """
         start = time.perf_counter()
-        names, timesteps, losses = [], [], []
-        for batch in self._next_batches():
+        names, timesteps, losses, preserved = [], [], [], []
+        for batch in inputs.of_one_step(self.batches):
             with self.adapter.dropout_from(batch.dropout_seed):
-                losses.append(self._backward(batch.to(self.denoiser.device)))
+                loss_B, preserved_B = self._backward(batch.to(self.denoiser.device))
+            losses.append(loss_B)
+            preserved.append(preserved_B)
             names += batch.names
             timesteps += batch.timesteps
 
@@ -156,28 +156,31 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._is_whole = False
-        numbers = self._update(losses)
+        numbers = self._update([*losses, *preserved])
         self.step += 1
         self._position = batch.position
         self.results.add(Enqueued(self.step, tuple(names), tuple(timesteps), learning_rate, numbers, start))
         self._is_whole = True
 
-    def _next_batches(self) -> Iterator[Inputs]:
-        """Those of one optimizer step."""
-        is_last = False
-        while not is_last:
-            batch = self.batches.next()
-            is_last = batch.is_last
-            yield batch
+    def _backward(self, batch: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unweighted losses of a batch on the device: loss_B, and preserved_B, which is empty where the step does not.
 
-    def _backward(self, batch: Inputs) -> torch.Tensor:
-        """The unweighted loss_B of a batch on the device; its gradient is accumulated."""
+        Their gradients are accumulated.
+        """
+        settings = self.config.objective
+        loss_B = self._accumulated(batch, batch.weight_B, lambda: objective.denoising_loss(
+            self.denoiser, batch.latent_BCFHW, batch.conditions, batch.t_B, batch.noise_BCFHW, batch.mask_B11HW,
+            settings))
+        if batch.prior is None:
+            return loss_B, loss_B[:0]
+        return loss_B, self._accumulated(batch, preservation.factor(settings), lambda: preservation.preservation_loss(
+            self.denoiser, self.adapter, batch.latent_BCFHW, {**batch.conditions, **batch.prior}, batch.t_B,
+            batch.noise_BCFHW))
+
+    def _accumulated(self, batch: Inputs, weight: torch.Tensor | float, loss: Callable) -> torch.Tensor:
         with deterministic(self.config.deterministic), self.denoiser.training():
-            loss_B = objective.denoising_loss(
-                self.denoiser, batch.latent_BCFHW, batch.conditions, batch.t_B, batch.noise_BCFHW, batch.mask_B11HW,
-                self.config.objective)
-            loss = (loss_B * batch.weight_B).sum() / batch.num_samples
-            self.scaler.scale(loss).backward()
+            loss_B = loss()
+            self.scaler.scale((loss_B * weight).sum() / batch.num_samples).backward()
         self.adapter.collect_gradients()
         return loss_B.detach()
 
@@ -218,19 +221,14 @@ class Trainer:
         if self._is_evaluation_due():
             yield self._record(self.judge.measure(self.step))
         is_best = self.judge.best_step == self.step
-        if is_best or self._is_time_to_save() or self._is_planned(self.step):
+        if is_best or self._saving.is_due or self._is_planned(self.step):
             yield self._record(self._save())
         if self.step == self.pause_at and not self.is_done:
             yield Paused(self.step)
 
     def _is_something_due(self) -> bool:
         return self.step == self.pause_at or (
-            self._is_evaluation_due() or self._is_time_to_save() or self._is_planned(self.step))
-
-    def _is_time_to_save(self) -> bool:
-        minutes = self.config.validation.every_minutes
-        pause = max(60 * minutes, self._save_seconds / SHARE_OF_SAVING)
-        return bool(minutes) and time.monotonic() - self._saved_time >= pause
+            self._is_evaluation_due() or self._saving.is_due or self._is_planned(self.step))
 
     def _is_evaluation_due(self) -> bool:
         return bool(self.dataset.held_out) and is_evaluation_due(
@@ -261,9 +259,9 @@ class Trainer:
         if self.judge.best_step:
             self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
         self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
-        self._saved_step, self._saved_time, self._save_seconds = (
-            self.step, time.monotonic(), time.perf_counter() - start)
-        return Saved(self.step, self._save_seconds)
+        self._saved_step, seconds = self.step, time.perf_counter() - start
+        self._saving.took(seconds)
+        return Saved(self.step, seconds)
 
     def _restore(self) -> Started:
         """Continue from the checkpoint and the log that were found in the run's folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..adapter.adapter_size import adapter_size
 from ..data.buckets import Bucket
-from ..encoded.cache import CachedDataset, CachedSample
+from ..encoded.cache import CachedDataset
 from ..memory.choice import Choice, Needs, choose
 from ..memory.footprint import lasting
 from ..memory.plan import EVERYTHING, Plan, below
@@ -128,20 +128,26 @@ def _work(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previ
 
     largest = max((sample.bucket for sample in dataset.samples), key=tokens_of)
     shown = [tokens_of(sample.bucket) for sample in dataset.held_out]
-    longest = max(_text_lengths(dataset.samples, family.text_width), default=0)
     tokens = tokens_of(largest)
+
+    def rows(texts: Iterable[Mapping[str, Path]]) -> int:
+        return text_padding.most_rows(max(_text_lengths(texts, family.text_width), default=0), family.text_length,
+                                      tokens, text_padding.are_numbers_few(denoiser.device))
+
+    priors = [prior for sample in dataset.samples for prior in sample.prior_captions if config.objective.preserve]
+    prior_rows = rows(priors) if priors else 0
     return Work(
         side=round((largest.width * largest.height) ** 0.5), frames=largest.frames, stride=family.stride_FHW[0],
         tokens=tokens, batch_size=config.batch_size,
-        text_rows=text_padding.most_rows(
-            longest, family.text_length, tokens, text_padding.are_numbers_few(denoiser.device)),
+        text_rows=max(rows(caption for sample in dataset.samples for caption in sample.captions), prior_rows),
+        prior_rows=prior_rows,
         shown_tokens=max([*shown, previews.tokens if previews else 0]),
         decoding=previews.decoding if previews else 0)
 
 
-def _text_lengths(samples: Iterable[CachedSample], width: int) -> list[int]:
+def _text_lengths(captions: Iterable[Mapping[str, Path]], width: int) -> list[int]:
     """Tokens of each text, by the size of its file, in fp32; one that has gone is missed when it is read."""
-    paths: set[Path] = {caption["text"] for sample in samples for caption in sample.captions if "text" in caption}
+    paths: set[Path] = {caption["text"] for caption in captions if "text" in caption}
     lengths = []
     for path in paths:
         with suppress(OSError):

@@ -155,12 +155,9 @@ def denoising_loss(
         noise_BCFHW: standard normal, fp32.
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
     """
-    known_BF = conditions.get(KNOWN.name)
-    if known_BF is None:
-        x_BCFHW, weight_B1FHW = interpolate(latent_BCFHW, noise_BCFHW, t_B), mask_B11HW
-    else:
-        open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
-        x_BCFHW = _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11)
+    x_BCFHW, open_B1F11 = noised(latent_BCFHW, noise_BCFHW, t_B, conditions)
+    weight_B1FHW = mask_B11HW
+    if open_B1F11 is not None:
         weight_B1FHW = open_B1F11 if mask_B11HW is None else open_B1F11 * mask_B11HW
     velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, conditions)
     target_BCFHW = noise_BCFHW - latent_BCFHW
@@ -169,6 +166,23 @@ def denoising_loss(
             velocity_BCFHW, target_BCFHW, reduction="none", delta=config.huber_delta)
     else:
         error_BCFHW = (velocity_BCFHW - target_BCFHW).square()
+    return mean(error_BCFHW, weight_B1FHW)
+
+
+def noised(
+    latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(the noisy latent, open_B1F11: 0 for frames that the model is given clean, else 1; None where it is given none).
+    """
+    known_BF = conditions.get(KNOWN.name)
+    if known_BF is None:
+        return interpolate(latent_BCFHW, noise_BCFHW, t_B), None
+    open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
+    return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11), open_B1F11
+
+
+def mean(error_BCFHW: torch.Tensor, weight_B1FHW: torch.Tensor | None) -> torch.Tensor:
+    """The mean of each sample, (B,); with weights the weighted one."""
     if weight_B1FHW is None:
         return error_BCFHW.flatten(1).mean(1)
     return (error_BCFHW * weight_B1FHW).flatten(1).mean(1) / weight_B1FHW.flatten(1).mean(1)

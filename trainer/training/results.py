@@ -61,7 +61,8 @@ class Enqueued:
     """Noise level in 0..1 of each sample."""
     learning_rate: float
     numbers: Numbers
-    """The loss of each sample, the norm of the gradient before clipping, and the loss scale."""
+    """The loss of each sample, what came of preserving for each where the step does, the norm of the gradient before
+    clipping, and the loss scale."""
     start: float
     """When the host began with it, by time.perf_counter."""
 
@@ -99,9 +100,10 @@ class Results:
     def read(self) -> StepDone:
         """What came of the oldest step that is enqueued, which is then no longer counted as enqueued."""
         step = self._enqueued[0]
-        *losses, grad_norm, scale = step.numbers.read()
+        *numbers, grad_norm, scale = step.numbers.read()
+        losses, preserved = numbers[:len(step.names)], numbers[len(step.names):]
         loss = sum(losses) / len(losses)
-        if not all(map(math.isfinite, losses)):
+        if not all(map(math.isfinite, numbers)):
             grad_norm = math.nan
         now = time.perf_counter()
         # the device computes one step after the other, so this one had the time since the numbers of the last came
@@ -120,6 +122,7 @@ class Results:
             is_skipped=not math.isfinite(grad_norm),
             seconds=seconds,
             samples_per_second=len(losses) / seconds,
+            preservation=sum(preserved) / len(preserved) if preserved else None,
         )
 
     def _count(self, step: Enqueued, loss: float, grad_norm: float, scale: float) -> None:

@@ -16,10 +16,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of 
 MOST_KILLS = 40
 EPOCHS = 3
 
-OPTIMIZERS = {
-    "adamw, accumulation": {"accumulation": 2},
-    "prodigy, average": {"name": "prodigy", "ema_decay": 0.9},
+SETTINGS = {
+    "adamw, accumulation": ({"accumulation": 2}, {}),
+    "prodigy, average, preserving": ({"name": "prodigy", "ema_decay": 0.9}, {"preserve": 0.5, "preserve_every": 2}),
 }
+"""Of the optimizer, and of the objective."""
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +48,17 @@ def kill_again_and_again(killer, command: tuple, draw: random.Random, seconds: f
     return MOST_KILLS
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, optimizer):
-    command = ("train", folder, tmp_path / "warm", optimizer, 1)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, settings):
+    command = ("train", folder, tmp_path / "warm", *settings, 1)
     assert killer.run(*command) == 0  # the cache is filled
     start = time.perf_counter()
-    assert killer.run("train", folder, tmp_path / "undisturbed", optimizer, EPOCHS) == 0
+    assert killer.run("train", folder, tmp_path / "undisturbed", *settings, EPOCHS) == 0
     whole = time.perf_counter() - start
     draw, killed, attempt, seconds = random.Random(0), 0, tmp_path, whole
     while killed < 2:  # on a machine that is less busy by now, it may be done before
         attempt = attempt / "killed"
-        command = ("train", folder, attempt, optimizer, EPOCHS)
+        command = ("train", folder, attempt, *settings, EPOCHS)
         killed = kill_again_and_again(killer, command, draw, seconds)
         seconds /= 2
     print(f"killed {killed} times; undisturbed it takes {whole:.1f} s")
@@ -96,9 +97,9 @@ def test_a_pair_killed_at_random_moments_and_continued(killer, folder, tmp_path)
 @pytest.mark.long
 def test_fifty_kills_of_caching_and_training(killer, folder, tmp_path):
     """Until 50 processes were killed: fill a cache, train with previews and tidying, and begin again elsewhere."""
-    optimizer = OPTIMIZERS["adamw, accumulation"]
+    settings = SETTINGS["adamw, accumulation"]
     for name, command in (("fill", ("fill", folder, tmp_path / "cache")),
-                          ("train", ("train", folder, tmp_path / "undisturbed", optimizer, EPOCHS))):
+                          ("train", ("train", folder, tmp_path / "undisturbed", *settings, EPOCHS))):
         start = time.perf_counter()
         assert killer.run(*command) == 0
         print(f"{name} takes {time.perf_counter() - start:.1f} s")
@@ -111,7 +112,7 @@ def test_fifty_kills_of_caching_and_training(killer, folder, tmp_path):
             break
         place = tmp_path / attempt
         killed["fill"] += kill_again_and_again(killer, ("fill", folder, place / "cache"), draw, whole / 4)
-        killed["train"] += kill_again_and_again(killer, ("train", folder, place, optimizer, EPOCHS), draw, whole)
+        killed["train"] += kill_again_and_again(killer, ("train", folder, place, *settings, EPOCHS), draw, whole)
         found = json.loads((place / "result.json").read_text())
         assert found == expected
         assert {path.name: path.read_bytes() for path in (place / "cache").rglob("*.safetensors")} == encoded

@@ -12,7 +12,13 @@ from wantune.tests.support.runs import assert_one_history, driven
 from wantune.tests.support.small_model import SmallModel
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs.events import Previewed, StepDone
-from wantune.trainer.settings.training import LoraConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from wantune.trainer.settings.training import (
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from wantune.trainer.training import loop, results
 from wantune.trainer.training.run import Run
 
@@ -91,15 +97,17 @@ def test_a_step_is_read_once_and_after_the_next_one_was_enqueued(dataset, tmp_pa
     assert order == [*expected, ("read", 5)]
 
 
-OPTIMIZERS = {"adamw": OptimizerConfig(), "accumulation": OptimizerConfig(accumulation=2, warmup_steps=3),
-              "average": OptimizerConfig(ema_decay=0.9), "lion": OptimizerConfig(name="lion")}
+SETTINGS = {"adamw": {}, "accumulation": {"optimizer": OptimizerConfig(accumulation=2, warmup_steps=3)},
+            "average": {"optimizer": OptimizerConfig(ema_decay=0.9)},
+            "lion": {"optimizer": OptimizerConfig(name="lion")},
+            "preserving": {"objective": ObjectiveConfig(preserve=0.5, preserve_every=2)}}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_late_and_at_once_tell_and_learn_the_same(dataset, tmp_path, late, name):
     """Checkpoints, evaluations and previews see the weights of their own step, and stand in the log behind it."""
     validation = ValidationConfig(every_minutes=0, every_steps=3, evaluate_epochs=0, evaluate_steps=4, keep_last=99)
-    settings = config(validation, batch_size=2, optimizer=OPTIMIZERS[name])
+    settings = config(validation, batch_size=2, **SETTINGS[name])
     found = []
     for place in ("at once", "late"):
         model = SmallModel(not_finite=(2, 7))

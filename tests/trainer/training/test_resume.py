@@ -129,6 +129,27 @@ def test_every_kind_of_adapter_goes_on_bit_for_bit_with_dropout_and_checkpointin
     assert not any(".ffn." in key for key in whole), "attention alone"
 
 
+def test_what_preserves_goes_on_bit_for_bit_with_dropout_checkpointing_accumulation_and_average(train):
+    """Which steps preserve is counted from the run's first one, not from where it went on."""
+    import comfy.model_management
+
+    settings = config(
+        lora=LoraConfig(rank=4, dropout=0.2), gradient_checkpointing=True, optimizer=OptimizerConfig(
+            accumulation=2, ema_decay=0.9), objective=ObjectiveConfig(preserve=0.5, preserve_every=2))
+    watch = tools.Watch()
+    whole, losses, _ = train(settings, watch, place="whole")
+    measured = [event.preservation for event in watch.events if type(event).__name__ == "StepDone"]
+    assert measured[0] == 0 and all(value > 0 for value in measured[2::2])
+    assert all(value is None for value in measured[1::2])
+    for count in (1, 2):
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(settings, interrupt_after(count), place="parts")
+    parts, found, folder = train(settings, place="parts")
+    assert found == losses and same(parts, whole)
+    steps = [json.loads(line) for line in open(f"{folder}/log.jsonl", encoding="utf-8")]
+    assert [line["preservation"] for line in steps if line["event"] == "StepDone"] == measured
+
+
 def test_a_lora_is_continued(train):
     first, losses, folder = train(config())
     settings = config(lora=LoraConfig(rank=32), learning_rate=1e-9)  # rank and alpha are the file's
