@@ -71,17 +71,18 @@ class Network:
 
 
 def diffusers(state: Mapping[str, torch.Tensor], name: str) -> Network:
-    """diffusers' WanTransformer3DModel."""
-    from diffusers import WanTransformer3DModel
+    """diffusers' WanTransformer3DModel, or its WanVACETransformer3DModel."""
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers as convert
 
     sizes, wan = _sizes(state), wan_models.WANS[name]
     sees_image = "img_emb.proj.1.weight" in state
-    module = WanTransformer3DModel(
+    vace = {"vace_layers": list(range(sizes["num_layers"])), "vace_in_channels": 96} if wan.is_vace else {}
+    module = (WanVACETransformer3DModel if wan.is_vace else WanTransformer3DModel)(
         num_attention_heads=sizes["num_heads"], attention_head_dim=HEAD_WIDTH, ffn_dim=sizes["ffn_dim"],
         num_layers=sizes["num_layers"], in_channels=sizes["in_dim"], out_channels=sizes["out_dim"],
         image_dim=1280 if sees_image else None, added_kv_proj_dim=sizes["dim"] if sees_image else None,
-        pos_embed_seq_len=wan.image_tokens or None)
+        pos_embed_seq_len=wan.image_tokens or None, **vace)
     renamed = {"img_emb.proj.0.": "norm1.", "img_emb.proj.1.": "ff.net.0.proj.", "img_emb.proj.3.": "ff.net.2.",
                "img_emb.proj.4.": "norm2.", "img_emb.emb_pos": "pos_embed"}
     converted = convert({key: value for key, value in state.items() if not key.startswith("img_emb.")})
@@ -98,7 +99,8 @@ def diffusers(state: Mapping[str, torch.Tensor], name: str) -> Network:
         image = prepared.get("clip_fea")
         if image is not None and wan.image_tokens:  # it joins both images itself
             image = image.reshape(-1, wan.image_tokens // 2, image.shape[-1])
-        return module(x_BCFHW, timestep, _padded(text_BLD), image, return_dict=False)[0]
+        control = {"control_hidden_states": prepared["vace_context"][:, 0]} if wan.is_vace else {}
+        return module(x_BCFHW, timestep, _padded(text_BLD), image, return_dict=False, **control)[0]
 
     def names(ours: str) -> str:
         (key,) = convert({f"{ours}.weight": torch.empty(0)})

@@ -21,7 +21,7 @@ FULL = {
     "1.3B": ("Wan2.1 T2V", "1.3B"), "14B": ("Wan2.1 T2V", "14B"), "I2V": ("Wan2.1 I2V", "14B"),
     "FLF2V": ("Wan2.1 FLF2V", "14B"), "I2V A14B": ("Wan2.2 I2V", "14B"), "5B": ("Wan2.2 5B", "5B"),
     "Fun-InP 1.3B": ("Wan2.1 I2V", "1.3B"), "Fun-Control A14B": ("Wan2.2 Fun-Control", "14B"),
-    "VACE": ("Wan2.1 VACE", "14B"), "VACE 1.3B": ("Wan2.1 VACE", "1.3B"),
+    "VACE": ("Wan2.1 VACE", "14B"),
 }
 
 
@@ -104,7 +104,6 @@ WORDS = {
     "Fun-InP 1.3B": ("", "Wan2.1 I2V 1.3B of width 1536 with 30 blocks"),
     "Fun-Control A14B": ("", "Wan2.2 Fun-Control A14B of width 5120 with 40 blocks"),
     "VACE": ("wan2.1_vace_14B_fp16.safetensors", "Wan2.1 VACE 14B of width 5120 with 40 blocks"),
-    "VACE 1.3B": ("", "Wan2.1 VACE 1.3B of width 1536 with 30 blocks"),
 }
 
 
@@ -137,7 +136,7 @@ def test_the_memory_plan_knows_the_size(full):
         name, device="meta", dtype=torch.bfloat16, **wan_models.FULL[size]).values())
     assert model.weights == pytest.approx(2 * held, rel=0.01)  # the patch embedding is in fp32
     assert model.image_rows == {"Wan2.1 I2V": 257, "Wan2.1 FLF2V": 514}.get(name, 0)
-    assert model.blocks_beside == ({"14B": 8, "1.3B": 15}[size] if name == "Wan2.1 VACE" else 0)
+    assert model.blocks_beside == (8 if name == "Wan2.1 VACE" else 0)
     wanted = needs(model, denoiser.linears())
     choice = choose(wanted, Space(free=80 * GIB, ram=64 * GIB, offloads=True))
     assert choice.parts.offloaded == 0 and choice.parts.total <= 80 * GIB
@@ -154,7 +153,7 @@ def test_an_image_takes_more_than_text_alone(comfy):
     from wantune.trainer.memory.plan import EVERYTHING, Plan
 
     found = {}
-    for name in ("Wan2.1 T2V", "Wan2.2 I2V", "Wan2.1 I2V", "Wan2.1 FLF2V"):  # the more, the later
+    for name in ("Wan2.1 T2V", "Wan2.2 I2V", "Wan2.1 I2V", "Wan2.1 FLF2V"):
         denoiser = ComfyDenoiser(wan_models.on_meta(name, "14B"))
         wanted = needs(denoiser.size, denoiser.linears())
         adapter = adapter_size(wanted.lora, wanted.linears)

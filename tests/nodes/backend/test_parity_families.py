@@ -22,7 +22,7 @@ Measured up to 1.3e-5."""
 
 CASES = {
     **{f"diffusers, {name}": (references.diffusers, name)
-       for name in wan_models.NAMES if name not in wan_models.CONTROLLED},
+       for name in wan_models.NAMES if not wan_models.WANS[name].has_ref_conv},
     **{f"wan22, {name}": (references.authors, name) for name in ("Wan2.1 T2V", "Wan2.2 I2V", "Wan2.2 5B")},
     **{f"musubi-tuner, {name}": (references.musubi, name) for name in ("Wan2.1 T2V", "Wan2.1 I2V")},
 }
