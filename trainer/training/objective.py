@@ -109,6 +109,20 @@ def interpolate(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torc
     return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1))
 
 
+def noised(
+    latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(x_t, open_B1F11): frames that the model is given (`known_BF` of the conditions) are clean in x_t.
+
+    open_B1F11 is 1 where a frame is to be predicted, 0 where it is given; None where the conditions name no frames.
+    """
+    known_BF = conditions.get(KNOWN.name)
+    if known_BF is None:
+        return interpolate(latent_BCFHW, noise_BCFHW, t_B), None
+    open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
+    return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11), open_B1F11
+
+
 def _mix(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return (1 - t) * latent_BCFHW + t * noise_BCFHW
 
@@ -155,12 +169,9 @@ def denoising_loss(
         noise_BCFHW: standard normal, fp32.
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
     """
-    known_BF = conditions.get(KNOWN.name)
-    if known_BF is None:
-        x_BCFHW, weight_B1FHW = interpolate(latent_BCFHW, noise_BCFHW, t_B), mask_B11HW
-    else:
-        open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
-        x_BCFHW = _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11)
+    x_BCFHW, open_B1F11 = noised(latent_BCFHW, noise_BCFHW, t_B, conditions)
+    weight_B1FHW = mask_B11HW
+    if open_B1F11 is not None:
         weight_B1FHW = open_B1F11 if mask_B11HW is None else open_B1F11 * mask_B11HW
     velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, conditions)
     target_BCFHW = noise_BCFHW - latent_BCFHW
