@@ -34,10 +34,10 @@ function stripAxes({ top, learnedRange, driftRange, yLearned, yDrift }, right) {
   return [
     text({ x: 4, y: top - 5 }, t('chart.learned')),
     text({ x: right + 5, y: top - 5 }, t('chart.drift')),
-    ...ticks(learnedRange, 2).flatMap((value) => [
+    ...ticks(learnedRange, 3).flatMap((value) => [
       svg('line', { x1: MARGIN.left, x2: right, y1: yLearned(value), y2: yLearned(value) }),
       text({ x: MARGIN.left - 5, y: yLearned(value) + 3.5, 'text-anchor': 'end' }, compact(value)),
     ]),
-    ...ticks(driftRange, 2).map((value) => text({ x: right + 5, y: yDrift(value) + 3.5 }, compact(value))),
+    ...ticks(driftRange, 3).map((value) => text({ x: right + 5, y: yDrift(value) + 3.5 }, compact(value))),
   ]
 }
