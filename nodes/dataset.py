@@ -18,6 +18,7 @@ from ..trainer.settings.data import (
     MASK_SOURCES,
     NO_FRAME,
     DatasetConfig,
+    parse_prompts,
     parse_resolutions,
 )
 from . import sockets
@@ -135,6 +136,13 @@ class DatasetSettings(io.ComfyNode):
                 io.Float.Input("condition_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
                                tooltip="Share of the visits in which the model is given no frame; 0.1 keeps the LoRA "
                                "from leaning on the picture alone."),
+                io.String.Input("class_word", default="", optional=True, tooltip="What the trigger word stands for, in "
+                                "words that the model knows, such as a person: takes its place in prompts for which "
+                                "the model should stay what it is. Empty: the trigger word is left out there."),
+                io.String.Input("preserve_prompts", default="", multiline=True, optional=True, tooltip="Further "
+                                "prompts for which the model should stay what it is, one a line, without the trigger "
+                                "word. They say what drift is measured on, and what preserve in Timestep and Loss "
+                                "Settings holds the model to."),
             ],
             outputs=[sockets.DatasetSettings.Output(display_name="settings", tooltip="For Load Dataset.")],
         )
@@ -195,14 +203,17 @@ def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inp
     return DatasetConfig(folder=str(paths.dataset_folder(folder)), frame_buckets=frames, **inputs, **settings)
 
 
-def _settings(more_resolutions: str = "", model: str = next(iter(families.DATASETS)), **inputs) -> dict:
+def _settings(
+    more_resolutions: str = "", model: str = next(iter(families.DATASETS)), preserve_prompts: str = "", **inputs
+) -> dict:
     """The widgets of Dataset Settings as keyword arguments of DatasetConfig.
 
     Raises:
         UserError: DatasetConfig, or the model, does not take a value.
     """
     family = families.of_dataset(model)
-    settings = {"more_resolutions": parse_resolutions(more_resolutions), "family": family.name, **inputs}
+    settings = {"more_resolutions": parse_resolutions(more_resolutions), "family": family.name,
+                "preserve_prompts": parse_prompts(preserve_prompts), **inputs}
     family.check_condition(DatasetConfig(folder="", **settings).condition)
     return settings
 

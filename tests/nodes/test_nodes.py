@@ -133,6 +133,8 @@ def test_mistakes_are_answered_before_anything_runs(nodes, input_folder, changes
     ({"alpha_color": "wite"}, "alpha_color is 'wite'"), ({"more_resolutions": "a"}, "more_resolutions has 'a'"),
     ({"more_resolutions": "9999"}, "resolution is 9999"), ({"caption_dropout": 1.5}, "caption_dropout is 1.5"),
     ({"masks": "none", "alpha_color": None}, True),
+    ({"class_word": "a person", "preserve_prompts": "a dog\n\na cat"}, True),
+    ({"preserve_prompts": "a\ud800"}, "preserve_prompts has 'a<d800>', which holds half a character"),
 ])
 def test_mistakes_in_the_settings_are_answered_before_anything_runs(nodes, changes, sentence):
     found = nodes["WanTune_DatasetSettings"].validate_inputs(**changes)

@@ -49,9 +49,14 @@ def finished(
 
 def has_trigger(caption: str, trigger: str) -> bool:
     """Whether the trigger word occurs in the caption as a word of its own ("art" is not in "party")."""
+    return re.search(trigger_pattern(trigger), caption) is not None
+
+
+def trigger_pattern(trigger: str) -> str:
+    """A regular expression that finds the trigger word as a word of its own."""
     before = rf"(?<!{_LETTER})" if re.match(_LETTER, trigger) else ""
     after = rf"(?!{_LETTER})" if re.search(rf"{_LETTER}$", trigger) else ""
-    return re.search(before + re.escape(trigger) + after, caption) is not None
+    return before + re.escape(trigger) + after
 
 
 def estimate_tokens(caption: str) -> int:

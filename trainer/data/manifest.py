@@ -10,6 +10,7 @@ from ..base.errors import UserError, content_hash
 from ..base.files import Stamp
 from ..model.family import ModelFamily
 from ..settings.data import NO_FRAME, DatasetConfig
+from . import priors
 from .buckets import Bucket
 from .masks import Mask
 from .windows import Source
@@ -51,6 +52,9 @@ class Sample:
     """Which of its frames are given to the model (settings.data.CONDITIONS)."""
     condition_dropout: float = 0.0
     """Share of its visits in which none is given."""
+    prior_captions: tuple[str, ...] = ()
+    """Prompts without the trigger word, for which the model should stay as it was (data/priors.py). They are no part of
+    `content`: what is learned depends on them only where they are trained on (`Manifest.prior_digest`)."""
 
     @property
     def content(self) -> list:
@@ -108,6 +112,11 @@ class Manifest:
                               for samples in (self.samples, self.held_out)))
 
     @property
+    def prior_digest(self) -> str:
+        """Of the prior captions of what is trained on."""
+        return content_hash(sorted(content_hash(sample.content, sample.prior_captions) for sample in self.samples))
+
+    @property
     def former_digest(self) -> str:
         """The digest of earlier versions, which changes with the order of names too."""
         return content_hash([sample.content for sample in self.samples], [sample.content for sample in self.held_out])
@@ -146,7 +155,8 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
     """Several datasets as one, each with its own repeats, resolution and trigger word.
 
     Raises:
-        UserError: no file is left to train on, or they are meant for different models.
+        UserError: no file is left to train on, they are meant for different models, or the trigger word of one is in
+            the prior captions of another.
     """
     meant_for = {manifest.family.name for manifest in manifests}
     if len(meant_for) > 1:
@@ -156,6 +166,7 @@ def join(manifests: Sequence[Manifest]) -> Manifest:
     if len(given) > 1:
         raise UserError(f"The joined datasets have the conditions {' and '.join(sorted(given))}; choose one of them "
                         "for all.")
+    priors.check([config for manifest in manifests for config in manifest.configs])
     digests = {sample.digest for manifest in manifests for sample in manifest.held_out}
     everything = [sample for manifest in manifests for sample in (*manifest.samples, *manifest.held_out)]
     samples, held_out = split(everything, digests)

@@ -67,7 +67,7 @@ def expected_bytes(manifest: Manifest) -> int:
     samples = [*manifest.samples, *manifest.held_out]
     latents = {(sample.digest, sample.bucket, start, sample.background)
                for sample in samples for start in sample.starts}
-    texts = {caption for sample in samples for caption in sample.captions}
+    texts = {caption for sample in samples for caption in (*sample.captions, *sample.prior_captions)}
     family = manifest.family
     videos = 2 if IMAGE in family.kinds(manifest.condition) else 1
     return (videos * sum(family.num_tokens(bucket) * family.values_per_token * 4 for _, bucket, _, _ in latents)

@@ -15,7 +15,7 @@ from ..model import families
 from ..model.conditions import KNOWN
 from ..model.family import ModelFamily
 from ..settings.data import BOTH_ENDS, NO_FRAME, DatasetConfig
-from . import buckets, captions, facts, folder, masks, pictures, windows
+from . import buckets, captions, facts, folder, masks, pictures, priors, windows
 from .buckets import Bucket
 from .caption_files import CaptionFiles
 from .facts import Facts
@@ -68,14 +68,15 @@ def scanning(
         may_read: as for `folder.walk`.
 
     Raises:
-        UserError: the folder is missing or empty, a file of captions fits none of its files, or the model family takes
-            no clips of these lengths, or not these frames of them.
+        UserError: the folder is missing or empty, a file of captions fits none of its files, the model family takes
+            no clips of these lengths, or not these frames of them, or a prompt without the trigger word has it.
         NothingUsable: no file in it can be used.
     """
     family = families.named(config.family)
     for frames in config.frame_buckets:
         family.check_frames(frames)
     family.check_condition(config.condition)
+    priors.check([config])
     root, notes = Path(config.folder), Notes()
     folder.check(root, may_read)
     entries = list(folder.walk(root, notes, may_read))
@@ -194,7 +195,7 @@ def _samples(
                stamp=held.stamp, bucket=bucket, repeats=entry.repeats or config.num_repeats, source=held.source,
                starts=cut.starts, background=config.background if held.is_layered else "", mask=mask,
                reading=held.reading, caption_dropout=config.caption_dropout, condition=config.condition,
-               condition_dropout=config.condition_dropout)
+               condition_dropout=config.condition_dropout, prior_captions=priors.prior_captions(written, config))
         for cut in cuts for bucket in _buckets(entry.name, size, cut.frames, config, family, notes)
     ]
 

@@ -40,6 +40,12 @@ class Visit:
     mask_path: Path | None = None
     is_condition_dropped: bool = False
     """Whether the model is given none of its frames (`ConditionKind.without`)."""
+    prior_paths: Mapping[str, Path] = field(default_factory=dict)
+    """The conditions of a prior caption, by kind."""
+
+    def prior(self) -> Visit:
+        """The same visit with the prior caption in the caption's place."""
+        return replace(self, condition_paths={**self.condition_paths, **self.prior_paths})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +69,36 @@ class CachedSample:
     condition_dropout: float = 0.0
     content: str = ""
     """Digest of all parts of the sample that training depends on."""
+    prior_captions: tuple[Mapping[str, Path], ...] = ()
+    """For each of its prior captions, which visits take in turn: the conditions that are made from it, by kind."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All cache files of this sample."""
-        conditions = [path for by_kind in (*self.captions, *self.windows, self.empty_caption)
+        conditions = [path for by_kind in (*self.captions, *self.windows, self.empty_caption, *self.prior_captions)
                       for path in by_kind.values()]
         return (*self.latent_paths, *conditions, *([self.mask_path] if self.mask_path else []))
 
     def visit(self, number: int, is_caption_dropped: bool = False, is_condition_dropped: bool = False) -> Visit:
         """The files of the number-th visit, from 0. Windows and captions advance so that all their pairs occur."""
-        windows, captions = len(self.latent_paths), len(self.captions)
-        # counts with a common divisor would repeat the same lcm pairs forever: shift the captions by one after these
-        turn = number + number // math.lcm(windows, captions) if math.gcd(windows, captions) > 1 else number
-        caption = self.empty_caption if is_caption_dropped else self.captions[turn % captions]
+        windows = len(self.latent_paths)
+        caption = self.empty_caption if is_caption_dropped else _in_turn(self.captions, number, windows)
         window = self.windows[number % windows] if self.windows else {}
+        prior = _in_turn(self.prior_captions, number, windows) if self.prior_captions else {}
         return Visit(self.name, self.latent_paths[number % windows], {**caption, **window}, self.mask_path,
-                     is_condition_dropped)
+                     is_condition_dropped, prior)
+
+    def prior_visit(self, number: int) -> Visit:
+        """As `visit`, with a prior caption in the caption's place."""
+        return self.visit(number).prior()
+
+
+def _in_turn(captions: Sequence[Mapping[str, Path]], number: int, windows: int) -> Mapping[str, Path]:
+    """The caption of the number-th visit to a sample with so many windows."""
+    count = len(captions)
+    # counts with a common divisor would repeat the same lcm pairs forever: shift the captions by one after these
+    turn = number + number // math.lcm(windows, count) if math.gcd(windows, count) > 1 else number
+    return captions[turn % count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,8 @@ class CachedDataset:
     """The digest of earlier versions, which depends on the order of names."""
     condition: str = NO_FRAME
     """Which frames are given to the model (settings.data.CONDITIONS)."""
+    prior_digest: str = ""
+    """Of the prior captions of what is trained on, and of how they are read; no part of `digest`."""
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -158,6 +179,7 @@ def locate(
             caption_dropout=sample.caption_dropout,
             condition_dropout=sample.condition_dropout,
             content=content_hash(sample.content),
+            prior_captions=tuple(caption_paths(sample, caption) for caption in sample.prior_captions),
         )
         for sample in samples for sizes in [size_paths(sample)]
     ]

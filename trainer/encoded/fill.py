@@ -147,8 +147,9 @@ def fill(
     trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
     if not trained:
         raise UserError("No file is left to train on: " + " ".join(fault.reason for fault in list(faults.values())[:5]))
-    encoded_as = [sorted(path.name for path in faults), codec.id, *ids.values(),
-                  *_read_otherwise(samples, keys_of)]
+    captions, priors = ({caption for sample in samples for caption in getattr(sample, name)}
+                        for name in ("captions", "prior_captions"))
+    encoded_as = [sorted(path.name for path in faults), codec.id, *ids.values(), *_read_otherwise(captions, keys_of)]
     return CachedDataset(
         family=family,
         samples=tuple(cached for _, cached in trained),
@@ -156,6 +157,7 @@ def fill(
         digest=content_hash(manifest.digest, *encoded_as),
         former_digest=content_hash(manifest.former_digest, *encoded_as),
         condition=manifest.condition,
+        prior_digest=content_hash(manifest.prior_digest, *_read_otherwise(priors, keys_of)),
         trigger_word=manifest.trigger_word,
         captions=tuple(sample.captions[0] for sample, _ in trained),
         left_out=tuple({rejection.reason: rejection for rejection in faults.values()}.values()),
@@ -164,9 +166,8 @@ def fill(
     )
 
 
-def _read_otherwise(samples: Sequence[Sample], keys_of: Mapping[str, Callable[[str], str]]) -> list[str]:
+def _read_otherwise(captions: set[str], keys_of: Mapping[str, Callable[[str], str]]) -> list[str]:
     """What stands for those captions that an encoder does not read as they are."""
-    captions = {caption for sample in samples for caption in sample.captions}
     return sorted({key_of(caption) for key_of in keys_of.values() for caption in captions} - captions)
 
 
@@ -175,7 +176,8 @@ def _captions(located: Located, kind: str) -> dict[Path, str]:
     captions = {}
     for sample, cached in located:
         captions.update((by_kind[kind], caption) for by_kind, caption in
-                        zip(cached.captions, sample.captions, strict=True) if kind in by_kind)
+                        zip((*cached.captions, *cached.prior_captions), (*sample.captions, *sample.prior_captions),
+                            strict=True) if kind in by_kind)
         if kind in cached.empty_caption:
             captions[cached.empty_caption[kind]] = ""
     return captions

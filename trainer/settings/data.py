@@ -66,6 +66,11 @@ def parse_resolutions(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def parse_prompts(text: str) -> tuple[str, ...]:
+    """The lines of a text as prompts, each once, without empty ones."""
+    return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetConfig:
     """Which files are trained on, and how they are cut."""
@@ -107,14 +112,23 @@ class DatasetConfig:
     """One of MASK_SOURCES."""
     alpha_color: str = "white"
     """Background on which transparent pictures are composited: a colour's name or #rrggbb."""
+    class_word: str = ""
+    """What the trigger word stands for in the model's own words, such as "a person": takes its place in prior captions
+    (data/priors.py); "" leaves it out there."""
+    preserve_prompts: tuple[str, ...] = ()
+    """Further prior captions, for all files."""
 
     def __post_init__(self) -> None:
         for resolution in (self.resolution, *self.more_resolutions):
             if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
                 raise UserError(f"resolution is {resolution}; choose {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
                                 "for example 512.")
-        if printable(self.trigger_word) != self.trigger_word:
-            raise UserError(f"trigger_word {self.trigger_word!r} holds half a character; type it again.")
+        for name in ("trigger_word", "class_word"):
+            if printable(getattr(self, name)) != getattr(self, name):
+                raise UserError(f"{name} {getattr(self, name)!r} holds half a character; type it again.")
+        for prompt in self.preserve_prompts:
+            if printable(prompt) != prompt:
+                raise UserError(f"preserve_prompts has {prompt!r}, which holds half a character; type it again.")
         if self.num_repeats < 1:
             raise UserError(f"num_repeats is {self.num_repeats}; choose 1 or more.")
         if self.validation_items < 0:

@@ -30,14 +30,14 @@ class CountingCodec:
 
 
 class CountingText:
-    """Stands for UMT5: one row a word."""
+    """Stands for UMT5: one row a word, and one where there is none."""
 
     def __init__(self, name: str = "umt5") -> None:
         self.id, self.calls = name, 0
 
     def encode(self, caption):
         self.calls += 1
-        return torch.ones(len(caption.split()), 8)
+        return torch.ones(max(1, len(caption.split())), 8)
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def fill(folder, codec, text):
 def test_each_content_is_encoded_once(folder):
     codec, text = CountingCodec(), CountingText()
     events, cached = fill(folder, codec, text)
-    assert (codec.calls, text.calls) == (3, 2)
+    assert (codec.calls, text.calls) == (3, 3), "two captions, and the empty one"
     assert [(event.kind, event.done, event.total) for event in events] == [
-        ("captions", 1, 2), ("captions", 2, 2), ("latents", 1, 3), ("latents", 2, 3), ("latents", 3, 3)]
+        *(("captions", done, 3) for done in (1, 2, 3)), ("latents", 1, 3), ("latents", 2, 3), ("latents", 3, 3)]
     assert len(cached.samples) == 3 and cached.captions == ("one two", "one two", "three")
     fill(folder, codec, text)
-    assert (codec.calls, text.calls) == (3, 2)
+    assert (codec.calls, text.calls) == (3, 3)
 
 
 def test_a_changed_caption_redoes_that_text_only(folder):
@@ -73,7 +73,7 @@ def test_a_changed_caption_redoes_that_text_only(folder):
     before = fill(folder, codec, text)[1].digest
     (folder / "2.txt").write_text("four")
     after = fill(folder, codec, text)[1].digest
-    assert (codec.calls, text.calls) == (3, 3) and before != after
+    assert (codec.calls, text.calls) == (3, 4) and before != after
 
 
 def test_a_changed_picture_of_the_same_name_redoes_that_latent_only(folder):
@@ -81,7 +81,7 @@ def test_a_changed_picture_of_the_same_name_redoes_that_latent_only(folder):
     fill(folder, codec, text)
     Image.new("RGB", (64, 64), (9, 9, 9)).save(folder / "0.png")
     fill(folder, codec, text)
-    assert (codec.calls, text.calls) == (4, 2)
+    assert (codec.calls, text.calls) == (4, 3)
 
 
 def test_another_encoder_redoes_its_part_only(folder):
@@ -89,7 +89,7 @@ def test_another_encoder_redoes_its_part_only(folder):
     fill(folder, codec, text)
     other = CountingCodec("other vae")
     fill(folder, other, text)
-    assert (other.calls, text.calls) == (3, 2)
+    assert (other.calls, text.calls) == (3, 3)
 
 
 def test_another_resolution_redoes_the_latents(folder):
@@ -97,7 +97,7 @@ def test_another_resolution_redoes_the_latents(folder):
     fill(folder, codec, text)
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=32, num_repeats=1))
     list(filling.fill(manifest, Store(folder.parent / "cache"), codec, {"text": text}))
-    assert (codec.calls, text.calls) == (6, 2)
+    assert (codec.calls, text.calls) == (6, 3)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 60, -1])
@@ -116,19 +116,19 @@ def test_a_foreign_file_is_made_again(folder):
     path = fill(folder, codec, text)[1].samples[0].captions[0]["text"]
     path.write_bytes(b"not safetensors at all" * 10)
     fill(folder, codec, text)
-    assert text.calls == 3
+    assert text.calls == 4
 
 
 def test_stopping_in_the_middle_keeps_what_is_done(folder):
     codec, text = CountingCodec(), CountingText()
     manifest = scan.scan(DatasetConfig(folder=str(folder), resolution=64, num_repeats=1))
     progress = filling.fill(manifest, Store(folder.parent / "cache"), codec, {"text": text})
-    for _ in range(3):
+    for _ in range(4):
         next(progress)
     progress.close()
-    assert (codec.calls, text.calls) == (1, 2)
+    assert (codec.calls, text.calls) == (1, 3)
     fill(folder, codec, text)
-    assert (codec.calls, text.calls) == (3, 2), "the one that was encoded last was kept, too"
+    assert (codec.calls, text.calls) == (3, 3), "the one that was encoded last was kept, too"
     assert not list(folder.parent.rglob("*.tmp"))
 
 
@@ -140,6 +140,29 @@ def test_a_batch_is_as_long_as_its_longest_text(folder):
     assert batch.latent_BCFHW.shape == (2, 16, 1, 8, 8) and text.shape == (2, 2, 8) and text.dtype == torch.float32
     assert (text[0] == 1).all() and (text[1, 0] == 1).all() and (text[1, 1] == 0).all()
     assert batch.mask_B11HW is None
+
+
+def test_prior_captions_are_encoded_with_the_others_and_read_in_their_place(folder):
+    """What they are changes neither the dataset's digest nor any file there was."""
+    codec, text = CountingCodec(), CountingText()
+
+    def cached(**settings):
+        config = DatasetConfig(folder=str(folder), resolution=64, num_repeats=1, trigger_word="two", **settings)
+        found = filling.fill(scan.scan(config), Store(folder.parent / "cache"), codec, {"text": text})
+        return tools.drained(found)[1]
+
+    plain, calls = cached(), text.calls
+    other = cached(class_word="a big red dog", preserve_prompts=("a cat",))
+    assert (codec.calls, text.calls) == (3, calls + 3), "the two captions with the class word, and the prompt"
+    assert (plain.digest, plain.former_digest) == (other.digest, other.former_digest)
+    assert plain.prior_digest != other.prior_digest == cached(
+        class_word="a big red dog", preserve_prompts=("a cat",)).prior_digest
+    first = other.samples[0]
+    assert first.captions == plain.samples[0].captions and set(first.prior_captions[0].values()) < set(first.paths)
+    lengths = [read_batch([first.prior_visit(number)], other.family.conditions).conditions["text"].shape[1]
+               for number in range(4)]
+    assert lengths == [len("one a big red dog".split()), len("a cat".split()), 1, len("one a big red dog".split())]
+    assert first.prior_visit(1).latent_path == first.visit(1).latent_path
 
 
 def test_a_value_that_is_not_finite_is_refused_and_names_the_file(folder):
