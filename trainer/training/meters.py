@@ -76,6 +76,5 @@ def _squares(
             with state, denoiser.training(), torch.no_grad():
                 velocities.append(denoiser.velocity(x_BCFHW, t_B, batch.conditions))
         velocity_BCFHW, base_BCFHW = velocities
-        shown_BCFHW = torch.ones_like(base_BCFHW) if open_B1F11 is None else open_B1F11.expand_as(base_BCFHW)
-        yield torch.stack([(each.square() * shown_BCFHW).sum() / shown_BCFHW.sum()
-                           for each in (velocity_BCFHW - base_BCFHW, base_BCFHW)])
+        yield torch.cat([objective.mean(each.square(), open_B1F11)
+                         for each in (velocity_BCFHW - base_BCFHW, base_BCFHW)])

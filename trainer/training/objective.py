@@ -109,20 +109,6 @@ def interpolate(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torc
     return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1))
 
 
-def noised(
-    latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(x_t, open_B1F11): frames that the model is given (`known_BF` of the conditions) are clean in x_t.
-
-    open_B1F11 is 1 where a frame is to be predicted, 0 where it is given; None where the conditions name no frames.
-    """
-    known_BF = conditions.get(KNOWN.name)
-    if known_BF is None:
-        return interpolate(latent_BCFHW, noise_BCFHW, t_B), None
-    open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
-    return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11), open_B1F11
-
-
 def _mix(latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return (1 - t) * latent_BCFHW + t * noise_BCFHW
 
@@ -180,6 +166,23 @@ def denoising_loss(
             velocity_BCFHW, target_BCFHW, reduction="none", delta=config.huber_delta)
     else:
         error_BCFHW = (velocity_BCFHW - target_BCFHW).square()
+    return mean(error_BCFHW, weight_B1FHW)
+
+
+def noised(
+    latent_BCFHW: torch.Tensor, noise_BCFHW: torch.Tensor, t_B: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(the noisy latent, open_B1F11: 0 for frames that the model is given clean, else 1; None where it is given none).
+    """
+    known_BF = conditions.get(KNOWN.name)
+    if known_BF is None:
+        return interpolate(latent_BCFHW, noise_BCFHW, t_B), None
+    open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
+    return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11), open_B1F11
+
+
+def mean(error_BCFHW: torch.Tensor, weight_B1FHW: torch.Tensor | None) -> torch.Tensor:
+    """The mean of each sample, (B,); with weights the weighted one."""
     if weight_B1FHW is None:
         return error_BCFHW.flatten(1).mean(1)
     return (error_BCFHW * weight_B1FHW).flatten(1).mean(1) / weight_B1FHW.flatten(1).mean(1)
