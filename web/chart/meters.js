@@ -4,7 +4,7 @@
 // An evaluation is {step, loss, base_loss, drift, is_best}, a number null where it is not finite; drift is null as well
 // in runs from before it was measured. Texts are {key, values} for t() of ../shared/messages.js.
 
-export const TOLERANCE = 0.02 // as in trainer/training/evaluate.py
+export const TOLERANCE = 0.05 // as in trainer/training/evaluate.py
 const PATIENCE = 3 // evaluations in a row that count as more than noise
 
 const text = (key, values = {}) => ({ key: `chart.${key}`, values })

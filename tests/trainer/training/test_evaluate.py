@@ -192,20 +192,20 @@ def test_the_best_is_the_lowest_so_far_and_never_the_start(monkeypatch):
 
 
 def test_of_those_that_learned_as_much_the_best_is_the_one_that_drifted_least(monkeypatch):
-    """A fiftieth of the most that was gained is as much, so that the best moves on only where that is worth it."""
+    """A twentieth of the most that was gained is as much, so that the best moves on only where that is worth it."""
     scripted = [  # (loss, drift, is_best); the base's loss is 1
         (0.80, 0.10, True),
-        (0.799, 0.20, False),  # a gain of 0.201 is not more than 0.200 by a fiftieth
+        (0.795, 0.20, False),  # a gain of 0.205 is not more than 0.200 by a twentieth
         (0.798, 0.05, True),  # as much, with less drift
-        (0.79, 0.30, True),  # more by far more than a fiftieth
-        (0.7935, 0.20, True),  # as much as the most, 0.21 +- 0.0042
-        (0.7975, 0.00, False),  # less
-        (0.7935, 0.20, False),
-        (0.7930, 0.20, True),  # no more drift, and a little more learned
+        (0.78, 0.30, True),  # more by more than a twentieth
+        (0.789, 0.20, True),  # as much as the most, 0.22 +- 0.011
+        (0.7915, 0.00, False),  # less
+        (0.789, 0.20, False),
+        (0.788, 0.20, True),  # no more drift, and a little more learned
         (math.nan, math.nan, False),
-        (0.7890, math.nan, True),  # unknown: more than ever before counts, however little
-        (0.7889, 0.10, True),
-        (0.7888, 0.11, False),
+        (0.7799, math.nan, True),  # unknown: more than ever before counts, however little
+        (0.7798, 0.10, True),
+        (0.7797, 0.11, False),
         (0.7900, None, False),
         (1.2, 0.0, False),
     ]
@@ -215,8 +215,8 @@ def test_of_those_that_learned_as_much_the_best_is_the_one_that_drifted_least(mo
     assert [event.is_best for event in events] == [False, *[is_best for _, _, is_best in scripted]]
     assert events[1].drift == 0.1 and events[13].drift is None
     assert events[1].learned == pytest.approx(0.2) and events[14].learned == pytest.approx(-0.2)
-    assert (judge.best_step, judge.since_best) == (110, 3) and judge.least_loss == pytest.approx(0.7888)
-    assert (judge.best_loss, judge.best_drift) == pytest.approx((0.7889, 0.1))
+    assert (judge.best_step, judge.since_best) == (110, 3) and judge.least_loss == pytest.approx(0.7797)
+    assert (judge.best_loss, judge.best_drift) == pytest.approx((0.7798, 0.1))
 
 
 def test_where_the_lora_makes_it_worse_the_least_bad_is_the_best(monkeypatch):
@@ -224,7 +224,7 @@ def test_where_the_lora_makes_it_worse_the_least_bad_is_the_best(monkeypatch):
     assert [judge.measure(step).is_best for step in (1, 2, 3, 4)] == [True, True, True, False]
 
 
-def test_creeping_never_takes_the_best_further_than_a_fiftieth_from_the_most(monkeypatch):
+def test_creeping_never_takes_the_best_further_than_a_twentieth_from_the_most(monkeypatch):
     random = torch.Generator().manual_seed(3)
     losses, drifts = torch.rand((2, 300), generator=random, dtype=torch.float64).cumsum(1).tolist()
     losses = [1 - loss / 400 for loss in losses]
@@ -232,7 +232,7 @@ def test_creeping_never_takes_the_best_further_than_a_fiftieth_from_the_most(mon
         judge = Scripted(monkeypatch, 1.0, *order, drifts=drifts[::-1]).judge
         for step in range(1, len(order) + 1):
             judge.measure(step)
-            assert 1 - judge.best_loss >= 0.98 * (1 - judge.least_loss) - 1e-9
+            assert 1 - judge.best_loss >= 0.95 * (1 - judge.least_loss) - 1e-9
 
 
 def test_where_the_drift_is_unknown_the_best_is_that_of_earlier_versions(monkeypatch):
