@@ -69,7 +69,8 @@ def assert_one_history(folder: Path) -> list[float]:
     page = history.RunLog(folder / "log.jsonl")
     page.refresh()
     assert list(page.steps) == [line["step"] for line in steps]
-    assert [entry["step"] for entry in page.evaluated] == [line["step"] for line in told["Evaluated"]]
+    assert [(entry["step"], entry["drift"]) for entry in page.evaluated] == [
+        (line["step"], line["drift"]) for line in told["Evaluated"]]
     assert [entry["step"] for entry in page.previewed] == [line["step"] for line in told["Previewed"]]
     assert history.summary(folder).step == len(steps)
     return [line["loss"] for line in finite]

@@ -34,7 +34,7 @@ def drift(
     sqrt(sum |v_adapter - v_base|^2 / sum |v_base|^2), each square the mean over the latent: 0 is the model as it was, 1
     as far from it as from predicting nothing. It is a function of the model, the adapter and the samples alone, by the
     noise of `evaluate.held_out_loss`, and changes neither weights nor random numbers. Prior captions are taken in turn,
-    so that few samples see each of them. Frames that the model is given are left out.
+    so that few samples see each of them. Frames that the model is given are left out. Only inside `Denoiser.attached`.
 
     Args:
         samples: of those that have prior captions MOST_SAMPLES are taken, by the content of their latents.
