@@ -72,7 +72,11 @@ def test_each_step_is_another_lora_and_works_where_train_s_does(world, tmp_path,
 
 def test_best_is_the_best_on_the_held_out_files_and_else_the_newest_which_is_said(world):
     _, folder = world.runs["best"]
-    best = json.loads((folder / "best.json").read_text())["step"]
+    kept = json.loads((folder / "best.json").read_text())
+    best = kept["step"]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    drifts = {line["step"]: line["drift"] for line in log if line["event"] == "Evaluated"}
+    assert drifts[0] == 0.0 and kept["drift"] == drifts[best] > 0
     output = load(folder, "best")
     assert output.result[0].metadata["wantune.step"] == str(best)
     assert output.ui.as_dict()["text"] == (f"{folder.name}, step {best} (best)",)

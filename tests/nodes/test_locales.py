@@ -33,7 +33,7 @@ STATES = ("running", "done", "stopped", "early_stop", "interrupted", "unreadable
 TECHNICAL = {"VAE", "CLIP", "LoRA", "alpha", "beta1", "beta2", "eps", "cfg"}
 """Names that ComfyUI's own Chinese leaves as they are, or that are symbols."""
 
-SAME = {"", "A/B", "{frame} / {frames}", "{size} MiB", "{used} / {total} GiB"}
+SAME = {"", "A/B", "{meters}：{says}", "{frame} / {frames}", "{size} MiB", "{used} / {total} GiB"}
 """Texts without a word to translate."""
 
 IN_OTHER_WORDS = {
@@ -153,8 +153,9 @@ def spoken() -> Iterator[tuple[str, str]]:
     for name, script in SCRIPTS.items():
         for key in re.findall(rf"['`]((?:{sections})\.\w+)['`]", script) + re.findall(r"\bt\('(\w+\.\w+)'", script):
             yield name, key
-    for key in re.findall(r"\btext\('(\w+)'", SCRIPTS["training/run_state.js"]):
-        yield "training/run_state.js", f"chart.{key}"
+    for name in ("training/run_state.js", "chart/meters.js"):
+        for key in re.findall(r"\btext\('(\w+)'", SCRIPTS[name]):
+            yield name, f"chart.{key}"
 
 
 def composed() -> list[tuple[str, str]]:

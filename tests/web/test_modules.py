@@ -10,10 +10,16 @@ import pytest
 from wantune.tests.support import javascript
 from wantune.trainer.settings.presets import CUSTOM, PRESETS
 from wantune.trainer.settings.training import LoraConfig, TrainConfig
+from wantune.trainer.training.evaluate import TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "web"
 SCRIPTS = {path: path.read_text(encoding="utf-8") for path in sorted(WEB.rglob("*.js"))}
+
+
+def test_the_page_takes_as_equal_what_the_choice_of_the_best_does():
+    (told,) = re.findall(r"TOLERANCE = ([\d.]+)", SCRIPTS[WEB / "chart" / "meters.js"])
+    assert float(told) == TOLERANCE
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")

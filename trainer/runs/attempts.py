@@ -8,6 +8,7 @@ copy of the attempt at its last checkpoint before.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -124,13 +125,14 @@ def _copy(longer: RunFolder, folder: RunFolder, most: int) -> None:
     checkpoint = longer.newest(most)[0]
     if checkpoint is None:
         return
-    best = checkpoint.state["judge"]["best_step"]
+    judge = checkpoint.state["judge"]
+    best = judge["best_step"]
     with writing(folder.path):
         for name in {place_of(checkpoint.step), place_of(best), "samples"}:
             if (longer.path / name).is_dir():
                 shutil.copytree(longer.path / name, folder.path / name, dirs_exist_ok=True)
         if best in folder.steps():
-            folder.mark_best(best, checkpoint.state["judge"]["best_loss"])
+            folder.mark_best(best, judge["best_loss"], judge.get("best_drift", math.nan))
         # the log last: while there is none, what was interrupted here is done again
         with replacing(folder.path / LOG) as temporary:
             shutil.copyfile(longer.path / LOG, temporary)

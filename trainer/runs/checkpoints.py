@@ -33,7 +33,7 @@ class Checkpoints:
     steps: tuple[int, ...]
     """Ascending, at least one."""
     best: int | None
-    """The step of the lowest held-out loss; None if no files were held out."""
+    """The best step on the held-out files, as training chose it; None if no files were held out."""
 
     def one(self, text: str) -> int:
         """The step that "best", "newest" or a number names; "best" of a run without held-out files is the newest.

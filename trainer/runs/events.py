@@ -58,6 +58,13 @@ class Evaluated:
     base_loss: float
     """Held-out loss of the model without the adapter."""
     is_best: bool
+    drift: float | None = None
+    """How far the model has moved where the LoRA is not called (`training.meters.drift`); None where it is unknown."""
+
+    @property
+    def learned(self) -> float:
+        """Share of the base model's held-out loss that is gone: 0 is none, below 0 is worse than without the LoRA."""
+        return 1 - self.loss / self.base_loss if self.base_loss else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -168,10 +169,11 @@ class RunFolder:
         """
         return read_checkpoint(self.path, step)
 
-    def mark_best(self, step: int, loss: float) -> None:
-        """Write which checkpoint is the best on the held-out files, into best.json."""
+    def mark_best(self, step: int, loss: float, drift: float = math.nan) -> None:
+        """Write which checkpoint is the best on the held-out files, into best.json; a drift of nan is unknown."""
+        known = {"drift": drift} if math.isfinite(drift) else {}
         with writing(self.path):
-            write_json(self.path / "best.json", {"step": step, "loss": loss, "folder": self._place(step).name})
+            write_json(self.path / "best.json", {"step": step, "loss": loss, **known, "folder": self._place(step).name})
 
     def tidy(self, step: int, keep_last: int, best_step: int, is_planned: Callable[[int], bool]) -> None:
         """Delete checkpoints before `step`, except the best and the newest `keep_last`.

@@ -45,6 +45,9 @@ class Scalars:
             elif isinstance(event, Evaluated):
                 self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
                 self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
+                self._writer.add_scalar("meters/learned", event.learned, event.step)
+                if event.drift is not None:
+                    self._writer.add_scalar("meters/drift", event.drift, event.step)
 
     def add_picture(self, name: str, pixels_HW3: np.ndarray, step: int) -> None:
         """Write a preview image, uint8."""

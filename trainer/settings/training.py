@@ -194,7 +194,7 @@ class ValidationConfig:
     evaluate_epochs: int = 1
     """Measure it also every so many epochs; 0 = not by epochs."""
     early_stop: int = 0
-    """End the run after so many evaluations in a row without a better held-out loss; 0 = never."""
+    """End the run after so many evaluations in a row without a better one (`training.evaluate.Judge`); 0 = never."""
 
     def __post_init__(self) -> None:
         check_least(self, every_steps=0, every_epochs=0, every_minutes=0, keep_last=1, evaluate_steps=0,

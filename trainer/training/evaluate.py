@@ -1,4 +1,4 @@
-"""The held-out loss: fixed files, fixed noise levels, fixed noise, the same loss as in training."""
+"""The held-out loss: fixed files, fixed noise levels, fixed noise, the same loss as in training. And what is best."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from ..encoded.cache import CachedSample
 from ..model.backend import Denoiser
 from ..runs.events import Evaluated
 from ..settings.training import WHOLE, ObjectiveConfig
-from . import objective
+from . import meters, objective
 from .optim import Averages
 
 LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
 """Noise levels t at which the loss is measured."""
 
 
-def levels_of(settings: ObjectiveConfig) -> tuple[float, ...]:
-    """Of one expert of a pair those within its window, since it is used for no others; of a whole model all LEVELS."""
+TOLERANCE = 0.05
+"""Losses that differ by no more than this share of the most that was ever gained over the base count as equal. From one
+measurement to the next the gain scatters by about 3 % of itself where it has come to an end (docs/learning.md)."""
+
+
+def levels_of(settings: ObjectiveConfig, levels: tuple[float, ...] = LEVELS) -> tuple[float, ...]:
+    """Of one expert of a pair those within its window, since it is used for no others; of a whole model all of them."""
     if settings.window == WHOLE:
-        return LEVELS
-    return tuple(round(settings.min_t + (settings.max_t - settings.min_t) * level, 6) for level in LEVELS)
+        return levels
+    return tuple(round(settings.min_t + (settings.max_t - settings.min_t) * level, 6) for level in levels)
 
 
 def held_out_loss(
@@ -54,13 +59,20 @@ def held_out_loss(
 
 
 class Judge:
-    """Measures the held-out loss during a run, and keeps which step has the lowest."""
+    """Measures the held-out loss and the drift during a run, and keeps which step is the best.
+
+    That is the one that has learned the most, and of those that have learned as much (TOLERANCE) the one that has
+    drifted the least: the beginning of a plateau, not its end. It is decided at each measurement, since of steps that
+    were not the best no checkpoint need be left. Where the drift is unknown, it is the one of the lowest loss.
+    """
 
     def __init__(
         self, denoiser: Denoiser, adapter: Adapter, averages: Averages, samples: Sequence[CachedSample],
         settings: ObjectiveConfig | None = None,
     ) -> None:
-        self._levels = levels_of(settings or ObjectiveConfig())
+        settings = settings or ObjectiveConfig()
+        self._levels = levels_of(settings)
+        self._drift_levels = levels_of(settings, meters.DRIFT_LEVELS)
         self._denoiser = denoiser
         self._adapter = adapter
         self._averages = averages
@@ -68,6 +80,10 @@ class Judge:
         self.base_loss = math.nan
         """Held-out loss of the model without the adapter; nan until it is measured."""
         self.best_loss, self.best_step = math.inf, 0
+        self.best_drift = math.nan
+        """Drift of the best step; nan where it is unknown."""
+        self.least_loss = math.inf
+        """The lowest held-out loss after the start, which the best step may exceed by the tolerance."""
         self.since_best = 0
         """Evaluations since the best one."""
 
@@ -84,20 +100,35 @@ class Judge:
                 self.base_loss = _mean(held_out_loss(self._denoiser, self._samples, self._levels))
         with self._averages.in_place():
             levels = held_out_loss(self._denoiser, self._samples, self._levels)
+            drift = meters.drift(self._denoiser, self._adapter, self._samples, self._drift_levels)
         loss = _mean(levels)
-        is_best = step > 0 and loss < self.best_loss
+        is_best = step > 0 and self._is_better(loss, math.nan if drift is None else drift)
         if is_best:
             self.best_loss, self.best_step = loss, step
+            self.best_drift = math.nan if drift is None else drift
+        if step > 0 and loss < self.least_loss:
+            self.least_loss = loss
         self.since_best = 0 if is_best or step == 0 else self.since_best + 1
-        return Evaluated(step, loss, tuple(levels.items()), self.base_loss, is_best)
+        return Evaluated(step, loss, tuple(levels.items()), self.base_loss, is_best, drift)
+
+    def _is_better(self, loss: float, drift: float) -> bool:
+        """Whether a step of this loss and drift (nan: unknown) takes the place of the best one so far."""
+        if not (math.isfinite(drift) and math.isfinite(self.best_drift)):
+            return loss < self.least_loss
+        least = min(self.least_loss, loss)
+        most = least + TOLERANCE * max(0.0, self.base_loss - least)
+        if not loss <= most:
+            return False
+        return self.best_loss > most or (drift, loss) < (self.best_drift, self.best_loss)
 
     def state_dict(self) -> dict:
         """The losses and counters, as a checkpoint keeps them."""
-        return {name: getattr(self, name) for name in ("base_loss", "best_loss", "best_step", "since_best")}
+        return {name: getattr(self, name) for name in (
+            "base_loss", "best_loss", "best_step", "since_best", "best_drift", "least_loss")}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore a `state_dict`."""
-        for name, value in state.items():
+        """Restore a `state_dict`, also one from before drift was measured."""
+        for name, value in {"least_loss": state["best_loss"], **state}.items():
             setattr(self, name, value)
 
 

@@ -29,7 +29,7 @@ def is_evaluation_due(settings: ValidationConfig, step: int, total_steps: int, s
 
 
 def is_over(config: TrainConfig, since_best: int) -> bool:
-    """Whether early stopping ends the run, after so many evaluations without a better held-out loss."""
+    """Whether early stopping ends the run, after so many evaluations without a better one."""
     return bool(config.validation.early_stop) and since_best >= config.validation.early_stop
 
 

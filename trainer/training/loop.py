@@ -257,7 +257,7 @@ class Trainer:
         self.folder.sync_log()
         self.folder.save(self.step, self.adapter_state(), state)
         if self.judge.best_step:
-            self.folder.mark_best(self.judge.best_step, self.judge.best_loss)
+            self.folder.mark_best(self.judge.best_step, self.judge.best_loss, self.judge.best_drift)
         self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
         self._saved_step, seconds = self.step, time.perf_counter() - start
         self._saving.took(seconds)

@@ -4,7 +4,7 @@ import { el, stylesheet, svg } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 import { axes } from './axes.js'
 import { drawMarks } from './checkpoint_marks.js'
-import { curves } from './curves.js'
+import { curves, stripLines } from './curves.js'
 import { legendElement, legendItems } from './legend.js'
 import { nearest } from './loss_series.js'
 import { endOf, MARGIN, plotArea, shownCurve } from './plot_area.js'
@@ -56,7 +56,7 @@ export class LossChart {
 
   /**
    * [{run, name, colour, curve, detail, heldOut, checkpoints, stepsPerEpoch}]: `curve` as loss_series.js describes it
-   * (fromAnswer of GET /wantune/runs/{run}), `heldOut` [{step, loss, base_loss}], `checkpoints` [{step, best}]; colour
+   * (fromAnswer of GET /wantune/runs/{run}), `heldOut` evaluations as meters.js describes them, `checkpoints` [{step, best}]; colour
    * and detail may be left out. `detail` {first, last, curve} is drawn instead of the curve while the window lies in
    * first..last.
    */
@@ -98,13 +98,17 @@ export class LossChart {
     if (width < 80 || height < 60) return
     if (this.#view && this.#view[1] > endOf(this.#series)) this.#view = null
     const area = (this.#area = plotArea(this.#series, this.#view, this.#shown, [width, height]))
-    const { root, clipped, chosen, grid, lines, marks } = this.#svg
+    const { root, clipped, clippedStrip, chosen, grid, lines, strip, marks } = this.#svg
     const inner = { x: MARGIN.left, y: MARGIN.top, width: area.right - MARGIN.left, height: area.bottom - MARGIN.top }
     root.setAttribute('viewBox', `0 0 ${width} ${height}`)
     for (const [name, value] of Object.entries(inner)) clipped.setAttribute(name, value)
-    chosen.setAttribute('height', inner.height)
+    const below = area.strip ? { ...inner, y: area.strip.top - 2, height: area.foot - area.strip.top + 4 } : inner
+    for (const [name, value] of Object.entries(below)) clippedStrip.setAttribute(name, value)
+    this.#plot.classList.toggle('wt-with-strip', Boolean(area.strip)) // higher, which draws it again
+    chosen.setAttribute('height', area.foot - MARGIN.top)
     grid.replaceChildren(...axes(area, this.#shown.isLog, this.#series[0]?.stepsPerEpoch))
     lines.replaceChildren(...curves(this.#series, area))
+    strip.replaceChildren(...(area.strip ? stripLines(this.#series, area) : []))
     drawMarks(marks, this.#series, area, this.#oncheckpoint)
     this.#all.disabled = !this.#view
     this.#drawCursor()
@@ -113,13 +117,13 @@ export class LossChart {
   /** Draws the line at the pointed step, and the legend; returns the legend's items. */
   #drawCursor() {
     const [first, last] = this.#steps()
-    const { x, bottom } = this.#area
+    const { x, foot } = this.#area
     const main = this.#series[0] && shownCurve(this.#series[0], this.#view)
     const index = main && this.#pointed !== null
       ? nearest(main.step, Math.min(last, Math.max(first, this.#pointed))) : -1
     const step = index < 0 ? null : main.step[index]
     this.#svg.cursor.replaceChildren(...(step === null ? []
-      : [svg('line', { x1: x(step), x2: x(step), y1: MARGIN.top, y2: bottom })]))
+      : [svg('line', { x1: x(step), x2: x(step), y1: MARGIN.top, y2: foot })]))
     const items = legendItems(this.#series, this.#view, step, this.#shown.hasRate)
     this.#legend.replaceChildren(...items.map(legendElement))
     return items
@@ -147,13 +151,17 @@ export class LossChart {
   }
 }
 
-/** The layers of the drawing in `root`; `chosen` is the box being dragged, `clipped` the rectangle that clips lines. */
+/** The layers of the drawing in `root`; `chosen` is the box being dragged, `clipped` and `clippedStrip` the rectangles that
+ * clip the lines of losses and of the strip below them. */
 function svgElements() {
-  const clip = `wt-clip-${made++}` // ids must be unique in the whole page
-  const [grid, lines, cursor, marks] = ['grid', 'lines', 'cursor', 'marks'].map((name) => svg('g', { class: `wt-${name}` }))
-  lines.setAttribute('clip-path', `url(#${clip})`)
-  const clipped = svg('rect')
+  const [grid, lines, strip, cursor, marks] = ['grid', 'lines', 'lines', 'cursor', 'marks'].map((name) => svg('g', { class: `wt-${name}` }))
+  const [clipped, clippedStrip] = [svg('rect'), svg('rect')]
+  const clips = [[lines, clipped], [strip, clippedStrip]].map(([layer, rectangle]) => {
+    const id = `wt-clip-${made++}` // ids must be unique in the whole page
+    layer.setAttribute('clip-path', `url(#${id})`)
+    return svg('clipPath', { id }, rectangle)
+  })
   const chosen = svg('rect', { class: 'wt-chosen', y: MARGIN.top })
-  const root = svg('svg', {}, svg('defs', {}, svg('clipPath', { id: clip }, clipped)), grid, lines, chosen, cursor, marks)
-  return { root, clipped, chosen, grid, lines, cursor, marks }
+  const root = svg('svg', {}, svg('defs', {}, ...clips), grid, lines, strip, chosen, cursor, marks)
+  return { root, clipped, clippedStrip, chosen, grid, lines, strip, cursor, marks }
 }

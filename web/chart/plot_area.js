@@ -2,9 +2,11 @@
 // tests/web/chart/plot_area.test.mjs.
 
 import { lastStep, thinned } from './loss_series.js'
+import { hasDrift, metersOf } from './meters.js'
 import { lossRange, scale } from './scales.js'
 
-export const MARGIN = { left: 46, right: 10, rate: 50, top: 18, bottom: 20 }
+export const MARGIN = { left: 46, right: 10, rate: 50, meters: 38, top: 18, bottom: 20 }
+const STRIP = { height: 42, gap: 18 }
 
 /** The last step that any of the series has. */
 export const endOf = (series) => Math.max(1, ...series.map(({ curve }) => lastStep(curve)))
@@ -16,12 +18,15 @@ export const shownCurve = ({ curve, detail }, view) =>
 /**
  * Of a plot of so many pixels: steps first..last and isInside(mark) for them; the edges right and bottom; the scales x, y
  * (losses, in `range`) and yRate (learning rates, in `rateRange`; null where they are not shown); `parts`, what is drawn
- * of the curve of each of the series.
+ * of the curve of each of the series; `strip`, what lies below the losses (stripOf), null where drift was never
+ * measured; `foot`, the lower edge of all that is drawn.
  */
 export function plotArea(series, view, { isLog, hasRate }, [width, height]) {
   const [first, last] = view ?? [0, endOf(series)]
-  const right = width - (hasRate ? MARGIN.rate : MARGIN.right)
-  const bottom = height - MARGIN.bottom
+  const foot = height - MARGIN.bottom
+  const strip = series.some(({ heldOut }) => hasDrift(heldOut)) ? stripOf(series, foot) : null
+  const right = width - (hasRate ? MARGIN.rate : strip ? MARGIN.meters : MARGIN.right)
+  const bottom = strip ? strip.top - STRIP.gap : foot
   const isInside = ({ step }) => step >= first && step <= last
   const parts = series.map((each) => thinned(shownCurve(each, view), first, last))
   const held = series.flatMap(({ heldOut = [] }) => heldOut.filter(isInside)).flatMap((each) => [each.loss, each.base_loss])
@@ -29,9 +34,28 @@ export function plotArea(series, view, { isLog, hasRate }, [width, height]) {
   const rates = hasRate ? parts.flatMap(({ rate }) => rate).filter(Number.isFinite) : []
   const rateRange = [0, Math.max(1e-12, ...rates) * 1.05]
   return {
-    first, last, isInside, right, bottom, range, rateRange, parts,
+    first, last, isInside, right, bottom, foot, range, rateRange, parts, strip,
     x: scale([first, last], [MARGIN.left, right]),
     y: scale(range, [bottom, MARGIN.top], isLog),
     yRate: hasRate ? scale(rateRange, [bottom, MARGIN.top]) : null,
+  }
+}
+
+/**
+ * Learned and drift: `lines`, metersOf() each of the series; the upper edge; the scales yLearned and yDrift, with their
+ * ranges. Of the whole run, also where less of it is shown: their size matters as much as their way.
+ */
+function stripOf(series, foot) {
+  const top = foot - STRIP.height
+  const lines = series.map(({ heldOut }) => metersOf(heldOut))
+  const rangeOf = (name) => {
+    const values = lines.flat().map((each) => each[name]).filter(Number.isFinite)
+    return [Math.min(0, ...values), Math.max(0.01, ...values) * 1.05]
+  }
+  const [learnedRange, driftRange] = [rangeOf('learned'), rangeOf('drift')]
+  return {
+    top, lines, learnedRange, driftRange,
+    yLearned: scale(learnedRange, [foot, top]),
+    yDrift: scale(driftRange, [foot, top]),
   }
 }

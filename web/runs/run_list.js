@@ -1,5 +1,7 @@
 // What the list of runs shows: pure, tested by tests/web/runs/run_list.test.mjs.
 
+import { metersOf, share } from '../chart/meters.js'
+
 export const MOST_OVERLAID = 6
 
 /** The runs whose name, folder or model holds every word, whatever the case. */
@@ -53,6 +55,8 @@ export function described(run, format) {
   if (run.best?.loss != null) {
     const key = run.base_loss != null ? 'runs.best_of' : 'runs.best'
     parts.push([key, { loss: format(run.best.loss), step: run.best.step, base: format(run.base_loss) }])
+    const [{ learned, drift }] = metersOf([{ ...run.best, base_loss: run.base_loss }])
+    if (drift !== null) parts.push(['chart.meters', { learned: share(learned), drift: share(drift) }])
   }
   if (run.rank) parts.push(['runs.rank', { rank: run.rank }])
   parts.push(['runs.size', { size: mebibytes(run.bytes) }])

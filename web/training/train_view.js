@@ -4,6 +4,7 @@
 import { el, stylesheet } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
 import { LossChart } from '../chart/loss_chart.js'
+import { verdict } from '../chart/meters.js'
 import { CheckpointLine } from './checkpoint_line.js'
 import { PreviewStrip } from './preview_strip.js'
 import { condition, expertOf, figures, outcome, position, presentOf } from './run_state.js'
@@ -17,6 +18,14 @@ function lineOf(run) {
   const ended = outcome(run)
   const words = [...(ended ? [say(ended)] : []), ...run.notes].join(' ')
   return run.expert && words ? `${nameOf(run)}: ${words}` : words
+}
+
+/** What its held-out files say; of a pair it is said of which expert. */
+function verdictOf(run) {
+  const found = verdict(run.heldOut, run.state === 'running')
+  if (!found) return ''
+  const words = t('chart.verdict', { meters: say(found.meters), says: say(found.says) })
+  return run.expert ? `${nameOf(run)}: ${words}` : words
 }
 
 /** Sets a text only where it changes, so that screen readers do not read it again. */
@@ -34,6 +43,7 @@ export class TrainView {
   #progress = el('progress', { 'aria-label': t('chart.progress') })
   #numbers = el('dl', { class: 'wt-figures' })
   #chart
+  #verdict = el('div', { class: 'wt-line wt-verdict', role: 'status', title: t('chart.verdict_help') })
   #checkpoint = new CheckpointLine()
   #line = el('div', { class: 'wt-line', role: 'status' })
   #strip = new PreviewStrip()
@@ -48,7 +58,7 @@ export class TrainView {
     this.#chart = new LossChart({ onzoom, oncheckpoint: ({ run }, checkpoint) => this.#checkpoint.choose(run, checkpoint) })
     this.#body = el('div', { class: 'wt-body' },
       el('div', { class: 'wt-row wt-head' }, this.#state, this.#where, this.#stop), this.#progress,
-      el('div', { class: 'wt-middle' }, this.#chart.element, this.#numbers), this.#checkpoint.element, this.#line,
+      el('div', { class: 'wt-middle' }, this.#chart.element, this.#numbers), this.#verdict, this.#checkpoint.element, this.#line,
       this.#strip.element)
   }
 
@@ -68,6 +78,7 @@ export class TrainView {
     this.#line.classList.toggle('wt-error', Boolean(wrong))
     write(this.#line, wrong || runs.map(lineOf).filter(Boolean).join(' '))
     this.#chart.show(runs.map((each) => ({ ...each, detail: details[each.run], name: nameOf(each) })))
+    write(this.#verdict, runs.map(verdictOf).filter(Boolean).join(' '))
     this.#checkpoint.show(runs)
     this.#strip.show(run.run, run.previews)
   }

@@ -163,17 +163,22 @@ def test_each_file_has_noise_of_its_own_by_its_content(clips, tmp_path):
 
 
 class Scripted:
-    """A judge whose measurements are what the test says, base first."""
+    """A judge whose measurements are what the test says, base first; the drift is unknown where it says nothing."""
 
-    def __init__(self, monkeypatch, *losses: float) -> None:
-        self.model, left = Model(), iter(losses)
+    def __init__(self, monkeypatch, *losses: float, drifts=()) -> None:
+        self.model, left, drifts = Model(), iter(losses), iter(drifts)
         self.calls = []
 
         def measured(denoiser, clips, _levels):
             self.calls.append((self.model.is_on, self.model.is_average))
             return dict.fromkeys(LEVELS, next(left))
 
+        def drifted(denoiser, adapter, clips, levels):
+            assert self.model.is_on and self.model.is_average == (self.model.average is not None)
+            return next(drifts, None)
+
         monkeypatch.setattr(evaluate, "held_out_loss", measured)
+        monkeypatch.setattr(evaluate.meters, "drift", drifted)
         self.judge = Judge(self.model, self.model, self.model, ["clip"])
 
 
@@ -184,6 +189,68 @@ def test_the_best_is_the_lowest_so_far_and_never_the_start(monkeypatch):
     assert [event.step for event in events] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert events[1].loss == pytest.approx(0.9) and events[1].base_loss == pytest.approx(1.0)
     assert (judge.best_step, judge.since_best) == (70, 0) and judge.best_loss == pytest.approx(0.39)
+
+
+def test_of_those_that_learned_as_much_the_best_is_the_one_that_drifted_least(monkeypatch):
+    """A twentieth of the most that was gained is as much, so that the best moves on only where that is worth it."""
+    scripted = [  # (loss, drift, is_best); the base's loss is 1
+        (0.80, 0.10, True),
+        (0.795, 0.20, False),  # a gain of 0.205 is not more than 0.200 by a twentieth
+        (0.798, 0.05, True),  # as much, with less drift
+        (0.78, 0.30, True),  # more by more than a twentieth
+        (0.789, 0.20, True),  # as much as the most, 0.22 +- 0.011
+        (0.7915, 0.00, False),  # less
+        (0.789, 0.20, False),
+        (0.788, 0.20, True),  # no more drift, and a little more learned
+        (math.nan, math.nan, False),
+        (0.7799, math.nan, True),  # unknown: more than ever before counts, however little
+        (0.7798, 0.10, True),
+        (0.7797, 0.11, False),
+        (0.7900, None, False),
+        (1.2, 0.0, False),
+    ]
+    judge = Scripted(monkeypatch, 1.0, 1.0, *[loss for loss, _, _ in scripted],
+                     drifts=[0.0, *[drift for _, drift, _ in scripted]]).judge
+    events = [judge.measure(10 * step) for step in range(len(scripted) + 1)]
+    assert [event.is_best for event in events] == [False, *[is_best for _, _, is_best in scripted]]
+    assert events[1].drift == 0.1 and events[13].drift is None
+    assert events[1].learned == pytest.approx(0.2) and events[14].learned == pytest.approx(-0.2)
+    assert (judge.best_step, judge.since_best) == (110, 3) and judge.least_loss == pytest.approx(0.7797)
+    assert (judge.best_loss, judge.best_drift) == pytest.approx((0.7798, 0.1))
+
+
+def test_where_the_lora_makes_it_worse_the_least_bad_is_the_best(monkeypatch):
+    judge = Scripted(monkeypatch, 1.0, 1.3, 1.2, 1.1999, 1.25, drifts=[0.1, 0.2, 0.3, 0.0]).judge
+    assert [judge.measure(step).is_best for step in (1, 2, 3, 4)] == [True, True, True, False]
+
+
+def test_creeping_never_takes_the_best_further_than_a_twentieth_from_the_most(monkeypatch):
+    random = torch.Generator().manual_seed(3)
+    losses, drifts = torch.rand((2, 300), generator=random, dtype=torch.float64).cumsum(1).tolist()
+    losses = [1 - loss / 400 for loss in losses]
+    for order in (losses, losses[::-1]):
+        judge = Scripted(monkeypatch, 1.0, *order, drifts=drifts[::-1]).judge
+        for step in range(1, len(order) + 1):
+            judge.measure(step)
+            assert 1 - judge.best_loss >= 0.95 * (1 - judge.least_loss) - 1e-9
+
+
+def test_where_the_drift_is_unknown_the_best_is_that_of_earlier_versions(monkeypatch):
+    losses = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
+    for unknown in (None, math.nan):
+        judge = Scripted(monkeypatch, 0.5, *losses, drifts=[unknown] * 200).judge
+        best = math.inf
+        for step, loss in enumerate(losses, 1):
+            event = judge.measure(step)
+            assert event.is_best == (event.loss < best) and event.loss == pytest.approx(loss)
+            best = min(best, event.loss)
+            assert judge.best_loss == best
+
+
+def test_a_checkpoint_of_before_drift_was_measured_goes_on(monkeypatch):
+    judge = Scripted(monkeypatch, 0.41, 0.4, 0.399, drifts=[0.0, 0.1, 0.2]).judge
+    judge.load_state_dict({"base_loss": 0.8, "best_loss": 0.405, "best_step": 5, "since_best": 1})
+    assert [judge.measure(step).is_best for step in (6, 7, 8)] == [False, True, False]
 
 
 def test_the_measurements_since_the_best_are_counted(monkeypatch):

@@ -36,9 +36,10 @@ test('messages carry a state from one answer to the next', () => {
   assert.equal(said(position(found.state)), 'Step 4 of 300, epoch 1 of 10')
   assert.deepEqual(figures(found.state).map(({ value }) => (value?.key ? said(value) : value)),
     ['8 min 21 s', '1.69', '0.59', '10.0 of 24.0 GiB'])
-  hear('evaluated', { step: 4, loss: 0.2, base_loss: 0.4, is_best: true })
-  hear('evaluated', { step: 4, loss: 0.2, base_loss: 0.4, is_best: true })
-  assert.deepEqual(found.state.heldOut, [{ step: 4, loss: 0.2, base_loss: 0.4 }])
+  const evaluated = { step: 4, loss: 0.2, base_loss: 0.4, drift: 0.1, is_best: true }
+  hear('evaluated', evaluated)
+  hear('evaluated', evaluated)
+  assert.deepEqual(found.state.heldOut, [evaluated])
   assert.deepEqual(found.state.best, { step: 4, loss: 0.2 })
   hear('previewed', { step: 4, name: 'step_000004', files: ['samples/step_000004_0.mp4'] })
   assert.equal(found.state.previews.length, 1)
