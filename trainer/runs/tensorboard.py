@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .events import Evaluated, Event, StepDone
+from .events import Evaluated, Event, Previewed, StepDone
 
 LEVELS = 5
 """Equal parts of the noise levels 0..1, for each of which the loss is shown separately."""
@@ -45,6 +45,8 @@ class Scalars:
             elif isinstance(event, Evaluated):
                 self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
                 self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
+            elif isinstance(event, Previewed):
+                self._add_preview(event)
 
     def add_picture(self, name: str, pixels_HW3: np.ndarray, step: int) -> None:
         """Write a preview image, uint8."""
@@ -83,6 +85,13 @@ class Scalars:
                 part = min(LEVELS - 1, int(t * LEVELS))
                 name = f"loss by noise level/{part / LEVELS:g} to {(part + 1) / LEVELS:g}"
                 self._writer.add_scalar(name, loss, event.step)
+
+    def _add_preview(self, event: Previewed) -> None:
+        """The first point of a curve, at step 0, is the model without the adapter."""
+        for name, values in (("likeness", event.likeness), ("motion", event.motion)):
+            for number, value in enumerate(values, 1):
+                if value is not None and math.isfinite(value):
+                    self._writer.add_scalar(f"preview {name}/prompt {number}", value, event.step)
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
