@@ -121,8 +121,7 @@ class CompareCheckpoints(io.ComfyNode):
         texts, shared = connected(positive, positive_2, positive_3), Sampling(**sampling)
         to_pictures = _to_pictures(cache, clip_vision, vae, model)
         check(model, model_low, shared)
-        found = run_checkpoints.checkpoints(runs.run_folder(run))
-        low = _of_low(model_low, run_low)
+        found, low = run_checkpoints.checkpoints(runs.run_folder(run)), _of_low(model_low, run_low)
         rows = cells.plan(len(texts), found.some(checkpoints), cells.read_strengths(strengths), include_base)
 
         def sampled(models: tuple, cell: Cell, callback: Callable) -> torch.Tensor:

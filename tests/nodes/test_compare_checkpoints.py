@@ -150,13 +150,16 @@ def test_the_grid_shows_each_clip_in_its_place(world, sampled):
     names = [f"step {step}{' (best)' * (step == best)}, strength 1" for step in (2, 6)]
     assert data["labels"] == ["base", *names] and len(video) == 5
     assert video.shape[1:] == (video.shape[1], 3 * 256, 3)
+    bar = (video.shape[1] - 256) // 2
     for place, (_, latent) in enumerate(sampled):
         with torch.inference_mode():
             expected = world.vae.decode(latent).reshape(5, 64, 64, 3).numpy().repeat(4, 1).repeat(4, 2) * 255
-        found = video[:, -256:, place * 256 : place * 256 + 256].astype(float)
+        column = video[:, :, place * 256 : place * 256 + 256]
+        found = column[:, bar : bar + 256].astype(float)
         errors = [np.abs(found - np.roll(expected, shift, axis=0)).mean() for shift in (0, 1)]
         assert errors[0] < 4 and errors[0] < errors[1], "in its place, at its time"
-        assert video[0, :-256, place * 256 : place * 256 + 256].std() > 5, "under its label"
+        assert column[0, :bar].std() > 5, "under its label"
+        assert (column[0, bar + 256 :].std() > 5) == (place > 0), "and over its motion beside the base's"
     strip = output.result[1]
     assert strip.dtype == torch.float32 and strip.shape[::3] == (1, 3) and 0 <= strip.min() and strip.max() <= 1
     assert strip.shape[2] == 5 * 256 and strip.shape[1] == 3 * (256 + strip.shape[1] // 3 - 256)
