@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import comfy.samplers
+import numpy as np
 import torch
 from comfy_api.latest import io
 from PIL import Image
@@ -12,14 +14,20 @@ from PIL import Image
 from ..trainer.base.errors import UserError
 from ..trainer.runs import checkpoints as run_checkpoints
 from ..trainer.runs.checkpoints import Checkpoints
+from . import sockets
 from .backend import paths, runs
 from .backend.applied import apply
 from .media import cells, grid
 from .media.cells import Cell
+from .media.likeness import FRAMES, Likeness, spread
+from .media.likeness import check as check_clip_vision
+from .media.measured import motion
 from .media.sampling import MAX_FRAMES, Sampling, check, check_frames, connected, decode, family_like, sample
 from .media.videos import write_mp4
 from .page.clip_progress import ClipProgress
 from .page.shown import video_output
+
+logger = logging.getLogger("wantune")
 
 
 class CompareCheckpoints(io.ComfyNode):
@@ -72,6 +80,10 @@ class CompareCheckpoints(io.ComfyNode):
                 io.String.Input("run_low", default="", optional=True, tooltip="The run whose LoRA is put on model_low: "
                                 "the checkpoint of the same step, or the last one before. Empty: model_low stays as "
                                 "it is."),
+                sockets.Cache.Input("cache", optional=True, tooltip="From Cache Latents, with clip_vision: each clip "
+                                    "also says how like these pictures it looks."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="From Load CLIP Vision, with cache. Any CLIP "
+                                    "vision will do."),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The grid, as saved."),
@@ -103,13 +115,13 @@ class CompareCheckpoints(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, run, positive, vae, checkpoints, strengths, include_base, positive_2=None, positive_3=None,
-        model_low=None, run_low="", **sampling
+        model_low=None, run_low="", cache=None, clip_vision=None, **sampling
     ) -> io.NodeOutput:
         check_frames(sampling["frames"], MAX_FRAMES)
         texts, shared = connected(positive, positive_2, positive_3), Sampling(**sampling)
+        to_pictures = _to_pictures(cache, clip_vision, vae, model)
         check(model, model_low, shared)
-        found = run_checkpoints.checkpoints(runs.run_folder(run))
-        low = _of_low(model_low, run_low)
+        found, low = run_checkpoints.checkpoints(runs.run_folder(run)), _of_low(model_low, run_low)
         rows = cells.plan(len(texts), found.some(checkpoints), cells.read_strengths(strengths), include_base)
 
         def sampled(models: tuple, cell: Cell, callback: Callable) -> torch.Tensor:
@@ -119,7 +131,7 @@ class CompareCheckpoints(io.ComfyNode):
         progress = ClipProgress(cls.hidden, len(labels), shared.steps)
         latents = _latents((model, model_low), (found, low), labels, sampled, progress)
         size = cells.panel_size(rows, shared.height, shared.width)
-        groups = cells.groups(rows, _panels(vae, latents, labels, size, progress))
+        groups = cells.groups(rows, _panels(vae, latents, labels, size, progress, to_pictures))
         return _written(cls.hidden, groups, family_like(model).fps)
 
 
@@ -130,6 +142,22 @@ def _of_low(model_low, run_low: str) -> Checkpoints | None:
     if model_low is None:
         raise UserError("run_low is given, but no model_low to put its LoRA on; connect it, or leave run_low empty.")
     return run_checkpoints.checkpoints(runs.run_folder(run_low))
+
+
+def _to_pictures(cache, clip_vision, vae, model) -> Likeness | None:
+    """None where the likeness to the training pictures is not asked for."""
+    if cache is None and clip_vision is None:
+        return None
+    if cache is None or clip_vision is None:
+        given, missing = ("cache", "clip_vision") if clip_vision is None else ("clip_vision", "cache")
+        raise UserError(f"{given} is connected, but not {missing}, and likeness needs both; connect it, or leave "
+                        f"{given} empty.")
+    check_clip_vision(clip_vision, "Compare Checkpoints")
+    cached, sampled = cache.family.latent_channels, family_like(model).latent_channels
+    if cached != sampled:
+        raise UserError(f"The latents of the cache have {cached} channels, those of the model {sampled}; connect the "
+                        "cache that the run was trained with.")
+    return Likeness(clip_vision, vae, cache)
 
 
 def _label(cell: Cell, found: Checkpoints, low: Checkpoints | None) -> str:
@@ -164,16 +192,28 @@ def _with_lora(model, found: Checkpoints, step: int, strength: float):
 
 
 def _panels(
-    vae, latents: dict[Cell, torch.Tensor], labels: dict[Cell, str], size: tuple[int, int], progress: ClipProgress
+    vae, latents: dict[Cell, torch.Tensor], labels: dict[Cell, str], size: tuple[int, int], progress: ClipProgress,
+    to_pictures: Likeness | None
 ) -> dict[Cell, grid.Panel]:
-    """Each clip decoded and labelled; removes each latent from its dict, to free memory."""
-    panels = {}
+    """Each clip decoded, measured and labelled; removes each latent from its dict, to free memory."""
+    clips, motions, seen = {}, {}, {}
     for number, (cell, label) in enumerate(labels.items(), 1):
         progress.begin("decoding", number, label)
-        panels[cell] = grid.Panel(label, grid.scaled(decode(vae, latents.pop(cell), label), size))
+        clip_FHW3 = decode(vae, latents.pop(cell), label)
+        motions[cell], seen[cell] = motion(clip_FHW3), clip_FHW3[spread(len(clip_FHW3), FRAMES)]
+        clips[cell] = grid.scaled(clip_FHW3, size)
         progress.advance()
     progress.end()
-    return panels
+    likenesses = _likenesses(seen, to_pictures) if to_pictures else {}
+    lines = cells.measured(motions, likenesses)
+    return {cell: grid.Panel(label, clips[cell], lines[cell]) for cell, label in labels.items()}
+
+
+def _likenesses(seen: dict[Cell, np.ndarray], to_pictures: Likeness) -> dict[Cell, float | None]:
+    found, fault = to_pictures.of(list(seen.values()))
+    if fault:
+        logger.warning("%s", fault)
+    return dict(zip(seen, found, strict=False))
 
 
 def _written(hidden, groups: list[grid.Group], fps: int) -> io.NodeOutput:

@@ -22,7 +22,7 @@ from .backend import paths
 from .backend.carried import bare
 from .backend.denoiser import ComfyDenoiser
 from .backend.fingerprint import of_weights
-from .media.previewer import PreviewConfig, Previewer, PreviewSize, is_low_expert
+from .media.previewer import PreviewConfig, Previewer, PreviewSize, is_low_expert, to_pictures_of
 from .media.previewer import check as check_previews
 from .page.pair_live import PairLive
 
@@ -94,9 +94,11 @@ def train(
                 denoisers[expert], dataset, f"{run_name}_{expert}", configs[expert], paths.runs_folder(),
                 each.continued, restart, attempt, each.file,
                 PreviewSize(previews, denoisers[expert]) if previews else None))
+        to_pictures = to_pictures_of(dataset, previews)  # which are decoded once for both
         previewers = {expert: previews and Previewer(
             previews, denoisers[expert], run.folder.path, switches, expert == LOW,
-            partial(_so_far, runs[_other(expert)]), denoisers[_other(expert)]) for expert, run in runs.items()}
+            partial(_so_far, runs[_other(expert)]), denoisers[_other(expert)], to_pictures)
+            for expert, run in runs.items()}
         _train(runs, denoisers, live, order, previewers)
         return {expert: Trained(run.lora, run.losses, str(run.folder.path)) for expert, run in runs.items()}
 

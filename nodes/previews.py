@@ -55,6 +55,9 @@ class PreviewSettings(io.ComfyNode):
                 io.Int.Input("switch_at_step", default=0, min=0, max=10000, optional=True, tooltip="The step from "
                              "which model_low samples, as in the start_at_step of your second KSampler Advanced; 0 = "
                              "there is no model_low."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="From Load CLIP Vision, such as "
+                                    "clip_vision_h: each preview also says how like the training pictures it looks, "
+                                    "beside the model without the LoRA. Any CLIP vision will do."),
             ],
             outputs=[sockets.Previews.Output(display_name="previews", tooltip="For Train Wan LoRA.")],
         )
@@ -62,8 +65,9 @@ class PreviewSettings(io.ComfyNode):
     @classmethod
     def execute(
         cls, positive, vae, shift, every_epochs, every_steps, positive_2=None, positive_3=None, model=None,
-        model_low=None, **sampling
+        model_low=None, clip_vision=None, **sampling
     ) -> io.NodeOutput:
         return io.NodeOutput(PreviewConfig(
             positive=connected(positive, positive_2, positive_3), sampling=Sampling(**sampling), shift=shift,
-            vae=vae, every_epochs=every_epochs, every_steps=every_steps, model=model, model_low=model_low))
+            vae=vae, every_epochs=every_epochs, every_steps=every_steps, model=model, model_low=model_low,
+            clip_vision=clip_vision))

@@ -30,7 +30,7 @@ from . import pair, sockets
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
-from .media.previewer import PreviewConfig, Previewer, PreviewSize, check, is_low_expert, sigmas_of
+from .media.previewer import PreviewConfig, Previewer, PreviewSize, check, is_low_expert, sigmas_of, to_pictures_of
 from .page.live import Live, num_stopped
 from .page.pair_live import PairLive
 
@@ -237,7 +237,8 @@ def train(
             live.say(f"trained before: {run.steps} steps, loaded from {run.folder.path.name}")
             return run.lora, run.losses, str(run.folder.path)
         previewer = previews and Previewer(
-            previews, denoiser, run.folder.path, switches, is_low_expert(previews, model))
+            previews, denoiser, run.folder.path, switches, is_low_expert(previews, model),
+            to_pictures=to_pictures_of(dataset, previews))
         live.say(run.memory_plan(previewer).told())
         live.describe(run.folder, run.base_model, (*denoiser.notes, *run.notes))
         with live.running(), closing(run.events(previewer)) as events:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ...trainer.base.errors import UserError
 from ...trainer.settings.data import SEPARATORS
 from . import grid
+from .measured import told
 
 MAX_CELLS = 60
 """Clips in one grid; nobody can compare more by eye."""
@@ -75,6 +76,15 @@ def lines(rows: Rows) -> list[Sequence[Cell]]:
 def panel_size(rows: Rows, height: int, width: int) -> tuple[int, int]:
     """(height, width) in pixels of each clip in the grid, for clips that were sampled at height x width."""
     return grid.panel_size(len(lines(rows)), max(map(len, lines(rows))), height, width)
+
+
+def measured(motions: Mapping[Cell, float | None], likenesses: Mapping[Cell, float | None]) -> dict[Cell, str]:
+    """What is said of each clip, beside that of the base model for the same prompt."""
+    def of_base(values: Mapping[Cell, float | None], cell: Cell) -> float | None:
+        return None if cell.step is None else values.get(Cell(cell.prompt, None, 1.0))
+
+    return {cell: told(motion, of_base(motions, cell), likenesses.get(cell), of_base(likenesses, cell))
+            for cell, motion in motions.items()}
 
 
 def groups(rows: Rows, panels: Mapping[Cell, grid.Panel]) -> list[grid.Group]:

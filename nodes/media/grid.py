@@ -34,6 +34,8 @@ class Panel:
     label: str
     clip_FHW3: np.ndarray
     """uint8, of `panel_size`."""
+    line: str = ""
+    """Written below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,19 @@ def frames(groups: Sequence[Group]) -> Iterator[np.ndarray]:
     rows = [row for group in groups for row in group.rows]
     columns = max(len(row) for row in rows)
     num_frames, height, width = rows[0][0].clip_FHW3.shape[:3]
-    bars = {label: label_bar(label, width) for label in {panel.label for row in rows for panel in row}}
-    empty_HW3 = np.zeros((len(next(iter(bars.values()))) + height, width, 3), np.uint8)
+    panels = [panel for row in rows for panel in row]
+    bars = {text: label_bar(text, width) for panel in panels for text in (panel.label, panel.line)}
+    has_lines = any(panel.line for panel in panels)
+    bar_height = len(bars[panels[0].label])
+    empty_HW3 = np.zeros((bar_height * (1 + has_lines) + height, width, 3), np.uint8)
     headings = {group.heading: label_bar(group.heading, columns * width) for group in groups if group.heading}
     for index in range(num_frames):
         parts = []
         for group in groups:
             parts += [headings[group.heading]] if group.heading else []
             for row in group.rows:
-                cells = [np.concatenate([bars[panel.label], panel.clip_FHW3[index]]) for panel in row]
+                cells = [np.concatenate([bars[panel.label], panel.clip_FHW3[index], *[bars[panel.line]] * has_lines])
+                         for panel in row]
                 parts.append(np.concatenate(cells + [empty_HW3] * (columns - len(row)), axis=1))
         frame_HW3 = np.concatenate(parts)
         yield frame_HW3[: len(frame_HW3) // 2 * 2]
@@ -92,7 +98,7 @@ def strip(groups: Sequence[Group]) -> np.ndarray:
     for group in groups:
         # the base model's clip stands in each row of the grid
         for panel in {id(panel): panel for row in group.rows for panel in row}.values():
-            label = ", ".join(filter(None, (group.heading, panel.label)))
+            label = ", ".join(filter(None, (group.heading, panel.label, panel.line)))
             strip_HW3 = strips.strip(panel.clip_FHW3, MAX_STRIP_WIDTH)
             rows += [label_bar(label, strip_HW3.shape[1]), strip_HW3]
     return np.concatenate(rows)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ...trainer.base.errors import UserError
+from ...trainer.base.errors import UserError, content_hash
 from ...trainer.base.files import replacing
 from ...trainer.base.refusals import in_a_sentence
+from ...trainer.encoded.cache import CachedDataset
 from ...trainer.lora import made_for
-from ...trainer.runs.events import Previewed
+from ...trainer.runs.events import Noted, Previewed
 from ...trainer.training import length
 from ..backend.applied import apply
 from ..backend.aside import aside
 from ..backend.carried import bare
 from ..backend.denoiser import ComfyDenoiser, linear_sizes
+from ..backend.described import described
 from ..backend.family import family_of
+from ..backend.fingerprint import fingerprint
+from . import likeness
 from . import sampling as ways
+from .likeness import Likeness, Measures, Values
 from .sampling import EULER, SIMPLE, Sampling
 from .strips import strip
 from .videos import write_mp4
@@ -53,8 +58,12 @@ class PreviewConfig:
     """MODEL as the user samples it, of the high-noise expert where there are two; None for the one in training."""
     model_low: object | None = None
     """MODEL of the low-noise expert."""
+    clip_vision: object | None = None
+    """CLIP_VISION to compare with the training pictures by; None where that is not done."""
 
     def __post_init__(self) -> None:
+        if self.clip_vision is not None:
+            likeness.check(self.clip_vision, "Preview Settings")
         ways.check_frames(self.sampling.frames)
         if self.model is not None:
             ways.check(self.model, self.model_low, self.sampling)
@@ -86,6 +95,18 @@ def is_low_expert(config: PreviewConfig, model) -> bool:
     return low is not None and low.is_clone(model) and not config.model.is_clone(model)
 
 
+def digest(config: PreviewConfig, to_pictures: Likeness | None) -> str:
+    """Changes with prompts, sampler, models and CLIP vision: only previews with the same one are compared."""
+    sampling = {field.name: getattr(config.sampling, field.name) for field in fields(config.sampling)}
+    models = []
+    for model in (config.model, config.model_low):
+        if model is not None:
+            with bare(model):
+                models.append(fingerprint(model))
+    of_conditions = described([config.positive, sampling, sigmas_of(config)], torch.nn.Module())
+    return content_hash(of_conditions, models, to_pictures and to_pictures.id)
+
+
 def check(config: PreviewConfig, denoiser: ComfyDenoiser) -> None:
     """Raises UserError where the MODEL to sample with is not one for which the LoRA is trained, or is missing."""
     family = denoiser.family
@@ -107,6 +128,13 @@ def check(config: PreviewConfig, denoiser: ComfyDenoiser) -> None:
                             "model that you train, as you sample it.")
 
 
+def to_pictures_of(dataset: CachedDataset, config: PreviewConfig | None) -> Likeness | None:
+    """Measures how like the pictures of a dataset previews look; None where that is not asked for."""
+    if config is None or config.clip_vision is None:
+        return None
+    return Likeness(config.clip_vision, config.vae, dataset)
+
+
 class PreviewSize:
     """The `Shown` of trainer/training/memory.py: what of previews counts for memory, before a run has a folder."""
 
@@ -123,13 +151,14 @@ class PreviewSize:
     def decoding(self) -> int:
         """Bytes taken while the weights in training may be gone, by ComfyUI's own estimate; 0 if it has none.
 
-        By the VAE with its weights, and where training steps aside also by the sampler.
+        By the VAE with its weights, by CLIP vision, and where training steps aside also by the sampler.
         """
         config, vae = self.config, self.config.vae
         estimate, found = getattr(vae, "memory_used_decode", None), 0
         if estimate is not None:
             shape = ways.latent_shape(self._denoiser.family, config.sampling)
             found = int(estimate(shape, vae.vae_dtype)) + vae.patcher.model_size()
+        found = max(found, likeness.memory(config.clip_vision))
         return found if config.model is None else max(found, ways.sampling_memory(config.model, config.sampling))
 
 
@@ -144,13 +173,14 @@ class Previewer(PreviewSize):
         is_low: whether the adapter is that of the low-noise expert.
         other: gives the LoRA of the other expert, as it is now; None where there is none yet.
         waiting: the denoiser of the other expert, where both are trained.
+        to_pictures: measures the likeness to the training pictures; None where that is not done.
     """
 
     def __init__(
         self, config: PreviewConfig, denoiser: ComfyDenoiser, folder: Path,
         switches: Callable[[], AbstractContextManager[None]], is_low: bool = False,
         other: Callable[[], Mapping[str, torch.Tensor] | None] = lambda: None,
-        waiting: ComfyDenoiser | None = None,
+        waiting: ComfyDenoiser | None = None, to_pictures: Likeness | None = None,
     ) -> None:
         super().__init__(config, denoiser)
         self._folder = folder / "samples"
@@ -158,36 +188,50 @@ class Previewer(PreviewSize):
         self._is_low = is_low
         self._other = other
         self._waiting = () if waiting is None else (waiting,)
+        self._measures = Measures(folder, digest(config, to_pictures), to_pictures)
 
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether a preview is made after this step; also at the end."""
         return step == total_steps or length.is_due(
             step, self.config.every_steps, self.config.every_epochs, steps_per_epoch)
 
-    def make(self, step: int, name: str, lora: Callable[[], Mapping[str, torch.Tensor]] | None) -> Previewed:
-        """Write `samples/<name>_<prompt>.mp4` of each prompt, counted from 0, and its strip as `.jpg`."""
+    def make(
+        self, step: int, name: str, lora: Callable[[], Mapping[str, torch.Tensor]] | None
+    ) -> tuple[Previewed | Noted, ...]:
+        """Write `samples/<name>_<prompt>.mp4` of each prompt, counted from 0, and its strip as `.jpg`; measure them."""
         names = [f"{name}_{number}" for number in range(len(self.config.positive))]
         paths = []
-        for stem, pixels_FHW3 in zip(names, self._videos(names, lora), strict=True):
+        videos, likenesses, notes = self._videos(step, names, lora)
+        for stem, pixels_FHW3 in zip(names, videos, strict=True):
             path = self._folder / f"{stem}.mp4"
             write_mp4(path, pixels_FHW3, self._denoiser.family.fps)
             picture = path.with_suffix(".jpg")
             with in_a_sentence(f"{picture.name} cannot be written", self._folder), replacing(picture) as unfinished:
                 Image.fromarray(strip(pixels_FHW3)).save(unfinished, "JPEG", quality=90)
             paths.append(path.relative_to(self._folder.parent).as_posix())
-        return Previewed(step, name, tuple(paths))
+        made = self._measures.added(Previewed(step, name, tuple(paths)), videos, likenesses, is_base=lora is None)
+        return (made, *notes)
 
-    def _videos(self, names: list[str], lora: Callable | None) -> list[np.ndarray]:
-        """pixels_FHW3 uint8 of each prompt; all are sampled before the VAE takes the place of the model."""
+    def _videos(
+        self, step: int, names: list[str], lora: Callable | None
+    ) -> tuple[list[np.ndarray], Values, tuple[Noted, ...]]:
+        """pixels_FHW3 uint8 of each prompt, and what `Measures.likeness` gives of them.
+
+        All are sampled before the VAE takes the place of the model, and decoded before CLIP vision takes its place.
+        """
+        def seen(latents: list[torch.Tensor]) -> tuple:
+            videos = [self._decoded(name, latent) for name, latent in zip(names, latents, strict=True)]
+            return videos, *self._measures.likeness(step, videos)
+
         if self.config.model is not None:
             made = lora and lora()
             with aside(self._denoiser, self._waiting), self._switches():
-                return [self._decoded(name, latent) for name, latent in zip(names, self._sampled(made), strict=True)]
+                return seen(self._sampled(made))
         config = self.config
         latents = [ways.sample_in_training(self._denoiser, positive, config.sampling, config.shift)
                    for positive in config.positive]
         try:
-            return [self._decoded(name, latent) for name, latent in zip(names, latents, strict=True)]
+            return seen(latents)
         finally:
             self._denoiser.reload()  # the VAE may have pushed it off the device
 

@@ -15,6 +15,7 @@ from server import PromptServer
 from ...trainer.runs import history
 from ...trainer.runs.events import Evaluated, Event, Finished, Noted, Previewed, Started, StepDone, to_json
 from ...trainer.runs.folder import RunFolder
+from ..media.measured import told_of
 from . import shown
 from .asking import pages_of, running_user
 from .bar import Bar, Turn
@@ -165,7 +166,8 @@ class Live:
             logger.info("Held-out loss %.4f after step %d (without the LoRA %.4f): learned %.4f%s%s", event.loss,
                         event.step, event.base_loss, event.learned, drift, best)
         elif isinstance(event, Previewed):
-            logger.info("Preview after step %d: %s", event.step, ", ".join(event.files))
+            logger.info("Preview after step %d: %s", event.step, "; ".join(filter(None, (
+                ", ".join(event.files), told_of(event)))))
         elif isinstance(event, Noted):
             logger.warning("%s", event.sentence)
         elif isinstance(event, Finished):

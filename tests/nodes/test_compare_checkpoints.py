@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wantune.tests.support import carried, tools, trained
+from wantune.tests.support import carried, frame_models, tools, trained
 from wantune.tests.support.videos import read_back
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.runs import checkpoints as run_lora
@@ -150,13 +150,16 @@ def test_the_grid_shows_each_clip_in_its_place(world, sampled):
     names = [f"step {step}{' (best)' * (step == best)}, strength 1" for step in (2, 6)]
     assert data["labels"] == ["base", *names] and len(video) == 5
     assert video.shape[1:] == (video.shape[1], 3 * 256, 3)
+    bar = (video.shape[1] - 256) // 2
     for place, (_, latent) in enumerate(sampled):
         with torch.inference_mode():
             expected = world.vae.decode(latent).reshape(5, 64, 64, 3).numpy().repeat(4, 1).repeat(4, 2) * 255
-        found = video[:, -256:, place * 256 : place * 256 + 256].astype(float)
+        column = video[:, :, place * 256 : place * 256 + 256]
+        found = column[:, bar : bar + 256].astype(float)
         errors = [np.abs(found - np.roll(expected, shift, axis=0)).mean() for shift in (0, 1)]
         assert errors[0] < 4 and errors[0] < errors[1], "in its place, at its time"
-        assert video[0, :-256, place * 256 : place * 256 + 256].std() > 5, "under its label"
+        assert column[0, :bar].std() > 5, "under its label"
+        assert (column[0, bar + 256 :].std() > 5) == (place > 0), "and over its motion beside the base's"
     strip = output.result[1]
     assert strip.dtype == torch.float32 and strip.shape[::3] == (1, 3) and 0 <= strip.min() and strip.max() <= 1
     assert strip.shape[2] == 5 * 256 and strip.shape[1] == 3 * (256 + strip.shape[1] // 3 - 256)
@@ -263,3 +266,30 @@ def test_nan_names_the_clip(world, monkeypatch):
     monkeypatch.setattr(world.vae, "decode", lambda latent: torch.full((1, 5, 64, 64, 3), float("nan")))
     with pytest.raises(UserError, match="The clip of base holds values that are not numbers"):
         compare(world)
+
+
+def test_below_each_clip_stands_its_motion_and_its_likeness_beside_the_base(world, monkeypatch, tmp_path):
+    from wantune.nodes import compare_checkpoints
+    from wantune.nodes.media.likeness import Likeness
+
+    written, original, decoded, decode = [], compare_checkpoints._written, [], world.vae.decode
+    monkeypatch.setattr(compare_checkpoints, "_written", lambda hidden, groups, fps: written.extend(
+        panel for group in groups for row in group.rows for panel in row) or original(hidden, groups, fps))
+    monkeypatch.setattr(world.vae, "decode", lambda latent: decoded.append(decode(latent)) or decoded[-1])
+    seen = {"cache": world.cached, "clip_vision": frame_models.clip_vision(tmp_path, hidden_size=64)}
+    heights = [frames(world, data_of(compare(world, checkpoints="2, 6", **each))).shape[1] for each in (
+        seen, {"include_base": False})]
+    clips = [(images[0] * 255).round().byte().numpy() for images in decoded if images.shape[1] == SIZE["frames"]]
+    base, *tuned = likenesses = Likeness(seen["clip_vision"], world.vae, world.cached).of(clips[:3])[0]
+    motions = [np.abs(np.diff(clip.astype(float), axis=0)).mean() for clip in clips[:3]]
+    assert [panel.line for panel in written] == [f"likeness {base:.2f}", *(
+        f"likeness {likeness:.2f} (base {base:.2f}), motion {motion / motions[0]:.2f} of base"
+        for likeness, motion in zip(tuned, motions[1:], strict=True)), "", ""]
+    assert len(set(likenesses)) == 3 and heights[0] > heights[1], "a bar below, where anything is said"
+
+
+@pytest.mark.parametrize("given", [{"cache": "a cache"}, {"clip_vision": "a file"}])
+def test_likeness_needs_the_pictures_and_clip_vision(world, given):
+    (name,) = given
+    with pytest.raises(UserError, match=f"{name} is connected, but not (cache|clip_vision), and likeness needs both"):
+        compare(world, **given)

@@ -167,7 +167,7 @@ def test_both_loras_of_a_pair_are_on_where_the_other_one_is_known(world, train, 
     low = carried.shifted(tools.load_dit(tools.WORLD / "dit.safetensors"), 3.0)
     other, *_ = train("other", config(seed=3), low)
     previewer = training.Previewer
-    monkeypatch.setattr(training, "Previewer", lambda *given: previewer(*given, other=lambda: other))
+    monkeypatch.setattr(training, "Previewer", lambda *given, **named: previewer(*given, other=lambda: other, **named))
     lora, *_ = train("a", config(), high, previews=previews(world, model=high, model_low=low, switch_at_step=1))
     assert torch.equal(shown[-1], by_two_samplers(world, applied(high, lora), applied(low, other), 1))
     assert torch.equal(shown[0], by_two_samplers(world, high, low, 1)), "the base is without both"

@@ -58,15 +58,33 @@ def log_of(folder: Path, event: str) -> list[dict]:
     return [line for line in lines if line["event"] == event]
 
 
+def assert_measured(server, folder: Path) -> None:
+    """Motion and likeness in the log, of the newest preview in the list of runs, and in ComfyUI's own log."""
+    base, *_, last = log_of(folder, "Previewed")
+    for line in (base, last):
+        video = read_back(folder / "samples" / f"{line['name']}_0.mp4")[0].astype(np.float32)
+        assert line["motion"] == [pytest.approx(np.abs(np.diff(video, axis=0)).mean(), rel=0.3, abs=1)], "compressed"
+    likeness = [line["likeness"][0] for line in (base, last)]
+    assert (last["base_motion"], last["base_likeness"]) == (base["motion"], base["likeness"])
+    assert all(-1 <= value <= 1 for value in likeness) and likeness[0] != likeness[1]
+    (run,) = [run for run in json.loads(server._request("/wantune/runs"))["runs"] if run["run"] == folder.name]
+    assert run["preview"] == {"motion": last["motion"][0], "base_motion": base["motion"][0],
+                              "likeness": likeness[1], "base_likeness": likeness[0]}
+    assert f"likeness {likeness[1]:.2f} (base {likeness[0]:.2f}), motion " in server.log_path.read_text("utf-8")
+
+
 def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server, graph):
     inputs(graph, TRAIN).update(attempt=1)
     previews = inputs(graph, TRAIN).pop("previews")
     before = server.run(graph)["outputs"]
     inputs(graph, TRAIN).update(previews=previews, attempt=2)
+    graph["910"] = {"class_type": "WanTuneTest_LoadClipVision", "inputs": {}}
+    inputs(graph, PREVIEWS).update(clip_vision=["910", 0])
     outputs = server.run(graph)["outputs"]  # the base video comes from ComfyUI's memory
     quiet, shown = sorted(server.folder("output").glob("wantune/own_graph-*"), key=lambda path: path.stat().st_mtime)
     assert not log_of(quiet, "Previewed") and not log_of(shown, "Noted")
     assert [line["step"] for line in log_of(shown, "Previewed")] == [0, 2, 4]
+    assert_measured(server, shown)
     losses = [[line["loss"] for line in log_of(folder, "StepDone")] for folder in (quiet, shown)]
     assert losses[0] == losses[1] and len(losses[0]) == 4
     one, other = (load_file(next(folder.glob("step_000004/*adapter*"))) for folder in (quiet, shown))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SPOKEN = ("nodes/page/asking.py", "nodes/page/clip_progress.py", "nodes/page/datasets.py", "nodes/page/live.py",
           "nodes/page/places.py", "nodes/page/runs.py", "nodes/cache.py", "nodes/dataset.py", "nodes/load_run.py",
-          "nodes/lora.py", "nodes/backend/applied.py", "nodes/backend/paths.py",
+          "nodes/lora.py", "nodes/backend/applied.py", "nodes/media/likeness.py", "nodes/backend/paths.py",
            "nodes/backend/quantised_linear.py", "trainer/base",
           "trainer/settings/data.py", "trainer/memory/choice.py", "trainer/model/family.py", "trainer/memory/plan.py",
           "trainer/data", "trainer/encoded", "trainer/lora/keys.py", "trainer/runs/folder.py",

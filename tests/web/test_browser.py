@@ -157,7 +157,21 @@ def _measured(workflow: dict, pictures: str) -> dict:
         "properties": {}, "widgets_values": [0, 20, 0, 0, 25, 0.0, 3]})
     workflow["links"].append([link, number, 0, train["id"], len(train["inputs"]) - 1, SAVED_BEFORE])
     workflow.update(last_link_id=link, last_node_id=number)
+    _add_clip_vision(workflow)
     return workflow
+
+
+def _add_clip_vision(workflow: dict) -> None:
+    """A small one at Preview Settings."""
+    previews = next(node for node in workflow["nodes"] if node["type"] == "WanTune_PreviewSettings")
+    link, number = workflow["last_link_id"] + 1, workflow["last_node_id"] + 1
+    previews["inputs"].append({"name": "clip_vision", "shape": 7, "type": "CLIP_VISION", "link": link})
+    workflow["nodes"].append({
+        "id": number, "type": "WanTuneTest_LoadClipVision", "pos": [980, -550], "size": [300, 60], "flags": {},
+        "order": 0, "mode": 0, "inputs": [], "properties": {}, "widgets_values": [],
+        "outputs": [{"name": "CLIP_VISION", "type": "CLIP_VISION", "links": [link]}]})
+    workflow["links"].append([link, number, 0, previews["id"], len(previews["inputs"]) - 1, "CLIP_VISION"])
+    workflow.update(last_link_id=link, last_node_id=number)
 
 
 def _add_expert(workflow: dict) -> None:

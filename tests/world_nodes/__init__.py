@@ -1,4 +1,4 @@
-"""Test-only node pack: the small Wan world's text encoder, which ComfyUI's own loader cannot open."""
+"""Test-only node pack: a text encoder and a CLIP vision so small that ComfyUI's own loaders cannot open them."""
 
 
 async def comfy_entrypoint():

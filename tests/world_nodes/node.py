@@ -1,8 +1,11 @@
-"""The one node of the test-only pack."""
+"""The nodes of the test-only pack."""
+
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
+from .clip_vision import clip_vision
 from .text_encoder import load_small_text_encoder
 
 
@@ -29,6 +32,22 @@ class LoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(load_small_text_encoder(path))
 
 
+class LoadClipVision(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanTuneTest_LoadClipVision",
+            display_name="Load Small CLIP Vision (test only)",
+            category="WanTune/test",
+            inputs=[],
+            outputs=[io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(clip_vision(Path(folder_paths.get_temp_directory()), hidden_size=64))
+
+
 class WorldExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadTextEncoder]
+        return [LoadTextEncoder, LoadClipVision]

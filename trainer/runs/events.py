@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+BASE = "base"
+"""The name of the previews without the adapter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -82,6 +85,16 @@ class Previewed:
     step: int
     name: str
     files: tuple[str, ...]
+    motion: tuple[float | None, ...] = ()
+    """Of each video the mean change from one frame to the next, in levels of 0..255; empty for pictures."""
+    base_motion: tuple[float | None, ...] = ()
+    """The same of the model without the adapter, for the same prompts and seed; empty where that is not known."""
+    likeness: tuple[float | None, ...] = ()
+    """Of each video to the training pictures: -1..1, 1 for the same; empty without CLIP vision."""
+    base_likeness: tuple[float | None, ...] = ()
+    """As `base_motion`."""
+    sampled: str = ""
+    """Digest of all that the videos depend on but the adapter: only with the same one can they be compared."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.files import MOMENT, patiently
-from .reading import MAX_REMEMBERED, Reading, event, parsed, version
+from .measured import measured, of_video
+from .reading import MAX_REMEMBERED, Reading, event, parsed, texts, version
 from .state import INDEX, step_of
 
 EMA_DECAY = 0.98
@@ -62,6 +63,8 @@ class Summary:
     """Held-out loss of the model without the LoRA."""
     thumbnail: str | None
     """Path, within the run's folder, of a strip of frames of the newest preview."""
+    preview: dict | None
+    """What was measured of that preview, see `measured.of_video`."""
     checkpoints: list[dict]
     """[{"step", "best"}], ascending."""
     has_workflow: bool
@@ -130,12 +133,13 @@ def _summary(folder: Path, _known_by: tuple) -> Summary:
         best=best,
         base_loss=next((line.get("base_loss") for line in lines if line["event"] == "Evaluated"), None),
         thumbnail=f"samples/{strips[-1]}" if strips else None,
+        preview=of_video(lines, f"samples/{strips[-1]}") if strips else None,
         checkpoints=[{"step": step, "best": bool(best) and step == best["step"]} for step in steps],
         has_workflow=(folder / "workflow.json").is_file(),
         rank=reading.number("config.json", reading.part("config.json", config, "lora"), "rank"),
         learning_rate=reading.number("config.json", config, "learning_rate"),
         bytes=sum(status.st_size for status in files),
-        notes=_texts(origin.get("notes")),
+        notes=texts(origin.get("notes")),
         faults=tuple(reading.faults),
     )
 
@@ -212,7 +216,7 @@ class RunLog:
             self.evaluated.append({name: line[name] for name in ("step", "loss", "base_loss")} | {
                 "drift": line.get("drift"), "is_best": line.get("is_best") is True})
         elif line["event"] == "Previewed":
-            self.previewed.append({name: line[name] for name in ("step", "name", "files")})
+            self.previewed.append({name: line[name] for name in ("step", "name", "files")} | measured(line))
         elif line["event"] == "Noted" and line["sentence"] not in self.noted:  # each start of a run may say it again
             self.noted.append(line["sentence"])
         elif line["event"] == "StepDone":
@@ -254,10 +258,6 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
         for name in names:
             with suppress(OSError):
                 yield os.stat(os.path.join(place, name))
-
-
-def _texts(found: object) -> tuple[str, ...]:
-    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def _shown(name: str, config: Mapping) -> str:

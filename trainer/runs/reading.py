@@ -98,6 +98,11 @@ def is_count(value: object) -> bool:
     return is_number(value) and isinstance(value, int) and value >= 0
 
 
+def texts(found: object) -> tuple[str, ...]:
+    """The texts in a list."""
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
+
+
 def event(line: bytes) -> dict | None:
     """The event in a line of the log; None for one that is damaged."""
     with suppress(ValueError, RecursionError):

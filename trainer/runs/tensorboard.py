@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .events import Evaluated, Event, StepDone
+from .events import Evaluated, Event, Previewed, StepDone
 
 LEVELS = 5
 """Equal parts of the noise levels 0..1, for each of which the loss is shown separately."""
@@ -48,6 +48,8 @@ class Scalars:
                 self._writer.add_scalar("meters/learned", event.learned, event.step)
                 if event.drift is not None:
                     self._writer.add_scalar("meters/drift", event.drift, event.step)
+            elif isinstance(event, Previewed):
+                self._add_preview(event)
 
     def add_picture(self, name: str, pixels_HW3: np.ndarray, step: int) -> None:
         """Write a preview image, uint8."""
@@ -88,6 +90,13 @@ class Scalars:
                 part = min(LEVELS - 1, int(t * LEVELS))
                 name = f"loss by noise level/{part / LEVELS:g} to {(part + 1) / LEVELS:g}"
                 self._writer.add_scalar(name, loss, event.step)
+
+    def _add_preview(self, event: Previewed) -> None:
+        """The first point of a curve, at step 0, is the model without the adapter."""
+        for name, values in (("likeness", event.likeness), ("motion", event.motion)):
+            for number, value in enumerate(values, 1):
+                if value is not None and math.isfinite(value):
+                    self._writer.add_scalar(f"preview {name}/prompt {number}", value, event.step)
 
 
 def _wait_for_a_later_name(folder: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..base.out_of_memory import is_out_of_memory
 from ..lora.file import LoraStateDict
-from ..runs.events import Event, Previewed, Started, StepDone
+from ..runs.events import BASE, Event, Noted, Previewed, Started, StepDone
 from .loop import Trainer
 from .memory import Shown
 from .retry import left_out
@@ -23,8 +23,8 @@ class Previews(Shown, Protocol):
     def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
         """Whether videos are sampled after this optimizer step."""
 
-    def make(self, step: int, name: str, lora: Callable[[], LoraStateDict] | None) -> Previewed:
-        """Sample with the current weights, into the run's folder.
+    def make(self, step: int, name: str, lora: Callable[[], LoraStateDict] | None) -> tuple[Previewed | Noted, ...]:
+        """Sample with the current weights, into the run's folder; what came of it, and what was left out.
 
         Args:
             name: how the files' names begin, such as "step_000400".
@@ -42,7 +42,7 @@ def previewed(
 ) -> Iterator[Event]:
     """Sample previews after an event where they are due, and before the first step those of the model alone."""
     if isinstance(event, Started) and not event.step:
-        weights, name, lora = trainer.adapter.switched_off(), "base", None
+        weights, name, lora = trainer.adapter.switched_off(), BASE, None
     # at the start: Cancel preempted the one of the last step
     elif (isinstance(event, (Started, StepDone)) and is_due(trainer, previews, event.step)
           and not trainer.is_logged("Previewed", event.step)):
@@ -56,9 +56,11 @@ def previewed(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        made = left_out(event.step, error)
-    trainer.folder.log(made)
-    for number, file in enumerate(made.files if isinstance(made, Previewed) else ()):
-        with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
-            trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
-    yield made
+        made = (left_out(event.step, error),)
+    for each in made:
+        trainer.folder.log(each)
+        trainer.scalars.add(each)
+        for number, file in enumerate(each.files if isinstance(each, Previewed) else ()):
+            with Image.open((trainer.folder.path / file).with_suffix(".jpg")) as strip:
+                trainer.scalars.add_picture(f"prompt {number + 1}", np.asarray(strip), event.step)
+        yield each

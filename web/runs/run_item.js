@@ -2,6 +2,7 @@
 
 import { el } from '../shared/elements.js'
 import { t } from '../shared/messages.js'
+import { described as measured } from '../shared/measured.js'
 import { compact } from '../shared/number_text.js'
 import { described, offered } from './run_list.js'
 
@@ -12,8 +13,12 @@ export function runItem(run, colour, picture, act) {
       el('label', { class: 'wt-row' }, compareBox(run, colour, act), el('strong', {}, run.name)),
       el('span', { class: 'wt-state', 'data-state': run.state }, t(`runs.state_${run.state.replace(' ', '_')}`))),
     el('div', { class: 'wt-faint' }, new Date(run.updated * 1000).toLocaleString(), run.base && ` \u00b7 ${run.base}`),
-    el('div', { class: 'wt-faint' }, described(run, compact).map(([name, values]) => t(name, values)).join(' \u00b7 ')),
+    lineOf(described(run, compact)), run.preview && lineOf(measured(run.preview), t('chart.measured_help')),
     ...(run.faults ?? []).map((fault) => el('div', { class: 'wt-error' }, fault)), buttons(run, act)))
+}
+
+function lineOf(parts, title = null) {
+  return parts.length > 0 && el('div', { class: 'wt-faint', title }, parts.map(([name, values]) => t(name, values)).join(' \u00b7 '))
 }
 
 function compareBox(run, colour, act) {

@@ -1,6 +1,7 @@
 // The dialog that plays a preview and steps through all previews of a run.
 
 import { el } from '../shared/elements.js'
+import { described, ofVideo } from '../shared/measured.js'
 import { t } from '../shared/messages.js'
 import { pathOfRun, video } from '../shared/server.js'
 
@@ -80,7 +81,7 @@ export class PreviewDialog {
     const { signal } = this.#loading
     try {
       const addresses = await this.#addressesOf(preview, signal)
-      if (!signal.aborted) this.#play(addresses)
+      if (!signal.aborted) this.#play(addresses, preview)
     } catch (error) {
       if (!signal.aborted) this.#videos.replaceChildren(el('p', { class: 'wt-error' }, error.message))
     }
@@ -94,7 +95,7 @@ export class PreviewDialog {
     }))
   }
 
-  #play(addresses) {
+  #play(addresses, preview) {
     const isStill = matchMedia('(prefers-reduced-motion: reduce)').matches
     const present = [...this.#videos.querySelectorAll('video')]
     // the elements stay, so that stepping does not flicker
@@ -105,9 +106,13 @@ export class PreviewDialog {
         const player = el('video', { src: address, loop: true, controls: true, playsinline: true, autoplay: !isStill,
           'aria-label': name })
         player.muted = true
-        return el('figure', {}, player, addresses.length > 1 && el('figcaption', {}, name))
+        return el('figure', {}, player, el('figcaption', { title: t('chart.measured_help') }))
       }))
     }
+    this.#videos.querySelectorAll('figcaption').forEach((caption, index) => {
+      const name = addresses.length > 1 ? [['chart.prompt', { prompt: index + 1 }]] : []
+      caption.textContent = [...name, ...described(ofVideo(preview, index))].map(([key, values]) => t(key, values)).join(' \u00b7 ')
+    })
   }
 
   #onKey(event) {

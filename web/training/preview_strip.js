@@ -1,10 +1,17 @@
 // The newest preview of a run as strips of frames; a click opens the dialog that plays all previews of the run.
 
 import { el } from '../shared/elements.js'
+import { described, ofVideo } from '../shared/measured.js'
 import { t } from '../shared/messages.js'
 import { media, pathOfRun } from '../shared/server.js'
 import { PreviewDialog, titleOf } from './preview_dialog.js'
 import { inOrder, stripOf } from './run_state.js'
+
+/** What was measured of one of its videos. */
+function caption(preview, index) {
+  const words = described(ofVideo(preview, index)).map(([key, values]) => t(key, values)).join(' \u00b7 ')
+  return words ? el('figcaption', { class: 'wt-faint', title: t('chart.measured_help') }, words) : null
+}
 
 export class PreviewStrip {
   element = el('div', { class: 'wt-previews' })
@@ -38,7 +45,8 @@ export class PreviewStrip {
     this.#addresses.forEach(URL.revokeObjectURL)
     this.#addresses = fresh.filter(Boolean)
     this.element.replaceChildren(el('div', { class: 'wt-faint' }, titleOf(newest)),
-      ...fresh.flatMap((address, index) => (address ? [this.#button(address, titleOf(newest), index + 1)] : [])))
+      ...fresh.flatMap((address, index) => (address
+        ? [el('figure', {}, this.#button(address, titleOf(newest), index + 1), caption(newest, index))] : [])))
   }
 
   destroy() {

@@ -3,6 +3,7 @@
 //
 // Texts are {key, values} for t() of ../shared/messages.js.
 
+import { measuredOf } from '../shared/measured.js'
 import { append, epochOf, fromAnswer as curveOf } from '../chart/loss_series.js'
 
 const text = (key, values = {}) => ({ key: `chart.${key}`, values })
@@ -50,8 +51,8 @@ const HEARD = {
   },
   // older checkpoints may have been deleted when this one was saved
   saved: (state, { step }) => [{ ...state, checkpoints: bySteps(state.checkpoints, { step, best: false }) }, true],
-  previewed(state, { step, name, files }) {
-    return [{ ...state, previews: bySteps(state.previews, { step, name, files }) }, false]
+  previewed(state, { step, name, files, ...rest }) {
+    return [{ ...state, previews: bySteps(state.previews, { step, name, files, ...measuredOf(rest) }) }, false]
   },
   // the server joins it to what is said of the run, in the page's language
   noted: (state) => [state, true],

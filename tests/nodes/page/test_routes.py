@@ -103,7 +103,9 @@ def test_a_run_is_listed_and_told_with_its_curve(server, run):
     assert told["curve"]["high"][0] == 1 and told["curve"]["low"][-1] == 1 / 50
     assert told["held_out"] == [{"step": 0, "loss": 0.5, "base_loss": 0.5, "drift": None, "is_best": False}]
     assert told["now"] is None
-    assert told["previews"] == [{"step": 50, "name": "step_000050", "files": ["samples/step_000050_0.mp4"]}]
+    assert told["previews"] == [{
+        "step": 50, "name": "step_000050", "files": ["samples/step_000050_0.mp4"],
+        "motion": [], "base_motion": [], "likeness": [], "base_likeness": []}]
     status, part = ask(server, "GET", f"/wantune/runs/{run.name}?first=20&last=24")
     assert part["curve"]["step"] == [20, 21, 22, 23, 24]
 

@@ -150,8 +150,9 @@ def test_the_list_says_how_far_a_run_came_and_where_it_goes_on(folder):
     (folder.path / "samples").mkdir()
     for name in ("base_0", "step_000100_0", "step_000500_0"):
         (folder.path / "samples" / f"{name}.jpg").write_bytes(b"x")
-    folder.log(Previewed(500, "step_000500", ("samples/step_000500_0.mp4",)))
+    folder.log(Previewed(500, "step_000500", ("samples/step_000500_0.mp4",), (4.5,), (5.0,), (math.nan,), (0.5,)))
     found = history.summary(folder.path)
+    assert found.preview == {"motion": 4.5, "base_motion": 5.0, "likeness": None, "base_likeness": 0.5}
     assert (found.run, found.name, found.base, found.started) == (folder.path.name, "cat", "Wan2.1", 12.0)
     assert (found.step, found.total_steps, found.steps_per_epoch) == (500, 900, 40)
     assert (found.state, found.continues_from) == ("interrupted", 500)
@@ -161,6 +162,27 @@ def test_the_list_says_how_far_a_run_came_and_where_it_goes_on(folder):
     assert (found.rank, found.learning_rate) == (8, 2e-4)
     assert found.bytes == sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
     json.dumps(asdict(found), allow_nan=False)
+
+
+def test_what_was_measured_of_a_preview_and_a_log_from_before_it_was(folder):
+    """Of two videos the last one is the thumbnail; a damaged value is none."""
+    files = ["samples/step_000002_0.mp4", "samples/step_000002_1.mp4"]
+    lines = [{"event": "Previewed", "step": 1, "name": "step_000001", "files": ["samples/step_000001_0.mp4"]},
+             {"event": "Previewed", "step": 2, "name": "step_000002", "files": files, "motion": [1, "x"],
+              "base_motion": 3, "likeness": [0.5, 0.7]}]
+    (folder.path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    log = history.RunLog(folder.path / "log.jsonl")
+    log.refresh()
+    old, new = log.previewed
+    assert (old["motion"], old["likeness"]) == ([], [])
+    assert new == {"step": 2, "name": "step_000002", "files": files, "motion": [1, None], "base_motion": [],
+                   "likeness": [0.5, 0.7], "base_likeness": []}
+    (folder.path / "samples").mkdir()
+    for name, expected in (("step_000001_0", dict.fromkeys(("motion", "base_motion", "likeness", "base_likeness"))),
+                           ("step_000002_1", {"motion": None, "base_motion": None, "likeness": 0.7,
+                                              "base_likeness": None}), ("step_000009_0", None)):
+        (folder.path / "samples" / f"{name}.jpg").write_bytes(b"x")
+        assert history.summary(folder.path).preview == expected
 
 
 @pytest.mark.parametrize("reason, goes_on", [("done", None), ("early stop", None), ("stopped", 20)])

@@ -71,7 +71,7 @@ class Pictures:
         path = self.run.folder.path / "samples" / f"{name}_0.mp4"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(path.with_suffix(".jpg"))
-        return Previewed(step, name, (f"samples/{path.name}",))
+        return (Previewed(step, name, (f"samples/{path.name}",)),)
 
 
 def test_a_step_is_read_once_and_after_the_next_one_was_enqueued(dataset, tmp_path, monkeypatch, late):

@@ -37,6 +37,7 @@ await scenario(async ({ open, note }) => {
   const item = itemOf(first)
   await item.waitFor()
   assert.equal(await list.getByRole('listitem').count(), runs.length)
+  await item.getByText(/^likeness -?\d\.\d\d \(base -?\d\.\d\d\) \u00b7 motion \d+\.\d\d of base$/).waitFor()
 
   step('its curve is shown')
   await item.getByRole('checkbox', { name: text('runs.compare', { name }) }).check()

@@ -8,6 +8,7 @@ import {
 } from './scenario.mjs'
 
 const TRAIN = 'WanTune_TrainWanLoRA'
+const MEASURED = /^likeness -?\d\.\d\d \(base -?\d\.\d\d\) \u00b7 motion \d+\.\d\d of base$/
 
 await scenario(async ({ open, note }) => {
   const page = await open()
@@ -34,6 +35,7 @@ await scenario(async ({ open, note }) => {
   step('a preview appears')
   await train.preview.waitFor()
   await page.waitForFunction((image) => image.naturalWidth > 0, await train.preview.locator('img').elementHandle())
+  await train.panel.locator('.wt-previews figcaption').getByText(MEASURED).waitFor()
   await screenshot(page, 'training')
 
   step('pointing at it shows values, choosing a checkpoint names it')
@@ -96,9 +98,11 @@ await scenario(async ({ open, note }) => {
   await train.preview.click()
   const dialog = page.getByRole('dialog', { name: text('chart.previews') })
   await untilPlaying(page, dialog.locator('video').first())
+  await dialog.locator('figcaption').getByText(MEASURED).waitFor()
   await screenshot(page, 'preview')
   await page.keyboard.press('Home')
   await dialog.getByText(text('chart.preview_base')).waitFor()
+  await dialog.locator('figcaption').getByText(/^likeness -?\d\.\d\d$/).waitFor()
   await page.keyboard.press('Escape')
   await dialog.waitFor({ state: 'hidden' })
 

@@ -42,7 +42,9 @@ test('messages carry a state from one answer to the next', () => {
   assert.deepEqual(found.state.heldOut, [evaluated])
   assert.deepEqual(found.state.best, { step: 4, loss: 0.2 })
   hear('previewed', { step: 4, name: 'step_000004', files: ['samples/step_000004_0.mp4'] })
-  assert.equal(found.state.previews.length, 1)
+  hear('previewed', { step: 4, name: 'step_000004', files: ['samples/step_000004_0.mp4'], likeness: [0.7], sampled: 'x' })
+  assert.deepEqual(found.state.previews, [{ step: 4, name: 'step_000004', files: ['samples/step_000004_0.mp4'], motion: [],
+    base_motion: [], likeness: [0.7], base_likeness: [] }])
   hear('saved', { step: 4 })
   assert.equal(found.ask, true, 'the server knows which checkpoints are left')
   assert.deepEqual(found.state.checkpoints, [{ step: 4, best: false }])
