@@ -16,7 +16,17 @@ from .backend import paths, runs
 from .backend.applied import apply
 from .media import cells, grid
 from .media.cells import Cell
-from .media.sampling import MAX_FRAMES, Sampling, check, check_frames, connected, decode, family_like, sample
+from .media.sampling import (
+    MAX_FRAMES,
+    Sampling,
+    check,
+    check_frames,
+    check_vae,
+    connected,
+    decode,
+    family_like,
+    sample,
+)
 from .media.videos import write_mp4
 from .page.clip_progress import ClipProgress
 from .page.shown import video_output
@@ -108,6 +118,7 @@ class CompareCheckpoints(io.ComfyNode):
         check_frames(sampling["frames"], MAX_FRAMES)
         texts, shared = connected(positive, positive_2, positive_3), Sampling(**sampling)
         check(model, model_low, shared)
+        check_vae(vae, family_like(model))
         found = run_checkpoints.checkpoints(runs.run_folder(run))
         low = _of_low(model_low, run_low)
         rows = cells.plan(len(texts), found.some(checkpoints), cells.read_strengths(strengths), include_base)
