@@ -22,7 +22,17 @@ from .media.cells import Cell
 from .media.likeness import FRAMES, Likeness, spread
 from .media.likeness import check as check_clip_vision
 from .media.measured import motion
-from .media.sampling import MAX_FRAMES, Sampling, check, check_frames, connected, decode, family_like, sample
+from .media.sampling import (
+    MAX_FRAMES,
+    Sampling,
+    check,
+    check_frames,
+    check_vae,
+    connected,
+    decode,
+    family_like,
+    sample,
+)
 from .media.videos import write_mp4
 from .page.clip_progress import ClipProgress
 from .page.shown import video_output
@@ -121,7 +131,9 @@ class CompareCheckpoints(io.ComfyNode):
         texts, shared = connected(positive, positive_2, positive_3), Sampling(**sampling)
         to_pictures = _to_pictures(cache, clip_vision, vae, model)
         check(model, model_low, shared)
-        found, low = run_checkpoints.checkpoints(runs.run_folder(run)), _of_low(model_low, run_low)
+        check_vae(vae, family_like(model))
+        found = run_checkpoints.checkpoints(runs.run_folder(run))
+        low = _of_low(model_low, run_low)
         rows = cells.plan(len(texts), found.some(checkpoints), cells.read_strengths(strengths), include_base)
 
         def sampled(models: tuple, cell: Cell, callback: Callable) -> torch.Tensor:

@@ -108,8 +108,10 @@ def digest(config: PreviewConfig, to_pictures: Likeness | None) -> str:
 
 
 def check(config: PreviewConfig, denoiser: ComfyDenoiser) -> None:
-    """Raises UserError where the MODEL to sample with is not one for which the LoRA is trained, or is missing."""
+    """Raises UserError where the MODEL to sample with is not one for which the LoRA is trained, or is missing, or where
+    the VAE is that of another."""
     family = denoiser.family
+    ways.check_vae(config.vae, family)
     if config.model is None:
         if [kind.name for kind in family.conditions] != ["text"]:
             raise UserError(f"Previews of {family.name} need a model in Preview Settings; connect the model as you "

@@ -119,6 +119,14 @@ def _check_latent(family: ModelFamily, shape: tuple[int, ...], sampling: Samplin
                     f"{sampling.frames}; set them as in the node that makes the latent.")
 
 
+def check_vae(vae, family: ModelFamily) -> None:
+    """Raises UserError for a VAE whose latents are not those of the family."""
+    channels = getattr(vae, "latent_channels", family.latent_channels)  # a VAE of another pack may not say it
+    if channels != family.latent_channels:
+        raise UserError(f"The VAE has latents of {channels} channels, the model of {family.latent_channels}; connect "
+                        "the VAE that belongs to the model.")
+
+
 def connected(*prompts: list | None) -> list[list]:
     """The CONDITIONING of those prompts that a node was given."""
     return [prompt for prompt in prompts if prompt is not None]

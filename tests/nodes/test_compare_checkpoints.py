@@ -234,6 +234,13 @@ def test_too_many_clips_are_counted_before_anything_is_sampled(world, sampled):
     assert sampled == []
 
 
+def test_a_vae_of_another_model_is_told_before_anything_is_sampled(world, sampled, monkeypatch):
+    monkeypatch.setattr(world.vae, "latent_channels", 48)
+    with pytest.raises(UserError, match="The VAE has latents of 48 channels, the model of 16; connect the VAE that"):
+        compare(world)
+    assert sampled == []
+
+
 @pytest.mark.parametrize(("inputs", "sentence"), [
     ({"run": "nowhere"}, "There is no run 'nowhere'"), ({"checkpoints": "5"}, "the checkpoints of the steps 2, 4, 6"),
     ({"checkpoints": "some"}, "checkpoints has 'some'"), ({"strengths": "a"}, "strengths is 'a'"),

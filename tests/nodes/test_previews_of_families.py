@@ -160,6 +160,22 @@ def test_without_a_model_previews_of_other_models_than_text_to_video_are_refused
         previewer.check(PreviewSettings.execute(**inputs, model=of_text).result[0], denoiser)
 
 
+@pytest.mark.parametrize(("name", "other"), [("Wan2.2 5B", "Wan2.1 T2V"), ("Wan2.1 T2V", "Wan2.2 5B")])
+def test_the_vae_of_another_model_is_refused_before_anything_is_trained(name, other):
+    from wantune.nodes.backend.denoiser import ComfyDenoiser
+    from wantune.nodes.media import previewer
+    from wantune.nodes.previews import PreviewSettings
+    from wantune.trainer.base.errors import UserError
+
+    model = wan_models.load(name)
+    (config,) = PreviewSettings.execute(
+        positive=text(1), negative=text(2), vae=Vae(other), width=WIDTH, height=HEIGHT, frames=FRAMES, shift=5.0,
+        seed=SEED, every_epochs=1, every_steps=0, steps=4, cfg=3.0, model=model).result
+    channels = [wan_models.family(each).latent_channels for each in (other, name)]
+    with pytest.raises(UserError, match="The VAE has latents of {} channels, the model of {}; conn".format(*channels)):
+        previewer.check(config, ComfyDenoiser(model))
+
+
 def test_the_sizes_of_wan22_5b(tmp_path):
     """Its sides are multiples of 32, its clips have 24 frames a second, its empty latent 48 channels."""
     from wantune.nodes.media import sampling

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from wantune.demo import graph as graphs
 from wantune.tests.conftest import ROOT
-from wantune.tests.support import tools
+from wantune.tests.support import frame_models, tools
 from wantune.tests.support.videos import read_back
 
 TRAIN, PREVIEWS, LOAD = (f"WanTune_{name}" for name in ("TrainWanLoRA", "PreviewSettings", "LoadDataset"))
@@ -73,12 +73,13 @@ def assert_measured(server, folder: Path) -> None:
     assert f"likeness {likeness[1]:.2f} (base {likeness[0]:.2f}), motion " in server.log_path.read_text("utf-8")
 
 
-def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server, graph):
+def test_previews_are_the_videos_of_the_graph_and_training_is_as_without(server, graph, tmp_path):
     inputs(graph, TRAIN).update(attempt=1)
     previews = inputs(graph, TRAIN).pop("previews")
     before = server.run(graph)["outputs"]
     inputs(graph, TRAIN).update(previews=previews, attempt=2)
-    graph["910"] = {"class_type": "WanTuneTest_LoadClipVision", "inputs": {}}
+    clip_vision = frame_models.write_clip_vision(tmp_path / "clip_vision.safetensors", hidden_size=64)
+    graph["910"] = {"class_type": "WanTuneTest_LoadClipVision", "inputs": {"name": str(clip_vision)}}
     inputs(graph, PREVIEWS).update(clip_vision=["910", 0])
     outputs = server.run(graph)["outputs"]  # the base video comes from ComfyUI's memory
     quiet, shown = sorted(server.folder("output").glob("wantune/own_graph-*"), key=lambda path: path.stat().st_mtime)

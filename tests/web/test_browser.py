@@ -23,7 +23,7 @@ from wantune.demo import graph as graphs
 from wantune.demo import page
 from wantune.demo.server import Server
 from wantune.tests.conftest import ROOT
-from wantune.tests.support import clips
+from wantune.tests.support import clips, frame_models
 from wantune.tests.support.tools import WORLD
 
 SCRIPTS = ROOT / "tests" / "web" / "browser"
@@ -128,6 +128,7 @@ def write_templates(workspace: Path) -> Path:
     pack = page.write_pack(ROOT, adapted, workspace / "packs")
     templates = pack / "example_workflows"
     text = (templates / f"{page.WORKFLOW}.json").read_text(encoding="utf-8")
+    clip_vision = frame_models.write_clip_vision(workspace / "clip_vision.safetensors", hidden_size=64)
     scenarios = {"noise": 1, "presets": 1, "training": EVER, "sheet": 1, "runs": 1, "pair": EVER}
     for renderer in RENDERERS:
         for scenario, epochs in scenarios.items():
@@ -135,6 +136,7 @@ def write_templates(workspace: Path) -> Path:
             seed = zlib.crc32(name.encode())  # runs that differ in nothing but their name are one run
             shutil.copytree(ROOT / graphs.SMALL_WORLD.folder, workspace / "input" / name)
             workflow = _measured(json.loads(text), name)
+            _add_clip_vision(workflow, clip_vision)
             workflow["id"] = str(uuid.uuid4())
             _set(workflow, "WanTune_TrainWanLoRA", {0: name, 1: epochs, 7: seed})
             _set(workflow, "KSampler", {0: seed, 2: 2})
@@ -157,18 +159,17 @@ def _measured(workflow: dict, pictures: str) -> dict:
         "properties": {}, "widgets_values": [0, 20, 0, 0, 25, 0.0, 3]})
     workflow["links"].append([link, number, 0, train["id"], len(train["inputs"]) - 1, SAVED_BEFORE])
     workflow.update(last_link_id=link, last_node_id=number)
-    _add_clip_vision(workflow)
     return workflow
 
 
-def _add_clip_vision(workflow: dict) -> None:
-    """A small one at Preview Settings."""
+def _add_clip_vision(workflow: dict, path: Path) -> None:
+    """That of the file at Preview Settings."""
     previews = next(node for node in workflow["nodes"] if node["type"] == "WanTune_PreviewSettings")
     link, number = workflow["last_link_id"] + 1, workflow["last_node_id"] + 1
     previews["inputs"].append({"name": "clip_vision", "shape": 7, "type": "CLIP_VISION", "link": link})
     workflow["nodes"].append({
         "id": number, "type": "WanTuneTest_LoadClipVision", "pos": [980, -550], "size": [300, 60], "flags": {},
-        "order": 0, "mode": 0, "inputs": [], "properties": {}, "widgets_values": [],
+        "order": 0, "mode": 0, "inputs": [], "properties": {}, "widgets_values": [str(path)],
         "outputs": [{"name": "CLIP_VISION", "type": "CLIP_VISION", "links": [link]}]})
     workflow["links"].append([link, number, 0, previews["id"], len(previews["inputs"]) - 1, "CLIP_VISION"])
     workflow.update(last_link_id=link, last_node_id=number)

@@ -1,4 +1,4 @@
-"""Test-only node pack: a text encoder and a CLIP vision so small that ComfyUI's own loaders cannot open them."""
+"""Test-only node pack: loaders of models so small that ComfyUI's own cannot open them."""
 
 
 async def comfy_entrypoint():

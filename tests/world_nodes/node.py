@@ -1,11 +1,15 @@
 """The nodes of the test-only pack."""
 
+import hashlib
 from pathlib import Path
 
+import comfy.model_management
+import comfy.utils
 import folder_paths
+import torch
 from comfy_api.latest import ComfyExtension, io
 
-from .clip_vision import clip_vision
+from .frame_models import load_small_clip_vision, small_wan22_vae
 from .text_encoder import load_small_text_encoder
 
 
@@ -22,14 +26,23 @@ class LoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        path = folder_paths.get_full_path("text_encoders", name)
-        if path is None:
-            known = folder_paths.get_filename_list("text_encoders")
-            raise ValueError(
-                f"No text encoder is called {name!r}; put the file into a text_encoders folder of ComfyUI "
-                f"or choose one of {known}."
-            )
-        return io.NodeOutput(load_small_text_encoder(path))
+        return io.NodeOutput(load_small_text_encoder(_found("text_encoders", name)))
+
+
+class LoadWan22VAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanTuneTest_LoadWan22VAE",
+            display_name="Load Small Wan2.2 VAE (test only)",
+            category="WanTune/test",
+            inputs=[io.String.Input("name")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        return io.NodeOutput(small_wan22_vae(comfy.utils.load_torch_file(_found("vae", name), safe_load=True)))
 
 
 class LoadClipVision(io.ComfyNode):
@@ -39,15 +52,55 @@ class LoadClipVision(io.ComfyNode):
             node_id="WanTuneTest_LoadClipVision",
             display_name="Load Small CLIP Vision (test only)",
             category="WanTune/test",
-            inputs=[],
+            inputs=[io.String.Input("name")],
             outputs=[io.ClipVision.Output()],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(clip_vision(Path(folder_paths.get_temp_directory()), hidden_size=64))
+    def execute(cls, name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_small_clip_vision(_found("clip_vision", name)))
+
+
+class Weights(io.ComfyNode):
+    """Passes a MODEL on, and tells what must be the same after training; never from ComfyUI's memory."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanTuneTest_Weights",
+            display_name="Weights (test only)",
+            category="WanTune/test",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output(), io.String.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        comfy.model_management.load_models_gpu([model])  # takes out what another MODEL of the same weights merged
+        digest = hashlib.sha256()
+        for name, value in model.model.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+        hooked = [name for name, module in model.model.named_modules()
+                  if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks]
+        # the address: a model that was loaded anew has the same weights too
+        return io.NodeOutput(model, f"{digest.hexdigest()} at {id(model.model)}; forwards {hooked}")
 
 
 class WorldExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadTextEncoder, LoadClipVision]
+        return [LoadTextEncoder, LoadWan22VAE, LoadClipVision, Weights]
+
+
+def _found(kind: str, name: str) -> str:
+    """The path of a file that is named by it, or by its name in one of ComfyUI's folders."""
+    path = name if Path(name).is_absolute() else folder_paths.get_full_path(kind, name)
+    if path is None:
+        known = folder_paths.get_filename_list(kind)
+        raise ValueError(
+            f"No file of {kind} is called {name!r}; put it into such a folder of ComfyUI or choose one of {known}.")
+    return path
