@@ -1,47 +1,51 @@
 """Small random models that image-to-video needs beside the transformer: Wan2.2's VAE, and CLIP vision.
 
-ComfyUI fixes the sizes of both, so they are built of its own modules with smaller ones; they stand for what VAELoader
-and CLIPVisionLoader give.
+ComfyUI fixes the sizes of both, so tests/world_nodes loads them; they stand for what VAELoader and CLIPVisionLoader
+give.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pytest
 import torch
+from safetensors.torch import save_file
+
+from ..world_nodes import frame_models as loaders
 
 
 def wan22_vae(dim: int = 4):
     """A VAE of Wan2.2 5B; the real one has dim 160."""
-    import comfy.ldm.wan.vae2_2
-    import comfy.sd
+    with torch.inference_mode():
+        return loaders.small_wan22_vae(_wan22_vae_weights(dim))
 
-    built = comfy.ldm.wan.vae2_2.WanVAE.__init__
 
-    def smaller(self, **config):
-        built(self, **{**config, "dim": dim, "dec_dim": dim})
-
-    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(comfy.ldm.wan.vae2_2.WanVAE, "__init__", smaller)
-        network = comfy.ldm.wan.vae2_2.WanVAE(z_dim=48, temperal_downsample=[False, True, True])
-        return comfy.sd.VAE(sd=_random(network))
+def write_wan22_vae(path: Path, dim: int = 4) -> Path:
+    """The file of such a VAE."""
+    save_file(_wan22_vae_weights(dim), path)
+    return path
 
 
 def clip_vision(folder: Path, hidden_size: int = 1280, layers: int = 2):
-    """A CLIP vision of ViT-H/14's width and tokens; the real one has 32 layers."""
-    import comfy.clip_vision
-
-    config = {"hidden_act": "gelu", "hidden_size": hidden_size, "image_size": 224, "intermediate_size": 16,
-              "model_type": "clip_vision_model", "num_attention_heads": 16, "num_channels": 3,
-              "num_hidden_layers": layers, "patch_size": 14, "projection_dim": 16}
-    path = folder / "clip_vision.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
+    """A CLIP vision of ViT-H/14's width and tokens, from a file in the folder; the real one has 32 layers."""
+    path = write_clip_vision(folder / "clip_vision.safetensors", hidden_size, layers)
     with torch.inference_mode():
-        model = comfy.clip_vision.ClipVisionModel(path)
-        model.load_sd(_random(model.model))
-        return model
+        return loaders.load_small_clip_vision(path)
+
+
+def write_clip_vision(path: Path, hidden_size: int = 1280, layers: int = 2) -> Path:
+    """The file of such a CLIP vision."""
+    model = loaders.empty_clip_vision(
+        hidden_size=hidden_size, intermediate_size=16, num_hidden_layers=layers, projection_dim=16)
+    save_file(_random(model.model), path)
+    return path
+
+
+def _wan22_vae_weights(dim: int) -> dict[str, torch.Tensor]:
+    import comfy.ldm.wan.vae2_2
+
+    return _random(comfy.ldm.wan.vae2_2.WanVAE(
+        z_dim=48, dim=dim, dec_dim=dim, temperal_downsample=[False, True, True]))
 
 
 def _random(module: torch.nn.Module) -> dict[str, torch.Tensor]:
