@@ -106,6 +106,7 @@ def site(request, browser, comfy, tmp_path_factory):
     print(f"{label}: {browser.chromium}")
     workspace = tmp_path_factory.mktemp("page")
     pack = write_templates(workspace)
+    shutil.copy(comfy.path / "input" / "example.png", workspace / "input")
     arguments = (*arguments, "--extra-model-paths-config", str(_low_noise_expert(workspace)))
     with Server(Path(sys.executable), comfy, ROOT, workspace, (pack,), arguments) as running:
         yield Site(running, browser, label)
@@ -200,6 +201,11 @@ def _set(workflow: dict, kind: str, values: dict) -> None:
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_nodes_and_presets(site, renderer):
     site.scenario("presets", renderer)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_examples_as_they_open(site, renderer):
+    site.scenario("examples", renderer, examples=str(ROOT / "example_workflows"))
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -101,8 +101,8 @@ export async function post(where, body) {
 export const ask = async (where) => (await fetch(given.url + where)).json()
 
 /** Opens the template as a user's link does, and waits until its nodes stand there. */
-export async function openTemplate(page, template = given.template) {
-  await page.goto(`${given.url}/?template=${template}&source=${given.source}`, { waitUntil: 'domcontentloaded' })
+export async function openTemplate(page, template = given.template, source = given.source) {
+  await page.goto(`${given.url}/?template=${template}&source=${source}`, { waitUntil: 'domcontentloaded' })
   await untilNodes(page)
 }
 
