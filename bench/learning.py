@@ -71,7 +71,10 @@ class Records:
         self.work.mkdir(parents=True, exist_ok=True)
         self._path = self.work / "records.jsonl"
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        every = [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may have left half a line
+        whole = [line for line in lines if line.endswith("}")]  # a killed process may have left half of one
+        if whole != lines:
+            self._path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+        every = map(json.loads, whole)
         self.found = [record for record in every if record["of"] == self.of]
 
     def add(self, record: dict) -> dict:
@@ -103,8 +106,7 @@ def taught(options: argparse.Namespace, machine: dict, chosen: list, records: Re
     files = concept.Files.of(options.world.resolve())
     lessons = Lessons(files, records.work)
     examiner = concept.Examiner(files, options.n, sampling_steps(options))
-    held_out = records.work / "held_out"
-    meters = Meters(examiner, held_out if held_out.is_dir() else concept.write_held_out(held_out), lessons.base)
+    meters = Meters(examiner, concept.write_held_out(records.work / "held_out"), lessons.base)
 
     def examined(weights, **told) -> dict:
         marks = {group: examiner(weights, group) for group in examiner.groups}

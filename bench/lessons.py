@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -87,8 +88,6 @@ class Lessons:
 
     def _taught_by_core(self, variant: Variant, seed: int, wanted: set[int]) -> Iterator[Taught]:
         """Core's node gives only the end of a run, so each step that is wanted is one of its own."""
-        import time
-
         config = variant.config(seed)
         for step in sorted(wanted):
             start = time.perf_counter()
@@ -100,10 +99,7 @@ class Lessons:
     @cache  # noqa: B019  there is one for the life of the script
     def dataset(self, num_clips: int) -> CachedDataset:
         """The twelve stills, and clips, encoded; nothing is held out."""
-        data = self._work / f"data-{num_clips}"
-        if not data.is_dir():
-            concept.write_stills(data, self._files)
-            concept.write_clips(data, num_clips)
+        data = concept.write_clips(concept.write_stills(self._work / f"data-{num_clips}", self._files), num_clips)
         config = DatasetConfig(folder=str(data), resolution=RESOLUTION, frame_buckets=(1, 9) if num_clips else (1,),
                                num_repeats=REPEATS, trigger_word=concept.TRIGGER_WORD)
         return tools.drained(fill(_accepted(config), Store(self._work / "cache"), *self._encoders()))[1]

@@ -39,7 +39,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(learning, tmp_path):
     assert found() == []
     (lines,) = tmp_path.rglob("records.jsonl")
     kept = lines.read_text().splitlines()
-    lines.write_text("\n".join(kept[:-1]) + "\n" + kept[-1][:40] + "\n")
+    lines.write_text("\n".join(kept[:-1]) + "\n" + kept[-1][:40])
     (again,) = found()
     seconds = again.pop("seconds")
     assert seconds == first[2].pop("seconds") and again == first[2]

@@ -59,7 +59,7 @@ class Files:
 def write_stills(folder: Path, files: Files) -> Path:
     """Twelve stills of the nine with their captions: the world's own, or drawn on its grid."""
     if files.nines.is_dir():
-        return Path(shutil.copytree(files.nines, folder))
+        return Path(shutil.copytree(files.nines, folder, dirs_exist_ok=True))
     for number, glyph_88 in enumerate(glyphs.glyphs()["nine"][:STILLS]):
         color = tuple(scenes.COLORS)[number % len(scenes.COLORS)]
         place = scenes.places("")[number * 4 % 9]
