@@ -30,11 +30,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="variants whose names begin so, and groups")
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"runs of each (default: {SEEDS})")
     parser.add_argument("--n", type=int, default=VIDEOS, metavar="N", help=f"videos of each kind (default: {VIDEOS})")
+    parser.add_argument("--visits", type=int, nargs="+", metavar="N", help="examine after so many pictures seen "
+                        "(default: as the variant says)")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the curves there")
     parser.add_argument("--list", action="store_true", help="only say what the variants are called")
     options = parser.parse_args()
     if options.toy:
-        options.n, options.seeds, options.only = 2, 1, ["default"]
+        options.n, options.seeds, options.only, options.visits = 2, 1, ["default"], TOY_VISITS
     machine = host.start(options)
     from wantune.bench import learning_report
     from wantune.bench.variants import variants
@@ -43,8 +45,8 @@ def main() -> None:
     if options.list:
         print(*(f"{variant.name}  ({variant.group or 'all plots'})" for variant in chosen), sep="\n")
         return
-    if options.toy:
-        chosen = [replace(variant, visits=TOY_VISITS) for variant in chosen]
+    if options.visits:
+        chosen = [replace(variant, visits=tuple(options.visits)) for variant in chosen]
     records = Records(options)
     for record in taught(options, machine, chosen, records):
         print(told(record), flush=True)
@@ -103,6 +105,12 @@ def taught(options: argparse.Namespace, machine: dict, chosen: list, records: Re
     from wantune.tests.world import concept
     from wantune.tests.world.meters import Meters
 
+    is_base_missing = not records.steps(BASE, 0)
+    # the first seed of all before the second of any
+    missing = [(variant, seed, wanted) for seed in range(options.seeds) for variant in chosen
+               if (wanted := set(variant.steps) - records.steps(variant.name, seed))]
+    if not (missing or is_base_missing):
+        return
     files = concept.Files.of(options.world.resolve())
     lessons = Lessons(files, records.work)
     examiner = concept.Examiner(files, options.n, sampling_steps(options))
@@ -116,17 +124,15 @@ def taught(options: argparse.Namespace, machine: dict, chosen: list, records: Re
             **{group: {"frames": each.frames, "color": sum(each.colors), "direction": sum(each.directions)}
                for group, each in marks.items()}})
 
-    if not records.steps(BASE, 0):
+    if is_base_missing:
         yield examined(lessons.base, variant=BASE, seed=0, step=0, visits=0, seconds=0.0)
-    for seed in range(options.seeds):  # the first seed of all before the second of any
-        for variant in chosen:
-            wanted = set(variant.steps) - records.steps(variant.name, seed)
-            try:
-                for each in lessons.taught(variant, seed, wanted) if wanted else ():
-                    yield examined(lessons.tuned(each.lora), variant=variant.name, seed=seed, step=each.step,
-                                   visits=each.step * variant.batch_size, seconds=each.seconds)
-            except Unavailable as error:
-                print(f"{variant.name}: left out, {error}", flush=True)
+    for variant, seed, wanted in missing:
+        try:
+            for each in lessons.taught(variant, seed, wanted):
+                yield examined(lessons.tuned(each.lora), variant=variant.name, seed=seed, step=each.step,
+                               visits=each.step * variant.batch_size, seconds=each.seconds)
+        except Unavailable as error:
+            print(f"{variant.name}: left out, {error}", flush=True)
 
 
 def told(record: dict) -> str:

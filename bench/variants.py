@@ -91,6 +91,8 @@ def variants() -> Iterator[Variant]:
                           changes={"objective.preserve": weight, "objective.preserve_every": every})
     for kind in ("rslora", "lokr", "loha", "dora"):
         yield Variant(name=f"kind {kind}", group="kinds", changes={"lora.kind": kind})
+    for targets in ("attention", "self_attn", "cross_attn", "ffn"):
+        yield Variant(name=f"only {targets}", group="targets", changes={"lora.targets": targets})
 
 
 def _numbers() -> Iterator[Variant]:

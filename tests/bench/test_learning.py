@@ -17,9 +17,9 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 @pytest.fixture
 def learning(monkeypatch):
-    """bench/learning.py as Python sees it when it is started."""
+    """bench/learning.py, whose neighbours are found as where it is started."""
     monkeypatch.syspath_prepend(BENCH)
-    import learning
+    from wantune.bench import learning
 
     return learning
 

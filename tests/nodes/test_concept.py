@@ -18,6 +18,8 @@ from wantune.tests.support import tools
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.long]
 
 VIDEOS = 64
+FAULTY_STEPS = 200
+"""Of a training with a fault, a third of the preset's; without a fault it passes after so many."""
 SCALED = {"batch_size": 4, "learning_rate": 1e-3}
 """The preset with a rate for a model a sixth as wide as the smallest Wan; its 2,400 visits in batches of four."""
 
@@ -36,8 +38,19 @@ class Gates:
     """Most that the other digits may lose, at the lower end of its 95 % interval."""
 
 
-GATES = Gates(nines=0.1, base_nines=0.05, color=0.5, direction=0.9, damage=0.7)
+GATES = Gates(nines=0.05, base_nines=0.2, color=0.42, direction=0.85, damage=0.8)
 """For the world of today: what it was measured to give, with room for the spread of its seeds (docs/learning.md)."""
+
+
+class Watch(tools.Watch):
+    """In the place of `Live`, where nobody looks."""
+
+    def __init__(self, _hidden) -> None:
+        super().__init__()
+
+    @staticmethod
+    def say(_text: str) -> None:
+        pass
 
 
 @dataclass
@@ -51,7 +64,7 @@ class School:
     base: dict
     """Marks of the base by group."""
 
-    def train(self, name: str, monkeypatch, faulty=lambda folder: None, **settings):
+    def train(self, name: str, monkeypatch, **settings):
         """Load Dataset, Cache Latents, Train Wan LoRA, Apply LoRA: the tuned MODEL."""
         import folder_paths
 
@@ -61,9 +74,8 @@ class School:
 
         place = self.folder / name
         stills = concept.write_stills(place / "stills", concept.Files.of(tools.WORLD))
-        faulty(stills)
         monkeypatch.setattr(folder_paths, "output_directory", str(place))
-        monkeypatch.setattr(train, "Live", lambda _hidden: tools.Watch())
+        monkeypatch.setattr(train, "Live", Watch)
         with torch.inference_mode():  # as ComfyUI runs its nodes
             data = dataset.LoadDataset.execute(
                 folder=str(stills), trigger_word=concept.TRIGGER_WORD, resolution=64, frame_buckets="1",
@@ -75,27 +87,33 @@ class School:
                 **{**SCALED, **settings}).result[0]
             return ApplyLoRA.execute(model=self.model, lora=lora, strength=1.0).result[0]
 
-    def examined(self, model) -> dict:
-        """Marks of both groups, with the model's LoRA."""
+    def examined(self, model, *groups: str) -> dict:
+        """Marks of these groups, with the model's LoRA."""
         from wantune.tests.world import concept
 
         weights = concept.weights_of(model)
-        return {group: self.examiner(weights, group) for group in self.examiner.groups}
+        learned, drift = self.meters(weights)
+        marks = {group: self.examiner(weights, group) for group in groups}
+        shares = (f"{group} {each.share:.3f} ({low:.3f} to {high:.3f})" for group, each in marks.items()
+                  for low, high in [concept.interval(each.frames)])
+        print(*shares, f"learned {learned:.3f}, drift {drift:.3f}", sep=", ")
+        return marks
 
     def failures(self, tuned: dict, gates: Gates = GATES) -> list[str]:
-        """The gates that an examination does not pass, in words."""
+        """The gates that an examination does not pass, in words; that of damage only where it was looked for."""
         from wantune.tests.world import concept
 
         nines, error = concept.gain(self.base["concept"].frames, tuned["concept"].frames)
-        loss, loss_error = concept.gain(tuned["others"].frames, self.base["others"].frames)
         color, direction = (sum(marks) / len(marks) for marks in (tuned["concept"].colors, tuned["concept"].directions))
         found = {
             f"nines {nines:+.3f} +- {error:.3f}": nines - 1.96 * error >= gates.nines,
             f"nines of the base {self.base['concept'].share:.3f}": self.base["concept"].share <= gates.base_nines,
             f"colour {color:.3f}": color >= gates.color,
             f"direction {direction:.3f}": direction >= gates.direction,
-            f"damage {loss:.3f} +- {loss_error:.3f}": loss - 1.96 * loss_error <= gates.damage,
         }
+        if "others" in tuned:
+            loss, error = concept.gain(tuned["others"].frames, self.base["others"].frames)
+            found[f"damage {loss:.3f} +- {error:.3f}"] = loss - 1.96 * error <= gates.damage
         print(", ".join(found))
         return [told for told, passes in found.items() if not passes]
 
@@ -136,12 +154,7 @@ def test_the_fast_sampler_gives_ksamplers_video(school, monkeypatch):
 
 def test_the_nine_is_learned(school, monkeypatch):
     """Nines with base and LoRA, colour, direction, and what the other digits lose."""
-    from wantune.tests.world import concept
-
-    tuned = school.examined(school.train("learned", monkeypatch))
-    for name, marks in (("base", school.base), ("LoRA", tuned)):
-        print(name, *(f"{group} {each.share:.3f} ({low:.3f} to {high:.3f})" for group, each in marks.items()
-                      for low, high in [concept.interval(each.frames)]))
+    tuned = school.examined(school.train("learned", monkeypatch), "concept", "others")
     assert not school.failures(tuned)
 
 
@@ -195,10 +208,17 @@ FAULTS = {"target's sign": (_negated, {}), "latents not normalised": (_not_norma
           "alpha ignored": (_alpha_ignored, ALPHA)}
 
 
+@pytest.mark.parametrize("settings", [{}, ALPHA], ids=["preset", "alpha"])
+def test_without_a_fault_it_passes_in_a_third_of_the_steps(school, monkeypatch, settings):
+    """So what the next test finds is its fault's."""
+    tuned = school.train("short", monkeypatch, max_steps=FAULTY_STEPS, **settings)
+    assert not school.failures(school.examined(tuned, "concept"))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_does_not_pass_as_learning(school, monkeypatch, fault):
     plant, settings = FAULTS[fault]
     plant(monkeypatch, school)
-    tuned = school.train(fault, monkeypatch, **settings)
+    tuned = school.train(fault, monkeypatch, max_steps=FAULTY_STEPS, **settings)
     monkeypatch.undo()
-    assert school.failures(school.examined(tuned))
+    assert school.failures(school.examined(tuned, "concept"))
