@@ -118,7 +118,7 @@ def _in_training() -> Iterator[None]:
 
 def train_with_core(
     model, dataset: cache.CachedDataset, steps: int, rank: int, checkpointing: bool, batch_size: int = 1,
-    dtype: str = "fp32",
+    dtype: str = "fp32", learning_rate: float = 1e-4, seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Run TrainLoraNode on the data as its graph would give it; returns its LoRA.
 
@@ -134,8 +134,9 @@ def train_with_core(
         "model": model,
         "batch_size": batch_size,
         "steps": steps,
-        "learning_rate": 1e-4,
+        "learning_rate": learning_rate,
         "rank": rank,
+        "seed": seed,
         "training_dtype": dtype,
         "lora_dtype": "fp32",
         "gradient_checkpointing": checkpointing,
@@ -143,7 +144,8 @@ def train_with_core(
     inputs = {}
     for socket in TrainLoraNode.define_schema().inputs:
         inputs[socket.id] = [chosen.get(socket.id, getattr(socket, "default", None))]
-    inputs["latents"] = [{"samples": batch.latent_BCFHW} for batch in batches]
+    # as VAE Encode gives them: the node normalises them
+    inputs["latents"] = [{"samples": model.model.process_latent_out(batch.latent_BCFHW)} for batch in batches]
     texts = [text_padding.pad(batch.conditions["text"], WAN21_T2V.text_length) for batch in batches]
     inputs["positive"] = [[[text_BLD, {}]] for text_BLD in texts]
     with torch.inference_mode():  # as ComfyUI runs its nodes

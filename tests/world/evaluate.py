@@ -28,15 +28,22 @@ class Case:
     direction: str
 
 
+def sigmas(steps: int = STEPS) -> list[float]:
+    """The noise levels of ComfyUI's simple schedule, with the 0 that ends it."""
+    times = [1 - int(step * 1000 / steps) / 1000 for step in range(steps)] + [0.0]
+    return [SHIFT * time / (1 + (SHIFT - 1) * time) for time in times]
+
+
 @torch.no_grad()
-def sample(model: Transformer, text: TextEncoder, prompts: list[str], frames: int, seed: int) -> torch.Tensor:
+def sample(
+    model: Transformer, text: TextEncoder, prompts: list[str], frames: int, seed: int, steps: int = STEPS
+) -> torch.Tensor:
     """Latents of KSampler's Euler method with its simple schedule and guidance against the empty prompt."""
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(len(prompts), CHANNELS, frames, 8, 8, generator=generator)
     text_BLD, length_B = text([*prompts, *[""] * len(prompts)])
-    times = [1 - int(step * 1000 / STEPS) / 1000 for step in range(STEPS)] + [0.0]
-    sigmas = [SHIFT * time / (1 + (SHIFT - 1) * time) for time in times]
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    levels = sigmas(steps)
+    for sigma, following in zip(levels, levels[1:], strict=False):
         sigma_B = torch.full((2 * len(prompts),), sigma)
         with_text, without = model(latent.repeat(2, 1, 1, 1, 1), sigma_B, text_BLD, length_B).chunk(2)
         latent = latent + (following - sigma) * (without + GUIDANCE * (with_text - without))
