@@ -161,7 +161,8 @@ def test_the_gradient_is_that_of_the_sum_of_both_losses(dataset, tmp_path, monke
         is_due = number % EVERY == 0
         assert (step.preservation is None) != is_due
         assert not is_due or step.preservation == pytest.approx(preserved, rel=1e-4, abs=1e-12)
-    assert steps[0].preservation < 1e-12 < min(steps[3].preservation, steps[6].preservation)
+    assert steps[0].preservation < 1e-12, "but for rounding, an untrained adapter changes nothing"
+    assert min(steps[3].preservation, steps[6].preservation) > 1e-6
 
 
 def test_prior_captions_are_taken_in_turn_on_the_samples_own_latent(dataset):

@@ -139,7 +139,7 @@ def test_what_preserves_goes_on_bit_for_bit_with_dropout_checkpointing_accumulat
     watch = tools.Watch()
     whole, losses, _ = train(settings, watch, place="whole")
     measured = [event.preservation for event in watch.events if type(event).__name__ == "StepDone"]
-    assert measured[0] == 0 and all(value > 0 for value in measured[2::2])
+    assert measured[0] < 1e-9 and all(value > 1e-9 for value in measured[2::2])
     assert all(value is None for value in measured[1::2])
     for count in (1, 2):
         with pytest.raises(comfy.model_management.InterruptProcessingException):
