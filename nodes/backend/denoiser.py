@@ -174,7 +174,7 @@ class ComfyDenoiser:
 
     def _hold(self, plan: Plan) -> None:
         adapter, linears = self._trained
-        self._positions = Positions()
+        self._positions = Positions(plan.inputs_in_ram)
         self._stand_ins.hold(
             adapter, linears, self.compute_dtype, plan, pieces_of(self.compile, self.device), self.device,
             space.is_dynamic(self._patcher))

@@ -22,9 +22,14 @@ SIZES = 4
 
 
 class Positions:
-    """What the network's method gave."""
+    """What the network's method gave.
 
-    def __init__(self) -> None:
+    Args:
+        saves_memory: nothing is kept.
+    """
+
+    def __init__(self, saves_memory: bool = False) -> None:
+        self._saves_memory = saves_memory
         self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()
 
     @contextmanager
@@ -33,7 +38,7 @@ class Positions:
         method = getattr(type(network), NAME, None)
         is_known = method is not None and method.__module__ == type(network).__module__
         # what is made in inference mode cannot be used in training
-        if not is_known or NAME in network.__dict__ or torch.is_inference_mode_enabled():
+        if self._saves_memory or not is_known or NAME in network.__dict__ or torch.is_inference_mode_enabled():
             yield
             return
 

@@ -41,7 +41,8 @@ class PiecewiseAdamW(torch.optim.AdamW):
         if of_pieces:
             each = zip(*(self._split([of_piece[name] for of_piece in of_pieces]) for name in MOMENTS), strict=True)
             for number, (shape, moments) in enumerate(zip(self._shapes, each, strict=True)):
-                state[number] = {"step": of_pieces[0]["step"]}  # all have done the same
+                # all have done the same number, which whoever loads this counts on for each by itself
+                state[number] = {"step": of_pieces[0]["step"].clone()}
                 state[number] |= {name: flat.view(shape) for name, flat in zip(MOMENTS, moments, strict=True)}
         return {**told, "state": state, "param_groups": self._groups(told, len(self._shapes))}
 

@@ -11,8 +11,9 @@ from wantune.trainer.settings.training import LoraConfig, OptimizerConfig
 from wantune.trainer.training.flat_adamw import clip
 from wantune.trainer.training.optim import build_optimizer, optimizer_of
 
-SIZES = {"attn.q": (5, 9), "attn.k": (5, 9), "ffn": (7, 11)}
-"""in_features and out_features; with rank 3 matrices end where the next one may not begin."""
+SIZES = {"attn.q": (16, 48), "attn.k": (16, 48), "ffn": (16, 80)}
+"""in_features and out_features; with rank 3 matrices end where the next one may not begin, but, as Wan's, with numbers
+that a processor computes at once, 16 of them: single ones it rounds otherwise."""
 
 OPTIONS = OptimizerConfig(weight_decay=0.1)
 
