@@ -9,6 +9,7 @@ is written every 100 steps.
 
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -28,6 +29,25 @@ def main() -> None:
         figures = overhead(Path(folder), TOY_STEPS if options.toy else STEPS)
     print(*(f"  {key}: {value}" for key, value in figures.items()), sep="\n", flush=True)
     host.write(options, "loop", machine, {"loop": figures})
+
+
+class Spent:
+    """Seconds, and of them those that the processor worked for this thread; it works for others beside it."""
+
+    def __init__(self) -> None:
+        self.seconds = self.processor = 0.0
+
+    def within(self, function: Callable) -> Callable:
+        """The function, whose calls are added."""
+        def measured(*arguments):
+            seconds, processor = time.perf_counter(), time.thread_time()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - seconds
+                self.processor += time.thread_time() - processor
+
+        return measured
 
 
 def overhead(folder: Path, steps: int) -> dict[str, float]:
@@ -51,39 +71,32 @@ def overhead(folder: Path, steps: int) -> dict[str, float]:
     run = RunFolder(folder / "loop")
     run.path.mkdir()
     trainer = Trainer(config, denoiser, adapter, case.dataset, run, run.resume(0))
-    in_model, saving = [], []
+    in_model, saving = Spent(), []
     backward = trainer._backward
 
     def padded(*arguments):
         start = time.perf_counter()
         result = backward(*arguments)
         time.sleep(max(0.0, STEP_SECONDS - (time.perf_counter() - start)))
-        in_model.append(time.perf_counter() - start)
         return result
 
-    def timed(function):
-        def measured(*arguments):
-            start = time.perf_counter()
-            result = function(*arguments)
-            in_model.append(time.perf_counter() - start)
-            return result
-
-        return measured
-
-    trainer._backward, trainer._update = padded, timed(trainer._update)
+    trainer._backward, trainer._update = in_model.within(padded), in_model.within(trainer._update)
     live = Live(None)
+
+    def show(event) -> None:
+        live.publish(event)
+        if type(event).__name__ == "Saved":
+            saving.append(event.seconds)
+
     with denoiser.attached(adapter, linears, plans.OFF, 0), closing(trainer.run()) as events:
         live.publish(next(events))
-        start = time.perf_counter()
-        for event in events:
-            live.publish(event)
-            if type(event).__name__ == "Saved":
-                saving.append(event.seconds)
-        seconds = time.perf_counter() - start
+        whole = Spent()
+        whole.within(lambda: [show(event) for event in events])()
     return {
-        "whole / training itself": round(seconds / sum(in_model), 4),
+        "whole / training itself": round(whole.seconds / in_model.seconds, 4),
         "steps": steps,
-        "a step of training itself, ms": round(1000 * sum(in_model) / steps, 2),
+        "a step of training itself, ms": round(1000 * in_model.seconds / steps, 2),
+        "processor time beside it, ms a step": round(1000 * (whole.processor - in_model.processor) / steps, 2),
         "a checkpoint, ms": round(1000 * sum(saving) / max(1, len(saving)), 1),
         "parameters of the adapter": sum(parameter.numel() for parameter in adapter.parameters),
     }

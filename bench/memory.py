@@ -117,17 +117,19 @@ def _train_core(case, model, checkpointing: bool, steps: int) -> None:
 def _breakdown(case, model, plan, extra: int) -> dict[str, int]:
     """The extra memory in bytes, by its use, and the estimate for it."""
     from wantune.bench import plans
-    from wantune.bench.calibration import Step
+    from wantune.bench.calibration import Step, peak
     from wantune.bench.cases import running
 
     with running(case, model, plan, STEPS) as run:
         step = Step(run)
+        checkpoint = peak(lambda: list(run.events))  # all steps are done; what is left is to save them
         estimate = plans.planned(run.denoiser, run.adapter.config, case.num_tokens, 1, plan)
     return {
         "of it adapter and AdamW": step.adapter,
         "of it kept after forward": step.kept,
         "of it used for a while, gradients among it": step.peak - step.kept,
-        "unexplained": extra - step.adapter - step.peak,
+        "of it copies for the checkpoint, while no step is computed": checkpoint,
+        "unexplained": extra - step.adapter - max(step.peak, checkpoint),
         "our estimate": estimate,
     }
 

@@ -31,6 +31,7 @@ from .conditions import REFERENCE, arguments, example, replayed
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
+from .positions import Positions
 from .products import EXACT, products_of
 from .quantised_linear import QuantisedLinear
 from .room import Room
@@ -173,6 +174,7 @@ class ComfyDenoiser:
 
     def _hold(self, plan: Plan) -> None:
         adapter, linears = self._trained
+        self._positions = Positions(plan.inputs_in_ram)
         self._stand_ins.hold(
             adapter, linears, self.compute_dtype, plan, pieces_of(self.compile, self.device), self.device,
             space.is_dynamic(self._patcher))
@@ -275,7 +277,7 @@ class ComfyDenoiser:
         x_BCFHW, timestep, further = arguments(
             self._patcher.model, x_BCFHW.to(self.device, self.compute_dtype),
             t_B.to(self.device, torch.float32) * self.family.time_scale, conditions)
-        with embedding.on_device(self._module, self.device):
+        with embedding.on_device(self._module, self.device), self._positions.kept(self._network):
             velocity_BCFHW = self._network(
                 x_BCFHW, timestep, context=conditions["text"].to(self.device),
                 # a fresh dict: the model writes into it

@@ -19,7 +19,7 @@ from torch import nn
 from ..base.errors import UserError
 from ..settings.training import LoraConfig
 from .adapter_kinds import DEFAULT, LycorisForward, chosen, loha_delta, lokr_delta
-from .block_parameters import BlockParameters, Scratch
+from .block_parameters import BlockParameters, Scratch, in_fp32
 from .linears import Frozen, FrozenLinear, Linears, Recorded, Several
 from .lora_linear import LoraLinears, Switch
 from .peft_layers import layers_over, parameters_of, seeded
@@ -59,6 +59,8 @@ class Adapter:
             self._parameters |= {f"{name}.{key}": value for key, value in parameters_of(layer).items()}
         self._blocks = self._flattened() if config.kind in LORA else {}
         self._scratch = Scratch()
+        self.is_in_pieces = False
+        """Whether `trained` is few large tensors, one for each block of LoRA, and the gradients are theirs."""
 
     def _flattened(self) -> dict[str, BlockParameters]:
         """By block; all A before all B, so that those of Linears with the same input follow each other."""
@@ -76,6 +78,22 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, in the order of `state_dict`."""
         return list(self._parameters.values())
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What an optimizer gets: `parameters`, or in their place the tensors in whose memory they lie."""
+        if not self.is_in_pieces:
+            return self.parameters
+        return [block.piece for block in self._blocks.values()] or self.parameters
+
+    def split(self, trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What of tensors like `trained` belongs to which of `parameters`, in their order; flat views of pieces."""
+        if not (self.is_in_pieces and self._blocks):
+            return list(trained)
+        found: dict[str, torch.Tensor] = {}
+        for block, piece in zip(self._blocks.values(), trained, strict=True):
+            found |= block.split(piece)
+        return [found[name] for name in self._parameters]
 
     def forward_of(self, name: str, compute_dtype: torch.dtype) -> Function:
         """The function that replaces the named Linear's forward while the adapter is attached.
@@ -132,15 +150,18 @@ class Adapter:
         return self._blocks[block].cast(compute_dtype, None if is_whole else self._scratch)
 
     def collect_gradients(self) -> None:
-        """After a backward: the gradients of LoRA's matrices become the parameters' `grad`, or are added to it."""
+        """After a backward: the gradients of LoRA's matrices become the `grad` of what is `trained`, or are added."""
         self._scratch.clear()  # what comes now, the update of all parameters, takes the most memory
+        if all(parameter.grad is None for parameter in self.trained):  # else 16 bits are added to them
+            in_fp32(self._blocks.values())
         for block in self._blocks.values():
-            block.collect_gradients()
+            block.collect_gradients(self.is_in_pieces)
 
     def discard_gradients(self) -> None:
         """After a backward that did not come to its end: as if it had not begun."""
         for block in self._blocks.values():
             block.discard_gradients()
+            block.piece.grad = None
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -1,12 +1,12 @@
 """The adapter's parameters of one block in one piece of memory, and their gradients in another.
 
-A block has twenty small matrices. Lying side by side they are cast to the compute dtype by one kernel, and so are their
-gradients back to fp32; and matrices that follow each other can be multiplied as one.
+A block has twenty small matrices. Lying side by side they are cast to the compute dtype by one kernel, an optimizer
+that treats each number by itself takes them as one tensor, and those that follow each other can be multiplied as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,6 +40,9 @@ class BlockParameters:
             view.copy_(parameter.data)
             parameter.data = view
         self._own = Values(self._flat)
+        self.piece = nn.Parameter(self._flat)
+        """All of them as one parameter, in the same memory."""
+        self._lengths = _lengths(self._places.values(), length)
 
     @property
     def trigger(self) -> nn.Parameter:
@@ -78,7 +81,8 @@ class BlockParameters:
             left, right: with a first dimension of several, one product for each of as many parts of that.
         """
         if self._gradient is None:
-            self._gradient = torch.empty(len(self._flat), dtype=left.dtype, device=left.device)
+            make = torch.zeros if any(self._lengths[1::2]) else torch.empty  # between the matrices nothing is written
+            self._gradient = make(len(self._flat), dtype=left.dtype, device=left.device)
         place = self.place(names)
         before = float(names[0] in self._written)  # with beta 0 what is in the memory does not count
         if left.dim() == 2:
@@ -87,8 +91,12 @@ class BlockParameters:
             place.batch(self._gradient, len(left)).baddbmm_(left, right, beta=before, alpha=scale)
         self._written.update(names)
 
-    def collect_gradients(self) -> None:
-        """After backward: make or raise the parameters' `grad`, in fp32, by what was added since."""
+    def collect_gradients(self, in_piece: bool) -> None:
+        """After backward: make or raise the `grad`, in fp32, by what was added since; see `in_fp32`.
+
+        Args:
+            in_piece: that of `piece`, else those of the parameters.
+        """
         if self._gradient is None:
             return
         gradient, self._gradient = self._gradient, None
@@ -96,17 +104,20 @@ class BlockParameters:
         missing = self._parameters.keys() - written
         if missing:
             raise RuntimeError(f"no gradient was added for {sorted(missing)[0]} and {len(missing) - 1} more")
-        if self.trigger.grad is None:
-            gradient = gradient.to(torch.float32)
-            for name, parameter in self._parameters.items():
-                parameter.grad = self._view(gradient, name)
-        else:
-            for name, parameter in self._parameters.items():
-                parameter.grad += self._view(gradient, name)
+        if in_piece:
+            _add(self.piece, gradient)
+            return
+        for name, parameter in self._parameters.items():
+            _add(parameter, self._view(gradient, name))
 
     def discard_gradients(self) -> None:
         """Forget what was added since the last `collect_gradients`: backward did not come to its end."""
         self._gradient, self._written = None, set()
+
+    def split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What of a flat tensor like `piece` belongs to which of them, as flat views; one call of the dispatcher."""
+        parts = flat.split_with_sizes(self._lengths)
+        return dict(zip(self._parameters, parts[::2], strict=True))
 
     def _view(self, flat: torch.Tensor, name: str) -> torch.Tensor:
         return self.place((name,)).rows(flat)
@@ -116,6 +127,39 @@ class BlockParameters:
         length = sum(self._places[name][1].numel() for name in names)
         start, (end, last) = self._places[names[0]][0], self._places[names[-1]]
         return end + last.numel() - start == length
+
+
+def in_fp32(blocks: Iterable[BlockParameters]) -> None:
+    """Put what was added to the gradients of several blocks into fp32, before it is collected.
+
+    Half of what is left at a time, by one kernel: both forms together then take no more than all take in fp32.
+    """
+    waiting = [block for block in blocks if block._gradient is not None and block._gradient.dtype != torch.float32]
+    while waiting:
+        half = waiting[:-(-len(waiting) // 2)]
+        before = [block._gradient for block in half]
+        after = [torch.empty_like(gradient, dtype=torch.float32) for gradient in before]
+        torch._foreach_copy_(after, before)
+        for block, gradient in zip(half, after, strict=True):
+            block._gradient = gradient
+        del before, after
+        waiting = waiting[len(half):]
+
+
+def _add(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = gradient.to(torch.float32)  # as it is, after `in_fp32`
+    else:
+        parameter.grad += gradient
+
+
+def _lengths(places: Collection[tuple[int, torch.Size]], end: int) -> list[int]:
+    """Of each matrix and of the gap after it, in turn."""
+    starts = [start for start, _ in places]
+    lengths = []
+    for (start, shape), following in zip(places, [*starts[1:], end], strict=True):
+        lengths += [shape.numel(), following - start - shape.numel()]
+    return lengths
 
 
 class Place(NamedTuple):

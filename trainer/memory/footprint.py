@@ -149,7 +149,7 @@ def step(model: ModelSize, adapter: AdapterSize, optimizer: OptimizerConfig, wor
         prior = work.prior_rows * PRIOR_OUTSIDE + work.tokens * PRIOR_LATENT * model.latent_values
     outside = FIXED + work.batch_size * (work.tokens * per_token + work.text_rows * TEXT_OUTSIDE + image + prior) + (
         adapter.working_bytes + (block.casts if num_again else 0))
-    # gradients are put into fp32 block by block
+    # gradients are put into fp32 by halves of what is left, so that both forms of one block are too much at most
     update = collected + max(OPTIMIZER_WORK[optimizer.name] * adapter.numbers, gradients / model.blocks) + FIXED
     return int(MARGIN * max(max(at_end, later, last) + outside + before, update))
 

@@ -31,7 +31,7 @@ class Plan:
     """The results of attention over the video are kept too."""
     inputs_in_ram: bool = False
     """The kept inputs wait in pinned RAM, where the device is not the CPU. What is kept otherwise because it is small
-    (keys and values of the text; what LoRA's A give for FEW_ROWS) is computed again."""
+    (keys and values of the text; what LoRA's A give for FEW_ROWS; positions of the next step) is computed again."""
 
     def told(self, blocks: int) -> str:
         """The plan in words.

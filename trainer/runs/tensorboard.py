@@ -17,6 +17,12 @@ from .events import Evaluated, Event, Previewed, StepDone
 LEVELS = 5
 """Equal parts of the noise levels 0..1, for each of which the loss is shown separately."""
 
+SECONDS_BETWEEN_WRITES = 1.0
+"""Of steps. Each write wakes TensorBoard's own thread, for which Python makes the training wait."""
+
+MOST_WAITING = 1000
+"""Steps; TensorBoard's queue, which would stop the training where it is full, holds twice as many."""
+
 
 class Scalars:
     """Writes TensorBoard events; does nothing where TensorBoard is not installed or the disk refuses it.
@@ -28,12 +34,15 @@ class Scalars:
 
     def __init__(self, folder: Path, step: int) -> None:
         self._writer = None
+        self._waiting: list[tuple[list[tuple[str, float]], int, float]] = []  # numbers, step, time
+        self._written = time.monotonic()
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
             _wait_for_a_later_name(folder)
             with self._if_possible():
-                self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
+                self._writer = SummaryWriter(
+                    str(folder), purge_step=step + 1 if step else 0, max_queue=2 * MOST_WAITING)
 
     def add(self, event: Event) -> None:
         """Write the numbers of one event."""
@@ -42,7 +51,9 @@ class Scalars:
         with self._if_possible():
             if isinstance(event, StepDone):
                 self._add_step(event)
-            elif isinstance(event, Evaluated):
+                return
+            self._write()
+            if isinstance(event, Evaluated):
                 self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
                 self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
                 self._writer.add_scalar("meters/learned", event.learned, event.step)
@@ -55,18 +66,21 @@ class Scalars:
         """Write a preview image, uint8."""
         if self._writer is not None:
             with self._if_possible():
+                self._write()
                 self._writer.add_image(f"preview/{name}", pixels_HW3, step, dataformats="HWC")
 
     def flush(self) -> None:
         """What was added is in the file when this returns."""
         if self._writer is not None:
             with self._if_possible():
+                self._write()
                 self._writer.flush()
 
     def close(self) -> None:
         """Everything is on disk when this returns."""
         if self._writer is not None:
             with self._if_possible():
+                self._write()
                 self._writer.close()
 
     @contextmanager
@@ -78,18 +92,24 @@ class Scalars:
             self._writer = None
 
     def _add_step(self, event: StepDone) -> None:
-        if math.isfinite(event.loss):
-            self._writer.add_scalar("loss", event.loss, event.step)
-        if math.isfinite(event.grad_norm):
-            self._writer.add_scalar("gradient norm", event.grad_norm, event.step)
-        if event.preservation is not None and math.isfinite(event.preservation):
-            self._writer.add_scalar("preservation", event.preservation, event.step)
-        self._writer.add_scalar("learning rate", event.learning_rate, event.step)
+        values = [("loss", event.loss), ("gradient norm", event.grad_norm), ("learning rate", event.learning_rate)]
+        if event.preservation is not None:
+            values.append(("preservation", event.preservation))
         for t, loss in zip(event.timesteps, event.losses, strict=True):
-            if math.isfinite(loss):
-                part = min(LEVELS - 1, int(t * LEVELS))
-                name = f"loss by noise level/{part / LEVELS:g} to {(part + 1) / LEVELS:g}"
-                self._writer.add_scalar(name, loss, event.step)
+            part = min(LEVELS - 1, int(t * LEVELS))
+            values.append((f"loss by noise level/{part / LEVELS:g} to {(part + 1) / LEVELS:g}", loss))
+        self._waiting.append(([each for each in values if math.isfinite(each[1])], event.step, time.time()))
+        if len(self._waiting) == MOST_WAITING or time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def _write(self) -> None:
+        """What steps have left, each as one record with all its numbers."""
+        from torch.utils.tensorboard.summary import Summary
+
+        waiting, self._waiting, self._written = self._waiting, [], time.monotonic()
+        for values, step, seconds in waiting:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values])
+            self._writer.file_writer.add_summary(summary, step, seconds)
 
     def _add_preview(self, event: Previewed) -> None:
         """The first point of a curve, at step 0, is the model without the adapter."""

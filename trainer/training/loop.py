@@ -32,6 +32,7 @@ from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
 from . import evaluate, inputs, objective, optim, preservation
+from .flat_adamw import clip
 from .inputs import Inputs
 from .length import check_learned, is_due, is_evaluation_due, is_over, total_steps
 from .results import Enqueued, Numbers, Results, num_late
@@ -62,7 +63,7 @@ class Trainer:
         self.sampler = BucketSampler(dataset.samples, config.batch_size, config.seed)
         self.steps_per_epoch = math.ceil(self.sampler.steps_per_epoch / config.optimizer.accumulation)
         self.total_steps = total_steps(config, self.sampler.steps_per_epoch)
-        self.optimizer = optim.build_optimizer(config.optimizer, config.learning_rate, adapter.parameters)
+        self.optimizer = optim.optimizer_of(adapter, config.optimizer, config.learning_rate)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
         self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out, config.objective)
         # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
@@ -187,16 +188,15 @@ class Trainer:
     def _clip(self) -> torch.Tensor:
         """Clip the gradient to max_grad_norm; returns its norm before, on the device."""
         self.scaler.unscale_(self.optimizer)
-        limit = self.config.optimizer.max_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters, limit)
+        return clip(self.adapter.trained, self.config.optimizer.max_grad_norm or math.inf, self.adapter.split)
 
     def _update(self, losses: list[torch.Tensor]) -> Numbers:
         """Clip, and one step of the optimizer; no weight changes if a loss or the gradient is not finite."""
         loss_B, grad_norm = torch.cat(losses), self._clip()
         scale = self.scaler.scale(torch.ones_like(grad_norm))
-        numbers = Numbers(torch.cat([loss_B, grad_norm[None], scale[None]]))
+        numbers = Numbers(values := torch.cat([loss_B, grad_norm[None], scale[None]]))
         if optim.skips_on_device(self.optimizer) and not self.averages.follows:
-            optim.step_if(loss_B.isfinite().all() & grad_norm.isfinite(), self.optimizer)
+            optim.step_if_finite(values, self.optimizer)
         elif all(map(math.isfinite, numbers.read())):
             self.optimizer.step()
             self.averages.step()

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
+from ..adapter.adapters import Adapter
 from ..base.errors import UserError
 from ..settings.training import OptimizerConfig
+from .flat_adamw import PiecewiseAdamW
+
+
+def optimizer_of(adapter: Adapter, config: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
+    """An optimizer of all that an adapter trains; AdamW takes its matrices in pieces of memory.
+
+    Raises:
+        UserError: as `build_optimizer`.
+    """
+    adapter.is_in_pieces = config.name == "adamw"  # which treats each number by itself
+    if not adapter.is_in_pieces:
+        return build_optimizer(config, learning_rate, adapter.parameters)
+    return build_optimizer(
+        config, learning_rate, adapter.trained, partial(PiecewiseAdamW, adapter.parameters, adapter.split))
 
 
 def build_optimizer(
-    config: OptimizerConfig, learning_rate: float, parameters: list[torch.nn.Parameter]
+    config: OptimizerConfig, learning_rate: float, parameters: list[torch.nn.Parameter],
+    adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) from torch; the others from pytorch-optimizer, 8-bit AdamW from bitsandbytes.
 
@@ -22,14 +39,16 @@ def build_optimizer(
     (arXiv:1804.04235) runs without its relative step size. Lion: arXiv:2302.06675. CAME: arXiv:2307.02047.
     Schedule-free AdamW: arXiv:2405.15682.
 
+    Args:
+        adamw: makes AdamW.
+
     Raises:
         UserError: the package that an optimizer needs is not installed.
     """
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     if config.name == "adamw":
         fused = parameters[0].device.type in ("cuda", "cpu")
-        return torch.optim.AdamW(
-            parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay, fused=fused)
+        return adamw(parameters, lr=learning_rate, betas=betas, eps=config.eps, weight_decay=decay, fused=fused)
     if config.name == "adamw8bit":
         _require("bitsandbytes", config.name)
         import bitsandbytes
@@ -83,16 +102,18 @@ def rate_of_step(config: OptimizerConfig, total_steps: int, step: int) -> float:
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `step_if` takes the optimizer: the fused ones of torch, which skip a step without the host's knowing."""
+    """Whether `step_if_finite` takes the optimizer: torch's fused ones, which skip a step without the host's knowing.
+    """
     return bool(optimizer.defaults.get("fused"))
 
 
-def step_if(is_finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of the optimizer; nothing changes if `is_finite`, a bool on the device, is False. Nobody waits for it.
+def step_if_finite(numbers: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer; nothing changes where one of these numbers, on the device, is not finite.
 
-    The attribute is how torch.amp.GradScaler tells a fused optimizer of a gradient that overflowed.
+    Nobody waits for it: the attribute is how torch.amp.GradScaler tells a fused optimizer of a gradient that
+    overflowed.
     """
-    optimizer.found_inf = (~is_finite).float()
+    optimizer.found_inf = (numbers * 0).sum().ne(0).float()  # 0 times what is not finite is NaN
     try:
         optimizer.step()
     finally:
