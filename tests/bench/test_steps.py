@@ -58,7 +58,7 @@ def test_what_preserving_costs_is_measured_and_counted(scripts, tmp_path):
     figures = preserve.measured(tmp_path, dit, size_FHW, plans.OFF, turns)
     assert len(figures) == 1 + 2 * len(preserve.EVERY) and all(value > 0 for value in figures.values())
     extra = [figures[f"every {every}, with / without, products"] - 1 for every in preserve.EVERY]
-    assert 1.3 < extra[0] < 1.7
+    assert 1 < extra[0] < 2, "where there is no backward, as of the text, it is twice a forward"
     assert [extra[0] / every for every in preserve.EVERY] == pytest.approx(extra, abs=0.01)
 
 
