@@ -50,6 +50,18 @@ def test_a_step_is_compared_with_trainers_outside_comfyui(scripts, tmp_path, che
     assert figures["ours / diffusers, products"] < 1
 
 
+def test_what_preserving_costs_is_measured_and_counted(scripts, tmp_path):
+    """Two forwards and a backward beside a forward and a backward, every step or every fourth."""
+    from wantune.bench import plans, preserve
+
+    dit, size_FHW, turns = preserve.TOY["toy"]
+    figures = preserve.measured(tmp_path, dit, size_FHW, plans.OFF, turns)
+    assert len(figures) == 1 + 2 * len(preserve.EVERY) and all(value > 0 for value in figures.values())
+    extra = [figures[f"every {every}, with / without, products"] - 1 for every in preserve.EVERY]
+    assert 1 < extra[0] < 2, "where there is no backward, as of the text, it is twice a forward"
+    assert [extra[0] / every for every in preserve.EVERY] == pytest.approx(extra, abs=0.01)
+
+
 def test_the_bare_loop_computes_our_loss(scripts, tmp_path):
     """Same weights, same batch: padded and folded text agree, and so does our own objective."""
     import torch
