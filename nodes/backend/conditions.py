@@ -9,6 +9,7 @@ images, D width of CLIP vision's hidden states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
@@ -97,6 +98,17 @@ def arguments(
     if CONCAT in conditions:
         x_BCFHW = torch.cat([x_BCFHW, conditions[CONCAT].to(device)], dim=1)
     return x_BCFHW, timestep_B, further
+
+
+def num_tokens(family: ModelFamily, conditions: Mapping[str, torch.Tensor], size_FHW: Sequence[int]) -> int:
+    """Tokens of a sample in the network's blocks.
+
+    Args:
+        conditions: what `replayed` gave.
+        size_FHW: of the latent; the network pads sides that its patch size does not divide.
+    """
+    frames, *sides = (-(-side // patch) for side, patch in zip(size_FHW, family.patch_FHW, strict=True))
+    return (frames + (REFERENCE in conditions)) * math.prod(sides)
 
 
 def _of_fun_control(family: ModelFamily, given: Mapping[str, torch.Tensor]) -> dict:

@@ -11,7 +11,6 @@ encoder, K text rows after trainer/model/text_padding.py has folded the padding.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from ...trainer.memory.plan import Plan
 from ...trainer.memory.sizes import ModelSize
 from ...trainer.model import text_padding
 from . import attention, block, carried, embedding, frozen, quantised_linear, self_test, space
-from .conditions import REFERENCE, arguments, example, replayed
+from .conditions import arguments, example, num_tokens, replayed
 from .described import described
 from .family import family_of
 from .fingerprint import fingerprint
@@ -252,12 +251,9 @@ class ComfyDenoiser:
         text are padding.
         """
         rest = replayed(self._patcher.model, self.family, conditions, size_FHW, self.compute_dtype)
-        patch_FHW = self.family.patch_FHW
-        seen_FHW = size_FHW[0] + patch_FHW[0] * (REFERENCE in rest), *size_FHW[1:]
-        # the network pads sides that its patch size does not divide
-        num_tokens = math.prod(-(-side // patch) for side, patch in zip(seen_FHW, patch_FHW, strict=True))
         text_BKD, bias_BK = text_padding.fold(
-            conditions["text"].cpu(), self.compute_dtype, self.family.text_length, other_than=num_tokens,
+            conditions["text"].cpu(), self.compute_dtype, self.family.text_length,
+            other_than=num_tokens(self.family, rest, size_FHW),
             numbers_are_few=text_padding.are_numbers_few(self.device))
         return {"text": text_BKD.to(self.compute_dtype), "text_bias": bias_BK, **rest}
 
