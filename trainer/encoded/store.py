@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..base import tensors
@@ -179,6 +179,13 @@ def read_tensor(path: Path) -> torch.Tensor:
                         "makes it anew.") from None
     except OSError as error:
         raise refused(f"The cache file {path.name} cannot be read", path.parent, error) from None
+
+
+def num_rows(path: Path) -> int:
+    """The first dimension of a cache file's tensor, of which nothing but the head is read. Raises OSError or
+    SafetensorError."""
+    with safe_open(path, "pt") as file:
+        return file.get_slice("tensor").get_shape()[0]
 
 
 def write_tensor(path: Path, tensor: torch.Tensor) -> None:

@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from safetensors import SafetensorError
+
 from ..adapter.adapter_size import adapter_size
 from ..data.buckets import Bucket
 from ..encoded.cache import CachedDataset
+from ..encoded.store import num_rows
 from ..memory.choice import Choice, Needs, choose
 from ..memory.footprint import lasting
 from ..memory.plan import EVERYTHING, Plan, below
@@ -131,7 +134,7 @@ def _work(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previ
     tokens = tokens_of(largest)
 
     def rows(texts: Iterable[Mapping[str, Path]]) -> int:
-        return text_padding.most_rows(max(_text_lengths(texts, family.text_width), default=0), family.text_length,
+        return text_padding.most_rows(_longest(texts, family.text_width), family.text_length,
                                       tokens, text_padding.are_numbers_few(denoiser.device))
 
     priors = [prior for sample in dataset.samples for prior in sample.prior_captions if config.objective.preserve]
@@ -145,11 +148,19 @@ def _work(denoiser: Denoiser, dataset: CachedDataset, config: TrainConfig, previ
         decoding=previews.decoding if previews else 0)
 
 
-def _text_lengths(captions: Iterable[Mapping[str, Path]], width: int) -> list[int]:
-    """Tokens of each text, by the size of its file, in fp32; one that has gone is missed when it is read."""
-    paths: set[Path] = {caption["text"] for caption in captions if "text" in caption}
-    lengths = []
-    for path in paths:
+def _longest(captions: Iterable[Mapping[str, Path]], width: int) -> int:
+    """Tokens of the longest text; one that has gone is missed when it is read.
+
+    Only the largest files are looked into: as many as could be longer in 16 bits than what was found in 32.
+    """
+    sizes: dict[Path, int] = {}
+    for path in {caption["text"] for caption in captions if "text" in caption}:
         with suppress(OSError):
-            lengths.append(path.stat().st_size // (4 * width))
-    return lengths
+            sizes[path] = path.stat().st_size
+    longest = 0
+    for path in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if sizes[path] // (2 * width) <= longest:
+            break
+        with suppress(OSError, SafetensorError):
+            longest = max(longest, num_rows(path))
+    return longest
