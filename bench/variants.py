@@ -17,7 +17,7 @@ BATCH_SIZE, RATE, RANK = 4, 1e-3, 32
 """Of the default: the preset, with ten times its rate for a model a sixth as wide as the smallest Wan, in batches."""
 CORE = "core"
 OTHER_PROMPTS = tuple(case.prompt for case in other_cases(9, seed=1))
-"""What a user would ask the model to keep: videos of each other digit, not those of the examination."""
+"""What a user would ask the model to keep: a video of each other digit, drawn apart from those of the examination."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
