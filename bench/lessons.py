@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ..trainer.settings.data import DatasetConfig
 from ..trainer.settings.training import TrainConfig
 from ..trainer.training.run import Run
 from . import peers
-from .variants import CORE, Variant
+from .variants import CORE, Unavailable, Variant
 
 REPEATS = 10
 """Of each picture in an epoch, as Load Dataset has it by default."""
@@ -70,14 +70,13 @@ class Lessons:
         if variant.trainer == CORE:
             yield from self._taught_by_core(variant, seed, wanted)
             return
-        folder = self._trained(variant.name, variant.config(seed), variant.num_clips)
+        folder = self._trained(variant.name, variant.config(seed), self.dataset(variant))
         seconds = _seconds(folder)
         for step in sorted(wanted):
             yield Taught(step, sum(seconds[:step]), dict(checkpoints.load(folder, step)))
 
-    def _trained(self, name: str, config: TrainConfig, num_clips: int) -> Path:
+    def _trained(self, name: str, config: TrainConfig, dataset: CachedDataset) -> Path:
         """The folder of a finished run."""
-        dataset = self.dataset(num_clips)
         with torch.inference_mode(False), own_switches(), Run(
                 ComfyDenoiser(self.model), dataset, name, config, self._work / "runs") as run:
             if not run.is_finished:
@@ -92,19 +91,26 @@ class Lessons:
         for step in sorted(wanted):
             start = time.perf_counter()
             lora = peers.train_with_core(
-                self.model, self.dataset(variant.num_clips), step, config.lora.rank, False, config.batch_size,
+                self.model, self.dataset(variant), step, config.lora.rank, False, config.batch_size,
                 learning_rate=config.learning_rate, seed=seed)
             yield Taught(step, time.perf_counter() - start, lora)
 
-    @cache  # noqa: B019  there is one for the life of the script
-    def dataset(self, num_clips: int) -> CachedDataset:
-        """The twelve stills, and clips, encoded; nothing is held out."""
-        data = concept.write_clips(concept.write_stills(self._work / f"data-{num_clips}", self._files), num_clips)
-        config = DatasetConfig(folder=str(data), resolution=RESOLUTION, frame_buckets=(1, 9) if num_clips else (1,),
-                               num_repeats=REPEATS, trigger_word=concept.TRIGGER_WORD)
+    def dataset(self, variant: Variant) -> CachedDataset:
+        """The twelve stills, and clips, encoded; nothing is held out.
+
+        Raises:
+            Unavailable: this version's datasets have no such setting.
+        """
+        missing = variant.data.keys() - {each.name for each in fields(DatasetConfig)}
+        if missing:
+            raise Unavailable(f"there is no setting {', '.join(sorted(missing))}")
+        clips = variant.num_clips
+        data = concept.write_clips(concept.write_stills(self._work / f"data-{clips}", self._files), clips)
+        config = DatasetConfig(folder=str(data), resolution=RESOLUTION, frame_buckets=(1, 9) if clips else (1,),
+                               num_repeats=REPEATS, trigger_word=concept.TRIGGER_WORD, **variant.data)
         return tools.drained(fill(_accepted(config), Store(self._work / "cache"), *self._encoders()))[1]
 
-    @cache  # noqa: B019
+    @cache  # noqa: B019  there is one for the life of the script
     def _encoders(self) -> tuple:
         return WanCodec(tools.load_vae(self._files.vae)), {
             "text": CaptionEncoder(tools.load_clip(self._files.text_encoder))}

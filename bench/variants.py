@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import gcd
 
 from ..tests.world import evaluate
-from ..tests.world.concept import SAMPLING_STEPS
+from ..tests.world.concept import SAMPLING_STEPS, other_cases
 from ..trainer.base.errors import UserError
 from ..trainer.settings.training import AS_SAMPLED, TrainConfig, ValidationConfig
 
@@ -16,6 +16,8 @@ VISITS = (400, 800, 1200, 2400)
 BATCH_SIZE, RATE, RANK = 4, 1e-3, 32
 """Of the default: the preset, with ten times its rate for a model a sixth as wide as the smallest Wan, in batches."""
 CORE = "core"
+OTHER_PROMPTS = tuple(case.prompt for case in other_cases(9, seed=1))
+"""What a user would ask the model to keep: a video of each other digit, drawn apart from those of the examination."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,8 @@ class Variant:
     """Settings that differ from the default, by dotted name, such as `objective.shift`."""
     num_clips: int = 0
     """Beside the twelve stills."""
+    data: Mapping[str, object] = field(default_factory=dict)
+    """Fields of DatasetConfig that differ from the default."""
     visits: tuple[int, ...] = VISITS
     trainer: str = "ours"
     """Or CORE: ComfyUI's TrainLoraNode; of `changes` it takes batch_size, learning_rate and lora.rank."""
@@ -89,6 +93,9 @@ def variants() -> Iterator[Variant]:
         for every in (1, 4):
             yield Variant(name=f"preserve {weight:g}, every {every}", group=f"preservation, every {every}",
                           changes={"objective.preserve": weight, "objective.preserve_every": every})
+    for weight in (1.0, 3.0):
+        yield Variant(name=f"preserve {weight:g} on the other digits", group="preservation, every 1",
+                      changes={"objective.preserve": weight}, data={"preserve_prompts": OTHER_PROMPTS})
     for kind in ("rslora", "lokr", "loha", "dora"):
         yield Variant(name=f"kind {kind}", group="kinds", changes={"lora.kind": kind})
     for targets in ("attention", "self_attn", "cross_attn", "ffn"):
