@@ -69,7 +69,8 @@ def server(comfy, tmp_path_factory):
     frame_models.write_clip_vision(models / "small.safetensors", hidden_size=64)
     paths.write_text(json.dumps({"families": dict.fromkeys(
         ("diffusion_models", "vae", "clip_vision"), str(models))}), encoding="utf-8")
-    arguments = ("--extra-model-paths-config", str(paths))
+    # classic: newer versions let go of a model where memory is short, and it would not be the same one afterwards
+    arguments = ("--extra-model-paths-config", str(paths), "--cache-classic")
     with Server(Path(sys.executable), comfy, ROOT, place, arguments=arguments) as running:
         clips.with_pictures(running.folder("input") / "data")
         for number, picture in enumerate((data.astronaut(), data.chelsea())):
