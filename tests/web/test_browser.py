@@ -23,7 +23,7 @@ from wantune.demo import graph as graphs
 from wantune.demo import page
 from wantune.demo.server import Server
 from wantune.tests.conftest import ROOT
-from wantune.tests.support import clips, frame_models
+from wantune.tests.support import clips, example_workflows, frame_models
 from wantune.tests.support.tools import WORLD
 
 SCRIPTS = ROOT / "tests" / "web" / "browser"
@@ -107,7 +107,8 @@ def site(request, browser, comfy, tmp_path_factory):
     workspace = tmp_path_factory.mktemp("page")
     pack = write_templates(workspace)
     shutil.copy(comfy.path / "input" / "example.png", workspace / "input")
-    arguments = (*arguments, "--extra-model-paths-config", str(_low_noise_expert(workspace)))
+    arguments = (*arguments, "--extra-model-paths-config", str(_low_noise_expert(workspace)),
+                 "--extra-model-paths-config", str(_named_models(workspace)))
     with Server(Path(sys.executable), comfy, ROOT, workspace, (pack,), arguments) as running:
         yield Site(running, browser, label)
 
@@ -119,6 +120,20 @@ def _low_noise_expert(workspace: Path) -> Path:
     save_file({name: value * 1.01 for name, value in load_file(WORLD / "dit.safetensors").items()}, folder / LOW)
     paths = workspace / "experts.yaml"
     paths.write_text(json.dumps({"experts": {"diffusion_models": str(folder)}}), encoding="utf-8")
+    return paths
+
+
+def _named_models(workspace: Path) -> Path:
+    """Empty files named as the examples' models, so that the page misses none; as `_low_noise_expert`."""
+    folder, kinds = workspace / "named", {}
+    for name in example_workflows.NAMES:
+        for node in example_workflows.load(name)["nodes"]:
+            for model in node["properties"].get("models", []):
+                kinds[model["directory"]] = str(folder / model["directory"])
+                (folder / model["directory"]).mkdir(parents=True, exist_ok=True)
+                (folder / model["directory"] / model["name"]).touch()
+    paths = workspace / "named.yaml"
+    paths.write_text(json.dumps({"named": kinds}), encoding="utf-8")
     return paths
 
 
