@@ -132,8 +132,7 @@ class CompareCheckpoints(io.ComfyNode):
         to_pictures = _to_pictures(cache, clip_vision, vae, model)
         check(model, model_low, shared)
         check_vae(vae, family_like(model))
-        found = run_checkpoints.checkpoints(runs.run_folder(run))
-        low = _of_low(model_low, run_low)
+        found, low = run_checkpoints.checkpoints(runs.run_folder(run)), _of_low(model_low, run_low)
         rows = cells.plan(len(texts), found.some(checkpoints), cells.read_strengths(strengths), include_base)
 
         def sampled(models: tuple, cell: Cell, callback: Callable) -> torch.Tensor:
@@ -142,9 +141,8 @@ class CompareCheckpoints(io.ComfyNode):
         labels = {cell: _label(cell, found, low) for cell in cells.different(rows)}
         progress = ClipProgress(cls.hidden, len(labels), shared.steps)
         latents = _latents((model, model_low), (found, low), labels, sampled, progress)
-        size = cells.panel_size(rows, shared.height, shared.width)
-        groups = cells.groups(rows, _panels(vae, latents, labels, size, progress, to_pictures))
-        return _written(cls.hidden, groups, family_like(model).fps)
+        panels = _panels(vae, latents, labels, cells.panel_size(rows, shared.height, shared.width), progress, to_pictures)
+        return _written(cls.hidden, cells.groups(rows, panels), family_like(model).fps)
 
 
 def _of_low(model_low, run_low: str) -> Checkpoints | None:

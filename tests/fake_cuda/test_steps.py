@@ -184,8 +184,8 @@ def test_what_stays_on_the_card_does_not_cross_the_bus(measured):
 
 def test_a_block_more_takes_as_much_again(measured):
     two, three, four = (measured(Case(blocks=blocks)) for blocks in (2, 3, 4))
-    assert four["dispatches"] - three["dispatches"] == three["dispatches"] - two["dispatches"]
-    # but for calls on lists, which start a kernel for so many tensors
+    # but for gradients that go to fp32 by halves, and for calls on lists, which start a kernel for so many tensors
+    assert abs(four["dispatches"] - 2 * three["dispatches"] + two["dispatches"]) <= 2
     assert abs(four["kernels"] - 2 * three["kernels"] + two["kernels"]) <= 5
 
 

@@ -60,7 +60,8 @@ class Adapter:
         self._blocks = self._flattened() if config.kind in LORA else {}
         self._scratch = Scratch()
         self.is_in_pieces = False
-        """Whether `trained` is few large tensors, one for each block of LoRA, and the gradients are theirs."""
+        """Whether `trained` is few large tensors, one for each block of LoRA, and the gradients are theirs; only where
+        it `has_pieces`."""
 
     def _flattened(self) -> dict[str, BlockParameters]:
         """By block; all A before all B, so that those of Linears with the same input follow each other."""
@@ -80,15 +81,18 @@ class Adapter:
         return list(self._parameters.values())
 
     @property
+    def has_pieces(self) -> bool:
+        """Whether the parameters of each block lie in one piece of memory, as LoRA's do."""
+        return bool(self._blocks)
+
+    @property
     def trained(self) -> list[nn.Parameter]:
         """What an optimizer gets: `parameters`, or in their place the tensors in whose memory they lie."""
-        if not self.is_in_pieces:
-            return self.parameters
-        return [block.piece for block in self._blocks.values()] or self.parameters
+        return [block.piece for block in self._blocks.values()] if self.is_in_pieces else self.parameters
 
     def split(self, trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What of tensors like `trained` belongs to which of `parameters`, in their order; flat views of pieces."""
-        if not (self.is_in_pieces and self._blocks):
+        if not self.is_in_pieces:
             return list(trained)
         found: dict[str, torch.Tensor] = {}
         for block, piece in zip(self._blocks.values(), trained, strict=True):

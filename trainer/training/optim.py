@@ -22,7 +22,7 @@ def optimizer_of(adapter: Adapter, config: OptimizerConfig, learning_rate: float
     Raises:
         UserError: as `build_optimizer`.
     """
-    adapter.is_in_pieces = config.name == "adamw"  # which treats each number by itself
+    adapter.is_in_pieces = adapter.has_pieces and config.name == "adamw"  # which treats each number by itself
     if not adapter.is_in_pieces:
         return build_optimizer(config, learning_rate, adapter.parameters)
     return build_optimizer(

@@ -42,6 +42,14 @@ def until(is_true) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that are begun end by Ctrl-C, also where the tests were begun in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def seconds_to_end(server: Server) -> float:
     """From Ctrl-C to the end of the process."""
     began = time.monotonic()
@@ -54,7 +62,7 @@ def seconds_to_end(server: Server) -> float:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process of Windows gets no SIGINT from outside")
-def test_ctrl_c_waits_neither_for_the_page_s_scan_nor_for_that_of_a_node(comfy, tmp_path):
+def test_ctrl_c_waits_neither_for_the_page_s_scan_nor_for_that_of_a_node(comfy, tmp_path, interruptible):
     pack = tmp_path / "packs" / "slow_drive"
     pack.mkdir(parents=True)
     (pack / "__init__.py").write_text(SLOW_DRIVE)
