@@ -129,7 +129,7 @@ class CompareCheckpoints(io.ComfyNode):
     ) -> io.NodeOutput:
         check_frames(sampling["frames"], MAX_FRAMES)
         texts, shared = connected(positive, positive_2, positive_3), Sampling(**sampling)
-        to_pictures = _to_pictures(cache, clip_vision, vae, model)
+        likeness = _to_pictures(cache, clip_vision, vae, model)
         check(model, model_low, shared)
         check_vae(vae, family_like(model))
         found, low = run_checkpoints.checkpoints(runs.run_folder(run)), _of_low(model_low, run_low)
@@ -141,7 +141,7 @@ class CompareCheckpoints(io.ComfyNode):
         labels = {cell: _label(cell, found, low) for cell in cells.different(rows)}
         progress = ClipProgress(cls.hidden, len(labels), shared.steps)
         latents = _latents((model, model_low), (found, low), labels, sampled, progress)
-        panels = _panels(vae, latents, labels, cells.panel_size(rows, shared.height, shared.width), progress, to_pictures)
+        panels = _panels(vae, latents, labels, cells.panel_size(rows, shared.height, shared.width), progress, likeness)
         return _written(cls.hidden, cells.groups(rows, panels), family_like(model).fps)
 
 
