@@ -45,6 +45,8 @@ class Case:
 
 FIRST, BOTH = {"condition": "first frame"}, {"condition": "first and last frame"}
 FIVE = {"model": "Wan2.2 5B"}
+CONTROL, BOTH_GIVEN, VACE = (
+    {"condition": given} for given in ("control clip", "control clip and first frame", "VACE control clip"))
 
 CASES = {
     "T2V": Case("Wan2.1 T2V"),
@@ -53,6 +55,9 @@ CASES = {
     "T2V of two experts": Case("Wan2.1 T2V", is_pair=True),
     "I2V of two experts": Case("Wan2.2 I2V", settings=FIRST, is_pair=True),
     "5B": Case("Wan2.2 5B", settings={**FIVE, **FIRST}),
+    "Fun-Control": Case("Wan2.1 Fun-Control", settings=BOTH_GIVEN),
+    "Fun-Control of 2.2": Case("Wan2.2 Fun-Control", settings=CONTROL),
+    "VACE": Case("Wan2.1 VACE", settings=VACE),
 }
 
 
@@ -73,6 +78,7 @@ def server(comfy, tmp_path_factory):
     arguments = ("--extra-model-paths-config", str(paths), "--cache-classic")
     with Server(Path(sys.executable), comfy, ROOT, place, arguments=arguments) as running:
         clips.with_pictures(running.folder("input") / "data")
+        clips.with_controls(running.folder("input") / "controlled")
         for number, picture in enumerate((data.astronaut(), data.chelsea())):
             io.imsave(running.folder("input") / f"{number}.png", picture[:256, :256])
         yield running
@@ -104,6 +110,8 @@ def loaded(name: str) -> dict:
     for number, text in enumerate(("zwx, a cup of coffee", "")):
         given[f"text {number}"] = node("CLIPTextEncode", clip=["clip", 0], text=text)
         given[f"picture {number}"] = node("LoadImage", image=f"{number}.png")
+    if "control" in case.settings.get("condition", ""):
+        given["control clip"] = node("RepeatImageBatch", image=["picture 1", 0], amount=SIZE["length"])
     if "clip_vision" in kinds(case):
         given["clip vision"] = node("WanTuneTest_LoadClipVision", name=CLIP_VISION)
         for number in range(2):
@@ -121,17 +129,24 @@ def begun(case: Case) -> tuple[dict, list]:
     texts = [["text 0", 0], ["text 1", 0]]
     if case.settings == {}:
         return node("EmptyHunyuanLatentVideo", **SIZE), [*texts, ["begun", 0]]
-    given = {**SIZE, "vae": ["vae", 0], "start_image": ["picture 0", 0]}
+    given = {**SIZE, "vae": ["vae", 0]}
+    start, control = {"start_image": ["picture 0", 0]}, {"control_video": ["control clip", 0]}
     if case.family == "Wan2.2 5B":
-        return node("Wan22ImageToVideoLatent", **given), [*texts, ["begun", 0]]
+        return node("Wan22ImageToVideoLatent", **given, **start), [*texts, ["begun", 0]]
     given |= {"positive": texts[0], "negative": texts[1]}
     links = [["begun", number] for number in range(3)]
     if case.settings == BOTH:
-        return node("WanFirstLastFrameToVideo", **given, end_image=["picture 1", 0],
+        return node("WanFirstLastFrameToVideo", **given, **start, end_image=["picture 1", 0],
                     clip_vision_start_image=["seen 0", 0], clip_vision_end_image=["seen 1", 0]), links
+    if case.settings == CONTROL:
+        return node("Wan22FunControlToVideo", **given, **control), links
+    if case.settings == VACE:
+        return node("WanVaceToVideo", **given, **control, strength=1.0), links
     if "clip_vision" in kinds(case):
         given["clip_vision_output"] = ["seen 0", 0]
-    return node("WanImageToVideo", **given), links
+    if case.settings == BOTH_GIVEN:
+        return node("WanFunControlToVideo", **given, **start, **control), links
+    return node("WanImageToVideo", **given, **start), links
 
 
 def sampled(case: Case, models: list, name: str) -> dict:
@@ -162,13 +177,15 @@ def trained(name: str, run_name: str) -> dict:
     case = CASES[name]
     models = {"model": ["unet high", 0], "model_low": ["unet low", 0]} if case.is_pair else {"model": ["unet ", 0]}
     seen = {"clip_vision": ["clip vision", 0]} if "clip_vision" in kinds(case) else {}
+    given = loaded(name)
     return {
-        **{number: entry for number, entry in loaded(name).items() if not number.startswith(("model", "weights"))},
+        **{number: entry for number, entry in given.items() if not number.startswith(("model", "weights"))},
         "settings": node("WanTune_DatasetSettings", more_resolutions="", prepend_trigger=True,
                          caption_fallback="trigger word", caption_dropout=0.0, shuffle_tags=False, masks="folder",
                          alpha_color="white", **case.settings),
-        "data": node("WanTune_LoadDataset", folder="data", trigger_word="zwx", resolution=64, frame_buckets="1, 5",
-                     num_repeats=5, validation_items=0, settings=["settings", 0]),
+        "data": node("WanTune_LoadDataset", folder="controlled" if "control clip" in given else "data",
+                     trigger_word="zwx", resolution=64, frame_buckets="1, 5", num_repeats=5, validation_items=0,
+                     settings=["settings", 0]),
         "cache": node("WanTune_CacheLatents", dataset=["data", 0], vae=["vae", 0], clip=["clip", 0], **seen),
         "train": node("WanTune_TrainWanLoRA", **models, cache=["cache", 0], run_name=run_name, preset="custom",
                       epochs=99, max_steps=STEPS, rank=4, alpha=4, learning_rate=2e-2)}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from skimage import io
 
 from . import tools
 
@@ -81,4 +82,15 @@ def with_pictures(folder: Path) -> Path:
     for number in range(2):
         at_rate(folder / f"clip {number}.mp4", 30, 75 + 15 * number)
         (folder / f"clip {number}.txt").write_text(f"a clip {number}")
+    return folder
+
+
+def with_controls(folder: Path) -> Path:
+    """`with_pictures`, and control clips beside them, which are the negative of each."""
+    with_pictures(folder)
+    (folder / "control").mkdir()
+    for path in [*folder.glob("*.png"), *folder.glob("*.jpg")]:
+        io.imsave(folder / "control" / path.name, 255 - io.imread(path)[..., :3])
+    for number in range(2):
+        at_rate(folder / "control" / f"clip {number}.mp4", 30, 75 + 15 * number, picture=lambda n: 255 - numbered(n))
     return folder
