@@ -41,6 +41,16 @@ LOW = "low_noise.safetensors"
 
 RENDERERS = {"classic": False, "nodes2": True}
 
+COMBINATIONS = [("shipped", "classic"), ("newest", "nodes2"), ("shipped", "nodes2"), ("newest", "classic")]
+"""Front end and renderer; without --long each of them once."""
+
+
+def pytest_generate_tests(metafunc):
+    if "site" in metafunc.fixturenames:
+        marked = [pytest.param(*each, marks=[pytest.mark.long] if number > 1 else [])
+                  for number, each in enumerate(COMBINATIONS)]
+        metafunc.parametrize(("site", "renderer"), marked, indirect=["site"])
+
 
 @pytest.fixture(scope="module")
 def browser() -> browsers.Browser:
@@ -94,7 +104,7 @@ class Site:
             self.server.interrupt()
 
 
-@pytest.fixture(scope="module", params=["shipped", "newest"])
+@pytest.fixture(scope="module")
 def site(request, browser, comfy, tmp_path_factory):
     """A server with the front end it comes with, or the newest of PyPI."""
     arguments = ()
@@ -213,27 +223,22 @@ def _set(workflow: dict, kind: str, values: dict) -> None:
                 node["widgets_values"][index] = value
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
 def test_nodes_and_presets(site, renderer):
     site.scenario("presets", renderer)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
 def test_the_examples_as_they_open(site, renderer):
     site.scenario("examples", renderer, examples=str(ROOT / "example_workflows"))
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_run_from_queue_to_comparison(site, renderer):
     site.scenario("training", renderer)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_pair_of_experts(site, renderer):
     site.scenario("pair", renderer)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
 def test_the_contact_sheet(site, renderer):
     pictures = site.server.folder("input") / f"sheet_{renderer}"
     clips.at_rate(pictures / "clip.mp4", 16, 8)
@@ -241,6 +246,5 @@ def test_the_contact_sheet(site, renderer):
     site.scenario("sheet", renderer)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
 def test_the_run_browser(site, renderer):
     site.scenario("runs", renderer, run=f"noise_{renderer}")
