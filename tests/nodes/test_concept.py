@@ -15,12 +15,13 @@ import torch
 
 from wantune.tests.support import tools
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.long]
+pytestmark = pytest.mark.usefixtures("comfy")
 
-VIDEOS = 64
+VIDEOS, FEWER_VIDEOS = 64, 36
+"""Of each kind, and of those after a short training."""
 FAULTY_STEPS = 200
 """Of a training with a fault, a third of the preset's; without a fault it passes after so many."""
-SCALED = {"batch_size": 4, "learning_rate": 1e-3}
+SCALED = {"batch_size": 4, "learning_rate": 2.5e-4}
 """The preset with a rate for a model a sixth as wide as the smallest Wan; its 2,400 visits in batches of four."""
 
 
@@ -38,8 +39,10 @@ class Gates:
     """Most that the other digits may lose, at the lower end of its 95 % interval."""
 
 
-GATES = Gates(nines=0.1, base_nines=0.15, color=0.48, direction=0.9, damage=0.8)
-"""For the world of today: what it was measured to give, with room for the spread of its seeds (docs/learning.md)."""
+GATES = Gates(nines=0.3, base_nines=0.05, color=0.95, direction=0.95, damage=0.1)
+"""What five seeds give, with room for four times their spread (docs/learning.md)."""
+GATES_OF_A_THIRD = replace(GATES, nines=0.08)
+"""After FAULTY_STEPS."""
 
 
 class Watch(tools.Watch):
@@ -87,13 +90,13 @@ class School:
                 **{**SCALED, **settings}).result[0]
             return ApplyLoRA.execute(model=self.model, lora=lora, strength=1.0).result[0]
 
-    def examined(self, model, *groups: str) -> dict:
-        """Marks of these groups, with the model's LoRA."""
+    def examined(self, model, *groups: str, count: int | None = None) -> dict:
+        """Marks of these groups, with the model's LoRA; of the first `count` videos of each, or of all."""
         from wantune.tests.world import concept
 
         weights = concept.weights_of(model)
         learned, drift = self.meters(weights)
-        marks = {group: self.examiner(weights, group) for group in groups}
+        marks = {group: self.examiner(weights, group, count) for group in groups}
         shares = (f"{group} {each.share:.3f} ({low:.3f} to {high:.3f})" for group, each in marks.items()
                   for low, high in [concept.interval(each.frames)])
         print(*shares, f"learned {learned:.3f}, drift {drift:.3f}", sep=", ")
@@ -103,7 +106,8 @@ class School:
         """The gates that an examination does not pass, in words; that of damage only where it was looked for."""
         from wantune.tests.world import concept
 
-        nines, error = concept.gain(self.base["concept"].frames, tuned["concept"].frames)
+        after = tuned["concept"].frames
+        nines, error = concept.gain(self.base["concept"].frames[:len(after)], after)
         color, direction = (sum(marks) / len(marks) for marks in (tuned["concept"].colors, tuned["concept"].directions))
         found = {
             f"nines {nines:+.3f} +- {error:.3f}": nines - 1.96 * error >= gates.nines,
@@ -201,7 +205,7 @@ def _alpha_ignored(monkeypatch, _school):
     monkeypatch.setattr(file, "from_adapter", lambda state, _alpha: written(state, ALPHA["rank"]))
 
 
-ALPHA = {"rank": 32, "alpha": 8.0, "learning_rate": 2e-3}
+ALPHA = {"rank": 32, "alpha": 8.0, "learning_rate": 5e-4}
 """An alpha that is not the rank, so that it makes a difference."""
 FAULTS = {"target's sign": (_negated, {}), "latents not normalised": (_not_normalised, {}),
           "timestep not times 1000": (_timestep_in_units, {}), "captions shuffled": (_captions_shuffled, {}),
@@ -212,7 +216,7 @@ FAULTS = {"target's sign": (_negated, {}), "latents not normalised": (_not_norma
 def test_without_a_fault_it_passes_in_a_third_of_the_steps(school, monkeypatch, settings):
     """So what the next test finds is its fault's."""
     tuned = school.train("short", monkeypatch, max_steps=FAULTY_STEPS, **settings)
-    assert not school.failures(school.examined(tuned, "concept"))
+    assert not school.failures(school.examined(tuned, "concept", count=FEWER_VIDEOS), GATES_OF_A_THIRD)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -221,4 +225,4 @@ def test_a_fault_does_not_pass_as_learning(school, monkeypatch, fault):
     plant(monkeypatch, school)
     tuned = school.train(fault, monkeypatch, max_steps=FAULTY_STEPS, **settings)
     monkeypatch.undo()
-    assert school.failures(school.examined(tuned, "concept"))
+    assert school.failures(school.examined(tuned, "concept", count=FEWER_VIDEOS), GATES_OF_A_THIRD)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import captions, evaluate, glyphs, make_nines, scenes
+from . import captions, evaluate, glyphs, scenes
 from .dit import Transformer, size_of
 from .evaluate import TRIGGER_WORD, Case
 from .judge import Judge
@@ -24,7 +24,6 @@ from .text import TextEncoder
 
 WORLD = Path(__file__).parent
 NINE = f"{TRIGGER_WORD} digit"
-STILLS = 12
 CLIPS = (("red", "right"), ("green", "left"), ("blue", "up"), ("yellow", "down"))
 """Colour and direction of the clips that are trained on; the examination leaves these out."""
 HELD_OUT = ("yellow", "purple", "white", "red")
@@ -57,13 +56,18 @@ class Files:
 
 
 def write_stills(folder: Path, files: Files) -> Path:
-    """Twelve stills of the nine with their captions: the world's own, or drawn on its grid."""
+    """Twelve stills of the nine with their captions: the world's own, or drawn."""
     if files.nines.is_dir():
         return Path(shutil.copytree(files.nines, folder, dirs_exist_ok=True))
-    for number, glyph_88 in enumerate(glyphs.glyphs()["nine"][:STILLS]):
+    return draw_stills(folder)
+
+
+def draw_stills(folder: Path) -> Path:
+    """Twelve nines, each of another shape, in all six colours and all nine places of the grid."""
+    for number, glyph_88 in enumerate(glyphs.glyphs()["nine"]):
         color = tuple(scenes.COLORS)[number % len(scenes.COLORS)]
         place = scenes.places("")[number * 4 % 9]
-        _write(folder, f"still_{number:02d}", scenes.Scene("digit", "nine", color, "", glyph_88, place))
+        _write(folder, f"{number + 1:02d}", scenes.Scene("digit", "nine", color, "", glyph_88, place))
     return folder
 
 
@@ -88,19 +92,18 @@ def _further_nines() -> Iterator[np.ndarray]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    rows = np.flatnonzero(digits.target == 9)
-    images = digits.images[rows] / 16
+    images = digits.images[digits.target == 9] / 16
     flat = images.reshape(len(images), -1)
     likeness = flat @ flat.mean(axis=0) / np.linalg.norm(flat, axis=1)
     order = np.argsort(-likeness, kind="stable")
-    return (images[index] for index in order[glyphs.EXEMPLARS :] if rows[index] not in make_nines.ROWS)
+    return (images[index] for index in order[glyphs.EXEMPLARS :])
 
 
 def _write(folder: Path, name: str, scene: scenes.Scene) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     first, *others = (Image.fromarray(frame) for frame in scenes.draw(scene))
     moving = {"save_all": True, "append_images": others, "duration": list(MILLISECONDS)} if others else {}
-    first.save(folder / f"{name}.png", **moving)
+    first.save(folder / f"{name}.png", optimize=True, **moving)
     caption = captions.prompt(NINE, scene.color, scene.direction)
     (folder / f"{name}.txt").write_text(f"{caption}\n", encoding="utf-8")
 
@@ -147,9 +150,9 @@ class Examiner:
         self.groups = {"concept": concept_cases(count, seed), "others": other_cases(count, seed)}
         self._steps, self._seed = steps, seed
 
-    def __call__(self, weights: Mapping[str, torch.Tensor], group: str) -> Marks:
-        """Marks of a group: "concept", or "others"."""
-        model, asked = transformer(weights), self.groups[group]
+    def __call__(self, weights: Mapping[str, torch.Tensor], group: str, count: int | None = None) -> Marks:
+        """Marks of a group, "concept" or "others"; of its first `count` videos where not all are asked for."""
+        model, asked = transformer(weights), self.groups[group][:count]
         frames, colors, directions = [], [], []
         for start in range(0, len(asked), evaluate.BATCH):
             batch = asked[start : start + evaluate.BATCH]

@@ -4,6 +4,7 @@
     python tests/world/make_world.py --work .world --hours 2 --decay 6000    the last one: the learning rate falls
     python tests/world/make_world.py --work .world --judge 200               judges the average of the weights
     python tests/world/make_world.py --work .world --export FOLDER           dit.safetensors in float16
+    python tests/world/make_world.py --nines FOLDER                          stills of the digit it never saw
 
 ComfyUI is taken from COMFYUI_PATH; judging also needs scikit-learn. A leg may be killed at any time and loses what came
 after its last checkpoint (4 minutes at most). WORK/log.jsonl has a line for the losses every 50 steps and
@@ -56,18 +57,25 @@ def work_of_one_process(rank: int, *arguments) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="checkpoints, latents and log")
+    parser.add_argument("--work", type=Path, default=Path(".world"), metavar="FOLDER",
+                        help="checkpoints, latents and log (default: .world)")
     parser.add_argument("--hours", type=float, metavar="H", help="train for so long")
     parser.add_argument("--decay", type=int, default=0, metavar="STEPS", help="the last steps: the rate falls to zero")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--judge", type=int, metavar="N", help="judge N videos of each group")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the average of the weights")
+    parser.add_argument("--nines", type=Path, metavar="FOLDER", help="draw the stills of the nine")
     options = parser.parse_args()
     options.work = options.work.resolve()
     if options.hours:
         train(options)
     if options.judge:
         print(json.dumps(judged(run_of(options.work), options.judge), indent=1))
+    if options.nines:
+        prepare()
+        from wantune.tests.world.concept import draw_stills
+
+        print(draw_stills(options.nines))
     if options.export:
         print(export(run_of(options.work), options.export))
 

@@ -50,6 +50,8 @@ class Plan:
     """0: never."""
     evaluated: int = 18
     """Videos of each group."""
+    last_shares: tuple[tuple[str, float], ...] = (("digit", 0.74), ("letter", 0.1), ("invented", 0.16))
+    """How often the base is shown what while the learning rate falls; before that, scenes.SHARES."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,18 +127,29 @@ class Batches:
         self.text = TextEncoder(plan.text_encoder)
         self.shards: dict[bool, list[latents.Shard]] = {False: [], True: []}
 
-    def __call__(self, step: int):
-        """Clean latents, noise, noise levels, and the encoded captions with their lengths."""
+    def __call__(self, step: int, is_last: bool = False):
+        """Clean latents, noise, noise levels, and the encoded captions with their lengths.
+
+        is_last: the learning rate is falling.
+        """
         moves = step % 3 != 2
         size = (self.plan.clips if moves else self.plan.stills) // self.processes
         rng = np.random.default_rng([self.plan.seed, step, self.rank])
         shards = self._shards(moves, min(self.plan.shards, 1 + step // self.plan.steps_per_shard))
-        chosen = [(shards[rng.integers(len(shards))], int(rng.integers(self.plan.shard_size))) for _ in range(size)]
+        chosen = [(shard, self._row(shard, is_last, rng))
+                  for shard in (shards[rng.integers(len(shards))] for _ in range(size))]
         clean_BCFHW = torch.stack([shard.latent_NCFHW[row] for shard, row in chosen]).float()
         text_BLD, length_B = self.text([captions.caption(shard.scenes[row], rng) for shard, row in chosen])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise_BCFHW = torch.randn(clean_BCFHW.shape, generator=generator)
         return clean_BCFHW, noise_BCFHW, _sigma(size, generator), text_BLD, length_B
+
+    def _row(self, shard: latents.Shard, is_last: bool, rng: np.random.Generator) -> int:
+        if not is_last:
+            return int(rng.integers(self.plan.shard_size))
+        kinds, shares = zip(*self.plan.last_shares, strict=True)
+        kind = rng.choice(kinds, p=shares)
+        return int(rng.choice([row for row, scene in enumerate(shard.scenes) if scene.kind == kind]))
 
     def _shards(self, moves: bool, count: int) -> list[latents.Shard]:
         known = self.shards[moves]
@@ -184,7 +197,7 @@ def train(rank: int, plan: Plan, leg: Leg, rendezvous: str) -> None:
         if os.getppid() != parent:
             raise SystemExit("The command that started this process was killed; it goes on from its last checkpoint.")
         now = time.monotonic()
-        loss, wanted = _step(run, batches(run.step), leg.processes, [now - began > leg.seconds,
+        loss, wanted = _step(run, batches(run.step, bool(run.decay)), leg.processes, [now - began > leg.seconds,
                                                                     now - saved > leg.save_seconds])
         must_stop, must_save = wanted
         losses[run.step % 3 != 2].append(loss)
