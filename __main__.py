@@ -21,4 +21,9 @@ def _main():
 
 
 if __name__ == "__main__":
-    sys.exit(_main()())
+    try:
+        main = _main()
+    except ModuleNotFoundError as error:
+        sys.exit(f"wantune: this Python has no {error.name}; install what requirements.txt names into it: "
+                 f"{sys.executable} -m pip install -r requirements.txt")
+    sys.exit(main())

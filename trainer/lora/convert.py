@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from ..base.errors import UserError
+from .forms import COMFYUI, DIFFUSERS, FORMATS
 from .keys import PREFIX, check_complete, modules_of, normalize
 from .names import comfyui_names, diffusers_name
-
-COMFYUI, DIFFUSERS, KOHYA = FORMATS = ("comfyui", "diffusers", "kohya")
 
 PLAIN = frozenset(("lora_A.weight", "lora_B.weight", "alpha"))
 """The matrices of a module of a plain LoRA."""
