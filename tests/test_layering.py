@@ -24,7 +24,8 @@ EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
            "diffusers": {"trainer/training/optim.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
-           "scipy": {"trainer/training/objective.py"}}
+           "scipy": {"trainer/training/objective.py"},
+           "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",
            "folder_paths", "server"}
 

@@ -1,19 +1,15 @@
 """The keys of a settings file are the widgets of the nodes."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from comfy_api.latest import io
 
 from wantune.nodes import WanTuneExtension
 from wantune.nodes.page import routes
-from wantune.trainer.job import configs
+from wantune.trainer.job.settings import PreviewPlan
 from wantune.trainer.job.widgets import MADE_FOR, SECTIONS
 from wantune.trainer.model import families
-from wantune.trainer.settings.adapter import LoraConfig
-from wantune.trainer.settings.data import DatasetConfig
-from wantune.trainer.settings.training import ObjectiveConfig, TrainConfig
 
 TYPES = {io.Int: int, io.Float: float, io.String: str, io.Combo: str, io.Boolean: bool}
 
@@ -52,20 +48,9 @@ def test_every_settings_node_has_a_section(schemas):
     assert MADE_FOR == tuple(families.DATASETS)
 
 
-def test_records_go_through_widgets_and_back_unchanged():
-    dataset = DatasetConfig(folder="/a", family="Wan2.2 5B", frame_buckets=(1, 17), more_resolutions=(256, 768),
-                            preserve_prompts=("a dog", "a cat"), condition="first frame", num_repeats=3)
-    sections = configs.of_dataset(dataset, "/a")
-    settings = configs.dataset_settings(**sections.pop("dataset_settings"))
-    assert configs.dataset_config(**sections, settings=settings) == dataset
-    train = TrainConfig(lora=LoraConfig(rank=3, kind="loha", dropout=0.5), epochs=7, deterministic=True, objective=(
-        ObjectiveConfig(boundary=0.3, window="high expert")))
-    assert configs.train_config(**_widgets(configs.of_train(train))) == train
-    sampled = replace(train, objective=ObjectiveConfig(timesteps="as sampled", sigmas=(1.0, 0.5, 0.0)))
-    assert configs.of_train(sampled)["timestep_and_loss_settings"]["sigmas"] == "1.0, 0.5, 0.0"
+@pytest.mark.parametrize(("shift", "steps"), [(1.0, 4), (3.0, 15), (5.0, 30), (8.0, 999)])
+def test_the_noise_levels_of_previews_are_those_of_the_sampler(shift, steps):
+    from wantune.nodes.media.sampling import sigmas_in_training
 
-
-def _widgets(sections: dict) -> dict:
-    """What the settings nodes make of their widgets, with those of Train Wan LoRA."""
-    return {**sections["train_wan_lora"], "adapter": sections["adapter_settings"],
-            "objective": ObjectiveConfig(**sections["timestep_and_loss_settings"])}
+    levels = tuple(round(level, 6) for level in sigmas_in_training(shift, steps).tolist())
+    assert PreviewPlan(prompts=(), shift=shift, steps=steps).sigmas == levels

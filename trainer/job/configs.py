@@ -65,24 +65,23 @@ def train_config(
 
 
 def of_dataset(config: DatasetConfig, folder: str) -> dict:
-    """The section load_dataset that `dataset_config` makes this record of, with its dataset_settings in it.
+    """The section load_dataset of a settings file that makes this record, with its dataset_settings in it.
 
     Args:
         folder: as it is to stand there.
     """
     model = next(choice for choice, family in families.DATASETS.items() if family.name == config.family)
     settings = {**_fields("dataset_settings", config), "model": model,
-                "more_resolutions": ", ".join(map(str, config.more_resolutions)),
-                "preserve_prompts": "\n".join(config.preserve_prompts)}
-    return {**_fields("load_dataset", config), "folder": folder,
-            "frame_buckets": ", ".join(map(str, config.frame_buckets)), "dataset_settings": settings}
+                "more_resolutions": list(config.more_resolutions), "preserve_prompts": list(config.preserve_prompts)}
+    return {**_fields("load_dataset", config), "folder": folder, "frame_buckets": list(config.frame_buckets),
+            "dataset_settings": settings}
 
 
 def of_train(config: TrainConfig) -> dict[str, dict]:
-    """The sections, by name, that `train_config` makes this record of; their values do not depend on any default."""
+    """The sections of a settings file, by name, that make this record; their values do not depend on any default."""
     objective = _fields("timestep_and_loss_settings", config.objective)
     if config.objective.sigmas:
-        objective["sigmas"] = ", ".join(map(repr, config.objective.sigmas))
+        objective["sigmas"] = list(config.objective.sigmas)
     return {
         "train_wan_lora": {**_fields("train_wan_lora", config), **_fields("train_wan_lora", config.lora),
                            "preset": CUSTOM, "boundary": config.objective.boundary},
