@@ -152,7 +152,8 @@ def _run(config: Table) -> dict[str, Any]:
                      ("image_micro_batch_size_per_gpu", "pictures and clips have one batch size"),
                      ("pseudo_huber_c", "loss = huber with huber_delta is close to it"),
                      ("force_constant_lr", "give it as learning_rate"), ("save_dtype", "LoRAs are written in fp32"),
-                     ("eval_every_n_examples", "give epochs or steps"), ("save_every_n_examples", "give epochs or steps"),
+                     ("eval_every_n_examples", "give epochs or steps"),
+                     ("save_every_n_examples", "give epochs or steps"),
                      ("checkpoint_every_n_epochs", "give every_epochs; each checkpoint is a LoRA, too")):
         config.without(key, why)
     config.pass_over("eval_before_first_step", "steps_per_print", "logging_steps", "partition_method",

@@ -24,11 +24,11 @@ _KINDS = {"networks.lora_wan": "lora", "networks.lora": "lora", "networks.loha":
 
 _SAMPLINGS = {"sigma": "uniform", "uniform": "uniform", "sigmoid": "logit_normal", "shift": "logit_normal"}
 
-_ALWAYS = ("sdpa", "flash_attn", "flash3", "sage_attn", "xformers", "split_attn", "max_data_loader_n_workers",
-           "persistent_data_loader_workers", "logging_dir", "log_with", "log_prefix", "dataset_config",
-           "gradient_checkpointing_cpu_offload", "config_file", "save_state", "save_state_on_train_end", "cache_directory", "vae_dtype",
-           "preserve_distribution_shape", "use_pinned_memory_for_block_swap", "offload_inactive_dit", "vae_cache_cpu",
-           "disable_numpy_memmap", "fp8_t5", "guidance_scale", "force_v2_1_time_embedding")
+_ALWAYS = tuple("""
+    sdpa flash_attn flash3 sage_attn xformers split_attn max_data_loader_n_workers persistent_data_loader_workers
+    logging_dir log_with log_prefix dataset_config config_file gradient_checkpointing_cpu_offload save_state
+    save_state_on_train_end cache_directory vae_dtype preserve_distribution_shape use_pinned_memory_for_block_swap
+    offload_inactive_dit vae_cache_cpu disable_numpy_memmap fp8_t5 guidance_scale force_v2_1_time_embedding""".split())
 """Arguments without an effect on what is learned, for which something is done here in any case."""
 
 
