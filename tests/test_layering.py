@@ -15,8 +15,8 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 BESIDE = [ROOT / "run.py", ROOT / "__init__.py", *sorted((ROOT / "demo").glob("*.py")),
           *sorted((ROOT / "bench").glob("*.py"))]
 TRAINER_ORDER = (
-    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training",
-    "job")
+    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training", "media",
+    "job", "wan_diffusers")
 NODES_ORDER = ("backend", "media", "page")
 """The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)

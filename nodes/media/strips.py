@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .pictures import fit
+from ...trainer.media.pictures import fit
 
 MAX_FRAMES = 6
 """Frames in a strip."""
