@@ -27,7 +27,7 @@ _SHORT = {"folder": "load_dataset", "model": "models", "seed": "train_wan_lora",
           "every_steps": "validation_and_checkpoint_settings"}
 """The section whose key is meant by a name that several have, or that would say too little alone ("")."""
 
-_PATHS = {("load_dataset", "folder"), ("train_wan_lora", "continue_from"), ("train_wan_lora", "continue_from_low")} | {
+PATHS = {("load_dataset", "folder"), ("train_wan_lora", "continue_from"), ("train_wan_lora", "continue_from_low")} | {
     ("models", name) for name in ("model", "model_low", "vae", "clip", "clip_vision", "folder")}
 """Keys that may name a file or a folder: on the command line from the present folder, in a file from the file's."""
 
@@ -62,7 +62,7 @@ def given(arguments: argparse.Namespace) -> dict[str, dict[str, Value]]:
     for dest, value in vars(arguments).items():
         section, _, key = dest.partition(".")
         if key:
-            is_path = (section, key) in _PATHS and value and Path(value).expanduser().exists()
+            is_path = (section, key) in PATHS and value and Path(value).expanduser().exists()
             found.setdefault(section, {})[key] = str(Path(value).expanduser().absolute()) if is_path else value
     return found
 

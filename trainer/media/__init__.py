@@ -1,4 +1,5 @@
 """Videos and pictures that are shown to people.
 
-`videos` writes mp4 files, `pictures` scales and labels single frames, `side_by_side` puts two clips beside each other.
+`videos` writes mp4 files, `pictures` scales and labels single frames, `strips` puts frames of a clip beside each other,
+`side_by_side` two clips.
 """

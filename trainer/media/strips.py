@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ...trainer.media.pictures import fit
+from .pictures import fit
 
 MAX_FRAMES = 6
 """Frames in a strip."""

@@ -1,0 +1,226 @@
+"""diffusers' models behind the trainer's protocols: the one file of the command line that calls trainer/wan_diffusers/.
+
+An encoder is loaded when it first has something to encode, and leaves before the next one comes: where all is in the
+cache, neither VAE nor text encoder is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..trainer.base.errors import UserError
+from ..trainer.base.files import Stamp
+from ..trainer.base.remembered import Remembered
+from ..trainer.job.settings import Models
+from ..trainer.model.backend import ConditionEncoder, Denoiser
+from ..trainer.model.conditions import CLIP_VISION, TEXT
+from ..trainer.model.family import ModelFamily
+from ..trainer.wan_diffusers import images
+from ..trainer.wan_diffusers.codec import load_codec
+from ..trainer.wan_diffusers.images import load_clip_vision
+from ..trainer.wan_diffusers.text import load_text_encoder
+
+_IDS = "1"
+"""Version of what is remembered of encoders: raise it when one of them gives another id for the same file."""
+
+_SUFFIXES = (".safetensors", ".json", ".model")
+"""Of files in a diffusers folder that a model depends on."""
+
+
+class Lazy:
+    """An encoder that is loaded when it is needed; its `id` is remembered with the stamp of its file.
+
+    Args:
+        title: for people, such as "the VAE".
+        load: reads it.
+    """
+
+    def __init__(self, engine: Engine, title: str, path: Path, variant: str, load: Callable[[], object]) -> None:
+        self._engine, self._title, self._path, self._load = engine, title, path, load
+        self._name = f"{title} {path} {variant} {engine.device.type}"
+        self._loaded = None
+
+    @property
+    def id(self) -> str:
+        """Of the encoder, as the protocols have it."""
+        stamp = _stamp(self._path)
+        known = self._engine.ids.get(self._name, stamp)
+        if known is not None:
+            return known["id"]
+        found = self.loaded().id
+        self._engine.ids.put(self._name, stamp, {"id": found})
+        self._engine.ids.save()
+        return found
+
+    def encode(self, source: str | np.ndarray | Sequence[int]) -> torch.Tensor:
+        """As the encoder's."""
+        return self.loaded().encode(source)
+
+    def encode_raw(self, image_FHW3: torch.Tensor) -> torch.Tensor:
+        """Of a VAE, as DiffusersCodec's."""
+        return self.loaded().encode_raw(image_FHW3)
+
+    def decode(self, latent_CFHW: torch.Tensor, name: str) -> np.ndarray:
+        """Of a VAE, as DiffusersCodec's."""
+        return self.loaded().decode(latent_CFHW, name)
+
+    def loaded(self):
+        """The encoder; others leave the device for it."""
+        if self._loaded is None:
+            self._engine.release()
+            self._engine.say(f"Loading {self._title} {self._path.name}")
+            self._loaded = self._load()
+        return self._loaded
+
+    def release(self) -> None:
+        """Forget the weights, until they are needed again."""
+        self._loaded = None
+
+
+@dataclass(slots=True)
+class Encoders:
+    """What `encoded.fill.fill` takes."""
+
+    codec: Lazy
+    conditions: dict[str, ConditionEncoder]
+
+
+class Engine:
+    """The models of a run's settings, on this process's device.
+
+    Args:
+        memory: the folder of what is remembered of files.
+        say: shows a sentence.
+        device: that of the process; None for the first that there is.
+    """
+
+    def __init__(
+        self, models: Models, memory: Path, say: Callable[[str], None], device: torch.device | None = None
+    ) -> None:
+        self._models = models
+        self.say = say
+        self.device = device or _device()
+        self.ids = Remembered(memory / "encoders.sqlite", _IDS)
+        self._lazy: dict[str, Lazy] = {}
+
+    def encoders(self, family: ModelFamily, condition: str) -> Encoders:
+        """The encoders of a dataset.
+
+        Raises:
+            UserError: a model is not named or not found, or only ComfyUI encodes the condition.
+        """
+        codec = self.codec(family)
+        kinds = {kind.name for kind in family.kinds(condition)}
+        vision = None
+        if CLIP_VISION.name in kinds and self._models.clip_vision:
+            vision = self._of("the CLIP vision", "clip_vision", condition,
+                              partial(load_clip_vision, condition=condition, device=self.device))
+        given = images.frame_encoders(family, condition, codec, vision)
+        return Encoders(codec, {TEXT.name: self.text(), **given})
+
+    def codec(self, family: ModelFamily) -> Lazy:
+        """The VAE; UserError as `encoders`."""
+        return self._of("the VAE", "vae", family.name, partial(load_codec, family=family, device=self.device))
+
+    def text(self) -> Lazy:
+        """The text encoder; UserError as `encoders`."""
+        return self._of("the text encoder", "clip", "", partial(load_text_encoder, device=self.device))
+
+    def denoiser(self, id: str = "", is_low: bool = False) -> Denoiser:
+        """The model in training.
+
+        Args:
+            id: of the base model where another program has named it; "" for its own.
+            is_low: whether it is the low-noise expert.
+
+        Raises:
+            UserError: it is not named, not found, or none that is trained here.
+        """
+        from ..trainer.wan_diffusers.denoiser import DiffusersDenoiser
+        from ..trainer.wan_diffusers.loading import family_of_transformer, load_transformer
+
+        self.release()
+        path = self.path("model_low" if is_low else "model")
+        self.say(f"Loading {path.name}")
+        transformer = load_transformer(
+            path, getattr(torch, self._models.dtype), self.device, self._models.quantization)
+        return DiffusersDenoiser(transformer, family_of_transformer(transformer), self.device, id)
+
+    def path(self, name: str) -> Path:
+        """The file or folder of a model, by the key of the section `models`.
+
+        Raises:
+            UserError: it is not named, or there is none or more than one of that name.
+        """
+        return find(name, getattr(self._models, name), self._models.folder)
+
+    def release(self) -> None:
+        """Have no encoder loaded."""
+        for lazy in self._lazy.values():
+            lazy.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _of(self, title: str, name: str, variant: str, load: Callable[..., object]) -> Lazy:
+        """One object for each model, so that it is loaded once."""
+        path = self.path(name)
+        key = f"{path} {variant}"
+        if key not in self._lazy:
+            self._lazy[key] = Lazy(self, title, path, variant, partial(load, path))
+        return self._lazy[key]
+
+
+def find(name: str, given: str, folder: str) -> Path:
+    """A model's file or folder.
+
+    Args:
+        name: the key of the section `models`.
+        given: its path, or the name of a file somewhere below `folder`.
+
+    Raises:
+        UserError: it is not given, or there is none or more than one of that name.
+    """
+    flag = f"--{name.replace('_', '-')}"
+    if not given:
+        raise UserError(f"{name} of [models] is empty; give the file with {flag}, or in the settings.")
+    path = Path(given).expanduser()
+    if path.exists():
+        return path.absolute()
+    if not folder:
+        raise UserError(f"There is no {given} for {name}; give the path of the file with {flag}, or the folder it is "
+                        "in with --models.folder.")
+    found = sorted(Path(folder).expanduser().rglob(path.name))
+    if not found:
+        raise UserError(f"There is no {path.name} for {name} in {folder} or the folders below; give its path with "
+                        f"{flag}.")
+    if len(found) > 1:
+        raise UserError(f"There are {len(found)} files {path.name} for {name} in {folder}, such as {found[0]} and "
+                        f"{found[1]}; give the path of one with {flag}.")
+    return found[0].absolute()
+
+
+def _stamp(path: Path) -> Stamp:
+    """Of a file, or of all files of a folder together."""
+    if path.is_file():
+        return Stamp.of(path)
+    stamps = [Stamp.of(each) for each in sorted(path.rglob("*")) if each.suffix in _SUFFIXES]
+    return Stamp(sum(stamp.size for stamp in stamps), max((stamp.modified for stamp in stamps), default=0),
+                 max((stamp.changed for stamp in stamps), default=0))
+
+
+def _device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+    return torch.device("cpu") if found is None else torch.device(found.type, 0)
+
+
+def conditions_of(
+    pixels_FHW3: np.ndarray, family: ModelFamily, encoders: Mapping[str, ConditionEncoder]
+) -> dict[str, torch.Tensor]:
+    """What a model is given of a clip beside the text, see wan_diffusers/images.py."""
+    return images.conditions_of(pixels_FHW3, family, encoders)
