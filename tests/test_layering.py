@@ -22,7 +22,10 @@ NODES_ORDER = ("backend", "media", "page")
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
-           "diffusers": {"trainer/training/optim.py"},
+           "accelerate": {"trainer/wan_diffusers/loading.py"},
+           "diffusers": {"trainer/training/optim.py", "trainer/wan_diffusers/loading.py",
+                         "trainer/wan_diffusers/quantised.py", "trainer/wan_diffusers/denoiser.py"},
+           "psutil": {"trainer/wan_diffusers/space.py"}, "torchao": {"trainer/wan_diffusers/quantised.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
            "scipy": {"trainer/training/objective.py"},
            "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before
