@@ -6,6 +6,8 @@ cache, neither VAE nor text encoder is read.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +105,7 @@ class Engine:
     def __init__(
         self, models: Models, memory: Path, say: Callable[[str], None], device: torch.device | None = None
     ) -> None:
+        _hide_torchvision_that_does_not_load()
         self._models = models
         self.say = say
         self.device = device or _device()
@@ -212,6 +215,17 @@ def _stamp(path: Path) -> Stamp:
     stamps = [Stamp.of(each) for each in sorted(path.rglob("*")) if each.suffix in _SUFFIXES]
     return Stamp(sum(stamp.size for stamp in stamps), max((stamp.modified for stamp in stamps), default=0),
                  max((stamp.changed for stamp in stamps), default=0))
+
+
+def _hide_torchvision_that_does_not_load() -> None:
+    """transformers imports it where it is installed, and fails where it was built for another torch; nothing here needs
+    it."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None  # to importlib there is none
 
 
 def _device() -> torch.device:

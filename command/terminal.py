@@ -16,6 +16,9 @@ SECONDS_ON_A_TERMINAL = 0.1
 SECONDS_ELSEWHERE = 30.0
 """Between two lines of progress."""
 
+SECONDS_TO_THE_FIRST = 5.0
+"""Elsewhere than on a terminal: what is done sooner says so alone."""
+
 BAR = 20
 """Characters of the bar."""
 
@@ -54,6 +57,8 @@ class Terminal:
         """
         now, is_last = self._clock(), done >= total
         pause = SECONDS_ON_A_TERMINAL if self._is_terminal else SECONDS_ELSEWHERE
+        if self._last is None and not self._is_terminal:
+            self._last = now - pause + SECONDS_TO_THE_FIRST
         if self._last is not None and now - self._last < pause and not is_last:
             return
         self._last = None if is_last else now

@@ -1,0 +1,223 @@
+"""`wantune train` and `wantune resume`: a run from settings to a LoRA, or the rest of one."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..trainer.base.errors import UserError
+from ..trainer.base.files import replacing
+from ..trainer.base.switches import own_switches
+from ..trainer.encoded.cache import CachedDataset
+from ..trainer.job.settings import Settings, to_toml
+from ..trainer.lora import file as lora_file
+from ..trainer.model.backend import Denoiser
+from ..trainer.model.conditions import TEXT
+from ..trainer.runs import history
+from ..trainer.runs.folder import delete_run, writing
+from ..trainer.settings.memory import EXACT
+from ..trainer.settings.training import BY_TURNS
+from ..trainer.training import experts
+from ..trainer.training.experts import HIGH, LOW
+from ..trainer.training.pair import Pair
+from ..trainer.training.run import Run
+from . import data, given
+from .engine import Engine, find
+from .given import KEPT, Given
+from .parsers import RUNS
+from .previews import Previewer, Texts
+from .runs import folder_of
+from .stopping import Stopping
+from .terminal import Terminal
+from .watching import Watching
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a LoRA, or go on where the same run was left."""
+    terminal = Terminal()
+    return _train(given.of(arguments, terminal), arguments, terminal)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run, by what is kept in its folder."""
+    folder = folder_of(arguments.run, arguments.runs)
+    if not (folder / KEPT).is_file():
+        raise UserError(f"{folder.name} was not begun by this command line, so nothing says where its data and models "
+                        "are; export it with Export Training Job in ComfyUI, or give its settings to `wantune train`.")
+    arguments.runs = folder.parent
+    return _train(given.of_file(folder / KEPT, arguments), arguments, Terminal(), folder)
+
+
+def _train(asked: Given, arguments: argparse.Namespace, terminal: Terminal, resumed: Path | None = None) -> int:
+    """The model of the settings, or both experts of Wan2.2 A14B, by turns or one after the other.
+
+    Args:
+        resumed: the folder of the run that is meant, which must be that of these settings.
+    """
+    settings = asked.settings
+    if settings.train.memory.products != EXACT:
+        raise UserError(f"products is {settings.train.memory.products}, which only ComfyUI's models have; set it to "
+                        f"{EXACT}, or choose a quantization of [models].")
+    folder = data.cache_folder(arguments)
+    engine = Engine(settings.models, folder, terminal.say)
+    dataset = data.encoded(settings, folder, engine, terminal)
+    texts = _texts(settings, dataset, engine, terminal)
+    groups: list[tuple[str, ...]] = [("",)]
+    if settings.models.model_low:
+        groups = [(HIGH, LOW)] if settings.order == BY_TURNS else [(HIGH,), (LOW,)]
+    runs = [_name(settings, expert) for group in groups for expert in group]
+    for group in groups:
+        denoisers = {expert: engine.denoiser(is_low=expert == LOW) for expert in group}
+        if len(group) == 2:
+            experts.check_pair(denoisers[HIGH], denoisers[LOW])
+        previewers = {expert: texts and Previewer(settings.previews, texts, each, engine.codec(each.family))
+                      for expert, each in denoisers.items()}
+        code = _run(asked, dataset, denoisers, previewers, arguments.runs, terminal,
+                    resumed if len(runs) == 1 else None)
+        if code:
+            return code
+    return 0
+
+
+def _texts(settings: Settings, dataset: CachedDataset, engine: Engine, terminal: Terminal) -> Texts | None:
+    """The prompts of the previews, encoded; None where none are made."""
+    if settings.previews is None:
+        return None
+    if settings.models.model_low or {kind.name for kind in dataset.kinds} - {TEXT.name}:
+        why = "each expert alone makes none" if settings.models.model_low else "prompts have no frames to begin with"
+        terminal.say(f"no previews on the way: {why}; use `wantune sample`")
+        return None
+    texts = Texts(settings.previews, engine.text())
+    engine.release()
+    return texts
+
+
+def _name(settings: Settings, expert: str) -> str:
+    return f"{settings.run_name}_{expert}" if expert else settings.run_name
+
+
+def _run(
+    asked: Given, dataset: CachedDataset, denoisers: Mapping[str, Denoiser], previewers: Mapping[str, Previewer | None],
+    folder: Path, terminal: Terminal, resumed: Path | None
+) -> int:
+    """Train one model, or two by turns; the exit code.
+
+    Args:
+        denoisers: by expert, "" for the whole of a model; likewise `previewers`.
+        folder: of all runs.
+    """
+    settings = asked.settings
+    with ExitStack() as stack:
+        stack.enter_context(own_switches())
+        runs = {expert: stack.enter_context(_opened(settings, dataset, expert, denoiser, previewers[expert], folder))
+                for expert, denoiser in denoisers.items()}
+        for expert, run in runs.items():
+            if resumed is not None and run.folder.path.resolve() != resumed.resolve():
+                _forget(run)
+                raise UserError(f"With these settings it is another run than {resumed.name}, as they change what is "
+                                "learned; leave them out, or begin that run with `wantune train`.")
+            for note in run.notes:
+                terminal.say(f"{_title(expert)}{note}")
+            if run.is_finished:
+                terminal.say(f"{_title(expert)}trained before: {run.steps} steps")
+        left = {expert: run for expert, run in runs.items() if not run.is_finished}
+        for expert, run in left.items():
+            _describe(run, asked)
+            beside = sum(other.lasting_bytes for other in left.values() if other is not run)
+            terminal.say(f"{_title(expert)}{run.memory_plan(previewers[expert], beside).told()}")
+            if previewers[expert] is not None:
+                previewers[expert].folder = run.folder.path
+        code = _watched(left, previewers, terminal, folder) if left else 0
+        print("\n".join(str(run.folder.path) for run in runs.values()))
+        return code
+
+
+def _opened(
+    settings: Settings, dataset: CachedDataset, expert: str, denoiser: Denoiser, previewer: Previewer | None,
+    folder: Path
+) -> Run:
+    config, models = settings.train, settings.models
+    denoiser.compile = config.memory.compile
+    if expert:
+        config = replace(config, objective=experts.in_numbers(
+            experts.of_expert(config.objective, expert), denoiser.family))
+    is_low = expert == LOW
+    continued = _continued(settings.continue_from_low if is_low else settings.continue_from)
+    return Run(denoiser, dataset, _name(settings, expert), config, folder, continued, settings.restart,
+               settings.attempt, Path(models.model_low if is_low else models.model).name, previewer)
+
+
+def _watched(
+    runs: Mapping[str, Run], previewers: Mapping[str, Previewer | None], terminal: Terminal, folder: Path
+) -> int:
+    """Train to the end, or until Ctrl-C; the exit code."""
+    pair = Pair(runs, takes_turns=len(runs) == 2)
+    watching = {expert: Watching(terminal, _title(expert)) for expert in runs}
+    try:
+        with Stopping() as stopping, closing(pair.events(previewers)) as events:
+            for expert, event in events:
+                watching[expert].show(event)
+                pair.stop = stopping.is_asked
+    except KeyboardInterrupt:
+        _say_how_to_go_on(runs, terminal, folder)
+        raise
+    if stopping.is_asked and any(each.step < each.total_steps for each in watching.values()):
+        _say_how_to_go_on(runs, terminal, folder)
+        return stopping.exit_code
+    return 0
+
+
+def _title(expert: str) -> str:
+    return f"{expert}: " if expert else ""
+
+
+def _say_how_to_go_on(runs: Mapping[str, Run], terminal: Terminal, folder: Path) -> None:
+    where = "" if folder == RUNS else f" --runs {shlex.quote(str(folder))}"
+    for expert, run in runs.items():
+        step = max(run.folder.steps(), default=0)
+        terminal.say(f"{_title(expert)}stopped and saved after step {step}; go on with: wantune resume "
+                     f"{shlex.quote(run.folder.path.name)}{where}")
+
+
+def _describe(run: Run, asked: Given) -> None:
+    """Write what the run was begun with into its folder, for `resume`, and where it came from, for lists of runs."""
+    path = run.folder.path
+    with writing(path), replacing(path / KEPT) as temporary:
+        temporary.write_text(to_toml(_without_wishes(asked)), encoding="utf-8")
+    started = history.read_json(path / "origin.json").get("started", time.time())
+    run.folder.describe({"base": run.base_model, "started": started, "notes": list(run.notes)}, {})
+
+
+def _without_wishes(asked: Given) -> dict:
+    """The sections as they are to be read again: the newest attempt is then the one that is meant."""
+    sections = dict(asked.sections)
+    models = dict(sections.get("models", {}))
+    for name in ("model", "model_low", "vae", "clip", "clip_vision"):
+        if models.get(name):
+            models[name] = str(find(name, models[name], models.get("folder", "")))
+    if asked.settings.restart:
+        sections["train_wan_lora"] = {**sections["train_wan_lora"], "restart": False}
+    return {**sections, "models": models} if models else sections
+
+
+def _continued(name: str) -> dict[str, torch.Tensor] | None:
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no {name} to continue from; give a LoRA file as continue_from.")
+    return lora_file.read(path)
+
+
+def _forget(run: Run) -> None:
+    """Delete the folder that was made for a run which is not to be, where nothing is in it yet."""
+    run.close()
+    if not run.folder.logged() and not run.folder.steps():
+        delete_run(run.folder.path)
