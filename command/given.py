@@ -13,6 +13,7 @@ from ..trainer.job import settings
 from ..trainer.job.settings import Settings
 from . import options
 from .options import Sections
+from .runs import folder_of
 from .terminal import Terminal
 
 KEPT = "settings.toml"
@@ -44,6 +45,22 @@ def of_file(path: Path, arguments: argparse.Namespace) -> Given:
         UserError: as `of`.
     """
     return checked(absolute(settings.read(path), path.absolute().parent), arguments)
+
+
+def of_source(arguments: argparse.Namespace, source: str) -> tuple[Given, Path | None]:
+    """The settings of a run or of a file, and the run's folder if it is one.
+
+    Raises:
+        UserError: there is neither, or the run does not say what it was begun with.
+    """
+    path = Path(source)
+    if path.is_file():
+        return of_file(path, arguments), None
+    folder = folder_of(source, arguments.runs)
+    if not (folder / KEPT).is_file():
+        raise UserError(f"{folder.name} was not begun by this command line, so nothing says where its data and models "
+                        "are; export it with Export Training Job in ComfyUI, or give its settings to `wantune train`.")
+    return of_file(folder / KEPT, arguments), folder
 
 
 def checked(sections: Mapping[str, Any], arguments: argparse.Namespace) -> Given:

@@ -108,6 +108,8 @@ def _sample(command: argparse.ArgumentParser) -> None:
                          "Default: best.")
     command.add_argument("--strength", type=float, default=1.0, metavar="X", help="of the LoRA; 0 = the base model. "
                          "Default: 1.")
+    command.add_argument("--first-frame", type=Path, metavar="FILE", help="the picture that image-to-video begins with")
+    command.add_argument("--last-frame", type=Path, metavar="FILE", help="the one it ends with, of FLF2V")
     command.add_argument("-o", "--output", type=Path, default=Path("sample.mp4"), metavar="FILE", help="the video, "
                          "mp4; a number is added for further prompts. Default: sample.mp4.")
     _places(command)

@@ -33,7 +33,6 @@ from .engine import Engine, find
 from .given import KEPT, Given
 from .parsers import RUNS
 from .previews import Previewer, Texts
-from .runs import folder_of
 from .stopping import Stopping
 from .terminal import Terminal
 from .watching import Watching
@@ -47,12 +46,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a run, by what is kept in its folder."""
-    folder = folder_of(arguments.run, arguments.runs)
-    if not (folder / KEPT).is_file():
-        raise UserError(f"{folder.name} was not begun by this command line, so nothing says where its data and models "
-                        "are; export it with Export Training Job in ComfyUI, or give its settings to `wantune train`.")
+    asked, folder = given.of_source(arguments, arguments.run)
+    if folder is None:
+        raise UserError(f"{arguments.run} is a file and no run; give settings to `wantune train`.")
     arguments.runs = folder.parent
-    return _train(given.of_file(folder / KEPT, arguments), arguments, Terminal(), folder)
+    return _train(asked, arguments, Terminal(), folder)
 
 
 def _train(asked: Given, arguments: argparse.Namespace, terminal: Terminal, resumed: Path | None = None) -> int:
