@@ -21,11 +21,12 @@ NODES_ORDER = ("backend", "media", "page")
 """The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
+WAN_DIFFUSERS = {f"trainer/wan_diffusers/{name}.py" for name in (
+    "codec", "denoiser", "images", "loading", "quantised", "sampling", "space", "text")}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
-           "accelerate": {"trainer/wan_diffusers/loading.py"},
-           "diffusers": {"trainer/training/optim.py", "trainer/wan_diffusers/loading.py",
-                         "trainer/wan_diffusers/quantised.py", "trainer/wan_diffusers/denoiser.py"},
-           "psutil": {"trainer/wan_diffusers/space.py"}, "torchao": {"trainer/wan_diffusers/quantised.py"},
+           "diffusers": {"trainer/training/optim.py", *WAN_DIFFUSERS},
+           "accelerate": WAN_DIFFUSERS, "transformers": WAN_DIFFUSERS, "sentencepiece": WAN_DIFFUSERS,
+           "tokenizers": WAN_DIFFUSERS, "psutil": WAN_DIFFUSERS, "torchao": WAN_DIFFUSERS,
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
            "scipy": {"trainer/training/objective.py"},
            "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before

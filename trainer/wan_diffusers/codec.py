@@ -113,11 +113,10 @@ def load_codec(
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    vae = _vae(read(path, "vae"), _WANTED[family.latent_channels])
-    return DiffusersCodec(vae.to(device, dtype), family)
+    return DiffusersCodec(_vae(read(path, "vae"), dtype, _WANTED[family.latent_channels]).to(device), family)
 
 
-def _vae(weights: Mapping[str, torch.Tensor], wanted: str):
+def _vae(weights: Mapping[str, torch.Tensor], dtype: torch.dtype, wanted: str):
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLWan
 
@@ -127,7 +126,7 @@ def _vae(weights: Mapping[str, torch.Tensor], wanted: str):
         raise UserError(f"The file holds no VAE of Wan; load {wanted}.")
     with init_empty_weights(include_buffers=False):
         vae = AutoencoderKLWan(**_config(weights))
-    fill(vae, weights, wanted)
+    fill(vae, {name: value.to(dtype) for name, value in weights.items()}, wanted)
     return vae
 
 

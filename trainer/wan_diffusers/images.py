@@ -147,7 +147,7 @@ def frame_encoders(
     """The encoders of what a dataset of this `condition` gives to a model beside the text, by kind.
 
     Args:
-        family: of the dataset, or of a model.
+        family: of the dataset.
         clip_vision: None where there is none; then the dataset lacks it, and only Wan2.1's image-to-video needs it.
 
     Raises:

@@ -9,7 +9,9 @@ Shape legend: L text tokens, D width of the text encoder.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +33,9 @@ _BESIDE = re.compile(r".*\.(scale_input|input_scale|comfy_quant)|scaled_fp8|spie
 
 _WORDS = "shared.weight", "encoder.embed_tokens.weight"
 """Both names of the embedding of words; files have one or both."""
+
+
+_BLOCK = re.compile(r"encoder\.block\.(\d+)\.")
 
 
 class Tokenizer(Protocol):
@@ -63,16 +68,27 @@ class SentencePiece:
 
 
 class TokenizerFile:
-    """The tokenizer as newer diffusers folders hold it: tokenizer.json alone."""
+    """The tokenizer as newer diffusers folders hold it: tokenizer.json alone.
+
+    Raises:
+        UserError: it is another tokenizer than UMT5's.
+    """
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as Read
 
-        self._tokenizer = Read.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # "</s>" in a caption is text
-        self.id = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
+        said = json.loads(content)
+        if said["model"]["type"] != "Unigram":
+            raise UserError(f"{path} holds a {said['model']['type']} tokenizer and not UMT5's; give the tokenizer that "
+                            "belongs to the text encoder.")
+        # "</s>" in a caption is text, as for SentencePiece; the end token is added by its number
+        special = {token["content"] for token in said["added_tokens"] if token["special"]}
+        said["model"]["vocab"] = [["\0" + piece if piece in special else piece, score]
+                                  for piece, score in said["model"]["vocab"]]
+        said |= {"added_tokens": [], "truncation": None, "padding": None}
+        self._tokenizer = Read.from_str(json.dumps(said))
+        self.id = hashlib.sha256(content).hexdigest()
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
@@ -125,9 +141,17 @@ def load_text_encoder(path: Path, device: torch.device | str = "cpu") -> Umt5Enc
     scales = {name.removesuffix(end): value for name, value in weights.items() for end in _SCALES if name.endswith(end)}
     weights = {name: value for name, value in weights.items()
                if not name.endswith(_SCALES) and not _BESIDE.fullmatch(name)}
+    weights = _without_marks(weights)
     if words := [weights.pop(name) for name in _WORDS if name in weights]:
         weights[_WORDS[0]] = words[0]
     return Umt5Encoder(_model(weights, scales).to(device), tokenizer)
+
+
+def _without_marks(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without blocks of a single tensor: small files have one, by which ComfyUI knows UMT5-XXL."""
+    blocks = {name: match[1] for name in weights if (match := _BLOCK.match(name))}
+    counts = Counter(blocks.values())
+    return {name: value for name, value in weights.items() if counts[blocks.get(name)] != 1}
 
 
 def _tokenizer(path: Path, weights: Mapping[str, torch.Tensor]) -> Tokenizer:
@@ -181,7 +205,7 @@ def _config(weights: Mapping[str, torch.Tensor]):
     if not all(name in weights for name in names):
         raise UserError(f"The file holds no UMT5 encoder; load {WANTED}.")
     words, query, bias, wide = (weights[name].shape for name in names)
-    layers = {match[1] for name in weights if (match := re.match(r"encoder\.block\.(\d+)\.", name))}
+    layers = {match[1] for name in weights if (match := _BLOCK.match(name))}
     return UMT5Config(
         vocab_size=words[0], d_model=words[1], d_kv=query[0] // bias[1], num_heads=bias[1], d_ff=wide[0],
         num_layers=len(layers), feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6,
