@@ -11,9 +11,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from ..runs.folder import check_name
 from ..settings.checks import check_least
 from ..settings.data import DatasetConfig
 from ..settings.memory import MemoryConfig
+from ..settings.presets import fill
 from ..settings.training import (
     AS_SAMPLED,
     BY_TURNS,
@@ -33,13 +33,8 @@ from ..settings.training import (
     ValidationConfig,
 )
 from . import configs
-from .widgets import SECTIONS, Section, Value
-
-LOAD, DATASET, TRAIN, PREVIEWS, MODELS = (
-    "load_dataset", "dataset_settings", "train_wan_lora", "preview_settings", "models")
-
-JOB = "job"
-"""The section that a job's own file has besides; see folder.py."""
+from .checked import DATASET, LOAD, MODELS, PREVIEWS, TRAIN, checked, with_fractions
+from .widgets import SECTIONS
 
 _NOISE_LEVELS = 1000
 """Of ComfyUI's model, among which its scheduler "simple" chooses."""
@@ -153,77 +148,36 @@ def _toml():
     return tomllib
 
 
-def of(sections: Mapping, base: Path) -> Settings:
+def of(sections: Mapping, base: Path, is_exact: bool = False) -> Settings:
     """The records that are made of a settings file.
 
     Args:
         base: what folders are relative to; of a file, the folder in which it lies.
+        is_exact: 32 is another value than 32.0, as it is in the key of a run. Otherwise it makes no difference how a
+            number is written.
 
     Raises:
         UserError: a section or key is unknown, or a value is not taken; the sentence names it.
     """
     sections = checked(sections)
-    previews, train = sections.get(PREVIEWS, {}), dict(sections.get(TRAIN, {}))
+    train = {"preset": SECTIONS[TRAIN].widget("preset").default, **sections.get(TRAIN, {})}
+    train = fill(train.pop("preset"), train)
+    if not is_exact:
+        sections = {name: with_fractions(name, each) for name, each in sections.items()}
+        train = with_fractions(TRAIN, train)
+    previews = sections.get(PREVIEWS, {})
     plan = PreviewPlan(**{**previews, "prompts": _prompts(previews)})
     about_run = {name: train.pop(name) for name in ("run_name", "continue_from", "continue_from_low", "restart",
                                                     "attempt", "order") if name in train}
     check_name(about_run.get("run_name", "my_lora"))
+    about_run |= {name: str((base / about_run[name]).resolve()) for name in ("continue_from", "continue_from_low")
+                  if about_run.get(name)}
     return Settings(
         datasets=tuple(_dataset(each, base) for each in sections.get(LOAD, ())),
         train=_train(train, sections, plan),
         models=Models(**sections.get(MODELS, {})),
         previews=plan if plan.prompts else None,
         **about_run)
-
-
-def checked(sections: Mapping) -> dict:
-    """The sections with each value as its widget has it; load_dataset is a list, each with its dataset_settings.
-
-    Raises:
-        UserError: as `of`, for what a single key shows.
-    """
-    if not isinstance(sections, Mapping):
-        raise UserError(f"The settings are {type(sections).__name__}; write sections, such as [{TRAIN}].")
-    if JOB in sections:
-        raise UserError("These settings are the job.toml of a job; give the folder in which it lies.")
-    found = {}
-    for name, content in sections.items():
-        section = SECTIONS.get(name)
-        if section is None:
-            raise UserError(f"There is no section {name!r}; {_nearest(name, SECTIONS)}.")
-        if name == LOAD:
-            found[name] = [_checked_dataset(each) for each in (content if isinstance(content, list) else [content])]
-        else:
-            found[name] = _checked(section, content)
-    shared = found.pop(DATASET, {})
-    for dataset in found.get(LOAD, ()):
-        dataset[DATASET] = {**shared, **dataset[DATASET]}
-    return found
-
-
-def _checked_dataset(content: object) -> dict:
-    own = dict(content) if isinstance(content, Mapping) else content
-    settings = own.pop(DATASET, {}) if isinstance(own, dict) else {}
-    return {**_checked(SECTIONS[LOAD], own), DATASET: _checked(SECTIONS[DATASET], settings)}
-
-
-def _checked(section: Section, content: object) -> dict[str, Value]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{section.name} is {content!r}; write it as a section, [{section.name}], with its keys below.")
-    found = {}
-    for name, value in content.items():
-        widget = section.widget(name)
-        if widget is None:
-            known = [each.name for each in section.widgets]
-            raise UserError(f"{section.name} has no key {name!r}; {_nearest(name, known)}.")
-        found[name] = widget.taken(value, f"{name} of {section.name}")
-    return found
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = get_close_matches(name, known, 1, 0.6)
-    return f"did you mean {close[0]}" if close else f"there are {', '.join(known)}"
 
 
 def _dataset(section: Mapping, base: Path) -> DatasetConfig:
@@ -240,7 +194,7 @@ def _train(widgets: Mapping, sections: Mapping, plan: PreviewPlan) -> TrainConfi
     if objective.get("timesteps") == AS_SAMPLED:
         objective["sigmas"] = sigmas or (plan.sigmas if PREVIEWS in sections else ())
     return configs.train_config(
-        **{"preset": SECTIONS[TRAIN].widget("preset").default, **widgets},
+        **widgets,
         adapter=sections.get("adapter_settings"),
         optimizer=OptimizerConfig(**sections.get("optimizer_settings", {})),
         objective=ObjectiveConfig(**objective),

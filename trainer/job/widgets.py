@@ -60,7 +60,7 @@ class Widget:
         return type(self.default)
 
     def taken(self, value: object, where: str) -> Value:
-        """A value of a settings file as the widget would have it.
+        """A value of a settings file as the widget would have it; whole numbers stay what they are.
 
         Args:
             where: names the key in sentences.
@@ -71,11 +71,9 @@ class Widget:
         if self.separator and isinstance(value, (list, tuple)):
             return self.separator.join(str(each) for each in value)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if self.type is float and is_number:
-            value = float(value)
-        elif self.type is int and is_number and value == int(value):
+        if self.type is int and is_number and value == int(value):
             value = int(value)
-        if type(value) is not self.type:
+        if type(value) is not self.type and not (self.type is float and is_number):
             raise UserError(f"{where} is {value!r}; give {_KINDS[self.type]}, for example {told(self.default)}.")
         if self.choices and value not in self.choices:
             raise UserError(f"{where} is {value!r}; choose one of {'; '.join(self.choices)}.")

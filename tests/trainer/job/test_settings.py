@@ -1,5 +1,6 @@
 """A settings file: what it may say, what is made of it, and what is answered where it says something else."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_file_becomes_records(tmp_path):
     assert train.optimizer.weight_decay == 1.0 and len(train.objective.sigmas) == 5
     assert found.previews.prompts == ("zwx runs",) and found.attempt == 2
     assert found.models == settings.Models(model="wan.safetensors", dtype="float32")
+
+
+def test_how_a_number_is_written_makes_another_run_of_a_job_alone():
+    """In the key of a run 8 and 8.0 differ, and a graph may hold either."""
+    whole, fraction = ({"train_wan_lora": {"alpha": alpha}} for alpha in (8, 8.0))
+    keys = [[json.dumps(settings.of(each, None, is_exact).train.identity()) for each in (whole, fraction, {})]
+            for is_exact in (False, True)]
+    assert keys[0][0] == keys[0][1] and keys[1][0] != keys[1][1] == keys[0][1]
+    assert '"alpha": 32.0' in keys[0][2] and '"alpha": 32,' in keys[1][2], "what a preset fills in"
 
 
 def test_json_says_the_same(tmp_path):
