@@ -40,6 +40,8 @@ def cache(arguments: argparse.Namespace) -> int:
     terminal = Terminal()
     settings, folder = given.of(arguments, terminal).settings, cache_folder(arguments)
     cached = encoded(settings, folder, Engine(settings.models, folder, terminal.say), terminal)
+    for note in cached.notes:
+        terminal.say(f"note: {note}")
     print(f"{len(cached.samples)} samples are encoded, {len(cached.held_out)} held out; the cache holds "
           f"{Store(folder).size()} in {folder}")
     return 0
@@ -73,15 +75,16 @@ def encoded(settings: Settings, folder: Path, engine: Engine, terminal: Terminal
         UserError: as `scanned`; a model is missing or another one than the data is for; the disk is full.
     """
     found = scanned(settings, folder, terminal)
-    for rejection in found.rejected:
-        terminal.say(f"left out: {rejection.reason}")
+    if found.rejected or found.notes:
+        terminal.say(f"{len(found.rejected)} files are left out, and there are {len(found.notes)} notes on the data; "
+                     "`wantune scan` lists them")
     encoders = engine.encoders(found.family, found.condition)
     with own_switches():
         cached = _followed(
             fill(found, Store(folder), encoders.codec, encoders.conditions), "encoding", terminal)
     engine.release()
-    for line in (*(f"left out: {rejection.reason}" for rejection in cached.left_out), *found.notes, *cached.notes):
-        terminal.say(line)
+    for rejection in cached.left_out:
+        terminal.say(f"left out: {rejection.reason}")
     return cached
 
 

@@ -7,6 +7,7 @@ cache, neither VAE nor text encoder is read.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..trainer.base.errors import UserError
 from ..trainer.base.files import Stamp
 from ..trainer.base.remembered import Remembered
+from ..trainer.job.models import find
 from ..trainer.job.settings import Models
 from ..trainer.model.backend import ConditionEncoder, Denoiser
 from ..trainer.model.conditions import CLIP_VISION, TEXT
@@ -27,6 +28,9 @@ from ..trainer.wan_diffusers import images
 from ..trainer.wan_diffusers.codec import load_codec
 from ..trainer.wan_diffusers.images import load_clip_vision
 from ..trainer.wan_diffusers.text import load_text_encoder
+
+ROLES = ("model", "model_low", "vae", "clip", "clip_vision")
+"""The models of a run, by their keys in the section `models`."""
 
 _IDS = "1"
 """Version of what is remembered of encoders: raise it when one of them gives another id for the same file."""
@@ -106,6 +110,8 @@ class Engine:
         self, models: Models, memory: Path, say: Callable[[str], None], device: torch.device | None = None
     ) -> None:
         _hide_torchvision_that_does_not_load()
+        for library in ("diffusers", "transformers"):
+            logging.getLogger(library).setLevel(logging.ERROR)  # they warn of what is meant to be so
         self._models = models
         self.say = say
         self.device = device or _device()
@@ -125,7 +131,11 @@ class Engine:
             vision = self._of("the CLIP vision", "clip_vision", condition,
                               partial(load_clip_vision, condition=condition, device=self.device))
         given = images.frame_encoders(family, condition, codec, vision)
-        return Encoders(codec, {TEXT.name: self.text(), **given})
+        text = self.text()
+        # the largest last: captions come first, so that it need not be loaded twice where no id is known yet
+        for encoder in (codec, *given.values(), text):
+            encoder.id  # noqa: B018
+        return Encoders(codec, {TEXT.name: text, **given})
 
     def codec(self, family: ModelFamily) -> Lazy:
         """The VAE; UserError as `encoders`."""
@@ -135,12 +145,12 @@ class Engine:
         """The text encoder; UserError as `encoders`."""
         return self._of("the text encoder", "clip", "", partial(load_text_encoder, device=self.device))
 
-    def denoiser(self, id: str = "", is_low: bool = False) -> Denoiser:
+    def denoiser(self, role: str = "model", id: str = "") -> Denoiser:
         """The model in training.
 
         Args:
+            role: its key in the section `models`.
             id: of the base model where another program has named it; "" for its own.
-            is_low: whether it is the low-noise expert.
 
         Raises:
             UserError: it is not named, not found, or none that is trained here.
@@ -149,7 +159,7 @@ class Engine:
         from ..trainer.wan_diffusers.loading import family_of_transformer, load_transformer
 
         self.release()
-        path = self.path("model_low" if is_low else "model")
+        path = self.path(role)
         self.say(f"Loading {path.name}")
         transformer = load_transformer(
             path, getattr(torch, self._models.dtype), self.device, self._models.quantization)
@@ -159,9 +169,9 @@ class Engine:
         """The file or folder of a model, by the key of the section `models`.
 
         Raises:
-            UserError: it is not named, or there is none or more than one of that name.
+            UserError: it is not named, or nowhere.
         """
-        return find(name, getattr(self._models, name), self._models.folder)
+        return find(self._models, Path.cwd(), [name])[name]
 
     def release(self) -> None:
         """Have no encoder loaded."""
@@ -177,35 +187,6 @@ class Engine:
         if key not in self._lazy:
             self._lazy[key] = Lazy(self, title, path, variant, partial(load, path))
         return self._lazy[key]
-
-
-def find(name: str, given: str, folder: str) -> Path:
-    """A model's file or folder.
-
-    Args:
-        name: the key of the section `models`.
-        given: its path, or the name of a file somewhere below `folder`.
-
-    Raises:
-        UserError: it is not given, or there is none or more than one of that name.
-    """
-    flag = f"--{name.replace('_', '-')}"
-    if not given:
-        raise UserError(f"{name} of [models] is empty; give the file with {flag}, or in the settings.")
-    path = Path(given).expanduser()
-    if path.exists():
-        return path.absolute()
-    if not folder:
-        raise UserError(f"There is no {given} for {name}; give the path of the file with {flag}, or the folder it is "
-                        "in with --models.folder.")
-    found = sorted(Path(folder).expanduser().rglob(path.name))
-    if not found:
-        raise UserError(f"There is no {path.name} for {name} in {folder} or the folders below; give its path with "
-                        f"{flag}.")
-    if len(found) > 1:
-        raise UserError(f"There are {len(found)} files {path.name} for {name} in {folder}, such as {found[0]} and "
-                        f"{found[1]}; give the path of one with {flag}.")
-    return found[0].absolute()
 
 
 def _stamp(path: Path) -> Stamp:

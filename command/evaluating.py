@@ -50,11 +50,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("Nothing is given to measure; give a run, or LoRA files with --lora.")
     cache = data.cache_folder(arguments)
     engine = Engine(settings.models, cache, terminal.say)
-    dataset = data.encoded(settings, cache, engine, terminal)
+    dataset = asked.dataset() or data.encoded(settings, cache, engine, terminal)
     if not dataset.held_out:
         raise UserError("No files are held out to measure on; set validation_items of load_dataset to 1 or more "
                         "(for a run that was trained on all of them, to see it on what it knows).")
-    denoiser = engine.denoiser()
+    denoiser = engine.denoiser("model", asked.base_id("model"))
     with own_switches():
         dataset, notes = suited(denoiser, dataset)
         for note in notes:

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer.base.errors import UserError
+from ..trainer.encoded.cache import CachedDataset
+from ..trainer.job import folder as jobs
 from ..trainer.job import settings
+from ..trainer.job.checked import JOB, LOAD
+from ..trainer.job.folder import Job
+from ..trainer.job.models import find
 from ..trainer.job.settings import Settings
+from ..trainer.runs import history
 from . import options
 from .options import Sections
 from .runs import folder_of
@@ -27,6 +33,31 @@ class Given:
     sections: Sections
     """As they are asked for, with absolute paths."""
     settings: Settings
+    job: Job | None = None
+    """The folder that they come from, where it is a job's."""
+
+    def dataset(self) -> CachedDataset | None:
+        """The encoded dataset of a job that has one; else the data of the job, if there is one, is checked.
+
+        Raises:
+            UserError: not all of it is there, or it is not what was exported.
+        """
+        if self.job is None:
+            return None
+        cached = self.job.cached()
+        if cached is None:
+            self.job.check_data()
+        return cached
+
+    def base_id(self, role: str) -> str:
+        """What the model is called where the job came from, if it is the very file; "" otherwise.
+
+        Raises:
+            UserError: it has the name of the job's file and another content.
+        """
+        if self.job is None:
+            return ""
+        return self.job.check_models(find(self.settings.models, self.job.folder, [role]))[role]
 
 
 def of(arguments: argparse.Namespace, terminal: Terminal) -> Given:
@@ -35,6 +66,10 @@ def of(arguments: argparse.Namespace, terminal: Terminal) -> Given:
     Raises:
         UserError: there are none, several sources are given, or one has what is not taken.
     """
+    given = arguments.settings
+    if given is not None and (given.is_dir() or given.name == jobs.JOB_FILE):
+        _check_alone(arguments)
+        return of_job(given, arguments)
     return checked(_sections(arguments, terminal), arguments)
 
 
@@ -47,6 +82,20 @@ def of_file(path: Path, arguments: argparse.Namespace) -> Given:
     return checked(absolute(settings.read(path), path.absolute().parent), arguments)
 
 
+def of_job(folder: Path, arguments: argparse.Namespace) -> Given:
+    """The settings of a job, with flags.
+
+    Raises:
+        UserError: there is none, it is damaged or of a newer version; or as `of`.
+    """
+    job = jobs.read(folder)
+    sections = {name: each for name, each in settings.read(job.folder / jobs.JOB_FILE).items() if name != JOB}
+    for section, known in zip(sections.get(LOAD, []), job.data, strict=True):
+        section["folder"] = str(known.folder)
+    whole = options.merged(absolute(sections, job.folder), options.given(arguments))
+    return Given(whole, settings.of(whole, job.folder, is_exact=True), job)
+
+
 def of_source(arguments: argparse.Namespace, source: str) -> tuple[Given, Path | None]:
     """The settings of a run or of a file, and the run's folder if it is one.
 
@@ -57,6 +106,9 @@ def of_source(arguments: argparse.Namespace, source: str) -> tuple[Given, Path |
     if path.is_file():
         return of_file(path, arguments), None
     folder = folder_of(source, arguments.runs)
+    job = history.read_json(folder / "origin.json").get(JOB)
+    if isinstance(job, str):
+        return of_job(Path(job), arguments), folder
     if not (folder / KEPT).is_file():
         raise UserError(f"{folder.name} was not begun by this command line, so nothing says where its data and models "
                         "are; export it with Export Training Job in ComfyUI, or give its settings to `wantune train`.")
@@ -80,9 +132,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def _sections(arguments: argparse.Namespace, terminal: Terminal) -> Sections:
-    sources = arguments.settings, arguments.from_diffusion_pipe, arguments.from_musubi
-    if sum(map(bool, sources)) > 1:
-        raise UserError("Several sources of settings are given; give one, a settings file or that of another trainer.")
+    _check_alone(arguments)
     if arguments.from_diffusion_pipe or arguments.from_musubi:
         # each only where it is asked for
         from . import diffusion_pipe, musubi
@@ -95,6 +145,12 @@ def _sections(arguments: argparse.Namespace, terminal: Terminal) -> Sections:
     if arguments.settings is None:
         return {}
     return absolute(settings.read(arguments.settings), arguments.settings.absolute().parent)
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    sources = arguments.settings, arguments.from_diffusion_pipe, arguments.from_musubi
+    if sum(map(bool, sources)) > 1:
+        raise UserError("Several sources of settings are given; give one, a settings file or that of another trainer.")
 
 
 def absolute(sections: Any, base: Path) -> Any:

@@ -82,7 +82,8 @@ def _latents(
     sampling, frames = sampling_of(plan), None
     found: list[list[torch.Tensor]] = [[] for _ in plan.prompts]
     for stage in _stages(arguments, asked):
-        denoiser = engine.denoiser(is_low=stage.is_low)
+        role = "model_low" if stage.is_low else "model"
+        denoiser = engine.denoiser(role, asked.base_id(role))
         sampling.check(denoiser.family)
         if frames is None:
             frames = _frames(arguments, plan, denoiser, engine)

@@ -16,6 +16,8 @@ from ..trainer.base.errors import UserError
 from ..trainer.base.files import replacing
 from ..trainer.base.switches import own_switches
 from ..trainer.encoded.cache import CachedDataset
+from ..trainer.job.checked import JOB
+from ..trainer.job.models import find
 from ..trainer.job.settings import Settings, to_toml
 from ..trainer.lora import file as lora_file
 from ..trainer.model.backend import Denoiser
@@ -29,7 +31,7 @@ from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.pair import Pair
 from ..trainer.training.run import Run
 from . import data, given
-from .engine import Engine, find
+from .engine import ROLES, Engine
 from .given import KEPT, Given
 from .parsers import RUNS
 from .previews import Previewer, Texts
@@ -65,14 +67,15 @@ def _train(asked: Given, arguments: argparse.Namespace, terminal: Terminal, resu
                         f"{EXACT}, or choose a quantization of [models].")
     folder = data.cache_folder(arguments)
     engine = Engine(settings.models, folder, terminal.say)
-    dataset = data.encoded(settings, folder, engine, terminal)
+    dataset = asked.dataset() or data.encoded(settings, folder, engine, terminal)
     texts = _texts(settings, dataset, engine, terminal)
     groups: list[tuple[str, ...]] = [("",)]
     if settings.models.model_low:
         groups = [(HIGH, LOW)] if settings.order == BY_TURNS else [(HIGH,), (LOW,)]
     runs = [_name(settings, expert) for group in groups for expert in group]
     for group in groups:
-        denoisers = {expert: engine.denoiser(is_low=expert == LOW) for expert in group}
+        roles = {expert: "model_low" if expert == LOW else "model" for expert in group}
+        denoisers = {expert: engine.denoiser(role, asked.base_id(role)) for expert, role in roles.items()}
         if len(group) == 2:
             experts.check_pair(denoisers[HIGH], denoisers[LOW])
         previewers = {expert: texts and Previewer(settings.previews, texts, each, engine.codec(each.family))
@@ -186,32 +189,30 @@ def _say_how_to_go_on(runs: Mapping[str, Run], terminal: Terminal, folder: Path)
 
 def _describe(run: Run, asked: Given) -> None:
     """Write what the run was begun with into its folder, for `resume`, and where it came from, for lists of runs."""
-    path = run.folder.path
-    with writing(path), replacing(path / KEPT) as temporary:
-        temporary.write_text(to_toml(_without_wishes(asked)), encoding="utf-8")
+    path, job = run.folder.path, {}
+    if asked.job is None:
+        with writing(path), replacing(path / KEPT) as temporary:
+            temporary.write_text(to_toml(_without_wishes(asked)), encoding="utf-8")
+    else:
+        job = {JOB: str(asked.job.folder)}
     started = history.read_json(path / "origin.json").get("started", time.time())
-    run.folder.describe({"base": run.base_model, "started": started, "notes": list(run.notes)}, {})
+    run.folder.describe({"base": run.base_model, "started": started, "notes": list(run.notes), **job}, {})
 
 
 def _without_wishes(asked: Given) -> dict:
     """The sections as they are to be read again: the newest attempt is then the one that is meant."""
-    sections = dict(asked.sections)
-    models = dict(sections.get("models", {}))
-    for name in ("model", "model_low", "vae", "clip", "clip_vision"):
-        if models.get(name):
-            models[name] = str(find(name, models[name], models.get("folder", "")))
+    sections, models = dict(asked.sections), dict(asked.sections.get("models", {}))
+    roles = [role for role in ROLES if models.get(role)]
+    models |= {role: str(path) for role, path in find(asked.settings.models, Path.cwd(), roles).items()}
     if asked.settings.restart:
         sections["train_wan_lora"] = {**sections["train_wan_lora"], "restart": False}
     return {**sections, "models": models} if models else sections
 
 
 def _continued(name: str) -> dict[str, torch.Tensor] | None:
-    if not name:
-        return None
-    path = Path(name).expanduser()
-    if not path.is_file():
+    if name and not Path(name).is_file():
         raise UserError(f"There is no {name} to continue from; give a LoRA file as continue_from.")
-    return lora_file.read(path)
+    return lora_file.read(Path(name)) if name else None
 
 
 def _forget(run: Run) -> None:

@@ -62,7 +62,7 @@ class Watching:
         left = ""
         if self._start is None:
             self._start = now, event.step
-        elif event.step > self._start[1]:
+        elif self._start[1] < event.step < event.total_steps:
             seconds = (now - self._start[0]) / (event.step - self._start[1])
             left = f"  {duration(seconds * (event.total_steps - event.step))} left"
         self._terminal.progress(
