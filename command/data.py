@@ -64,23 +64,28 @@ def scanned(settings: Settings, folder: Path, terminal: Terminal) -> Manifest:
     if not settings.datasets:
         raise UserError("No dataset is given; name its folder with --folder, or in the settings as folder of "
                         "[load_dataset].")
-    parts = [_followed(scans.scanning(config, folder / "scans"), "reading", terminal) for config in settings.datasets]
+    parts = [followed(scans.scanning(config, folder / "scans"), "reading", terminal) for config in settings.datasets]
     return manifest.join(parts) if len(parts) > 1 else parts[0]
 
 
-def encoded(settings: Settings, folder: Path, engine: Engine, terminal: Terminal) -> CachedDataset:
+def encoded(
+    settings: Settings, folder: Path, engine: Engine, terminal: Terminal, found: Manifest | None = None
+) -> CachedDataset:
     """The datasets of the settings, encoded; what the cache holds is not encoded again.
+
+    Args:
+        found: what `scanned` gave, where that is known.
 
     Raises:
         UserError: as `scanned`; a model is missing or another one than the data is for; the disk is full.
     """
-    found = scanned(settings, folder, terminal)
+    found = found or scanned(settings, folder, terminal)
     if found.rejected or found.notes:
         terminal.say(f"{len(found.rejected)} files are left out, and there are {len(found.notes)} notes on the data; "
                      "`wantune scan` lists them")
     encoders = engine.encoders(found.family, found.condition)
     with own_switches():
-        cached = _followed(
+        cached = followed(
             fill(found, Store(folder), encoders.codec, encoders.conditions), "encoding", terminal)
     engine.release()
     for rejection in cached.left_out:
@@ -88,7 +93,7 @@ def encoded(settings: Settings, folder: Path, engine: Engine, terminal: Terminal
     return cached
 
 
-def _followed(progress: Generator[ScanProgress | Progress, None, Result], verb: str, terminal: Terminal) -> Result:
+def followed(progress: Generator[ScanProgress | Progress, None, Result], verb: str, terminal: Terminal) -> Result:
     """What the generator returns, with its progress shown."""
     with closing(progress):
         while True:

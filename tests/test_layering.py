@@ -12,7 +12,8 @@ from wantune.tests.support import javascript
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-BESIDE = [ROOT / "run.py", ROOT / "__init__.py", *sorted((ROOT / "demo").glob("*.py")),
+COMMAND = sorted((ROOT / "command").glob("*.py"))
+BESIDE = [ROOT / "run.py", ROOT / "__init__.py", ROOT / "__main__.py", *COMMAND, *sorted((ROOT / "demo").glob("*.py")),
           *sorted((ROOT / "bench").glob("*.py"))]
 TRAINER_ORDER = (
     "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training", "media",
@@ -141,6 +142,16 @@ def test_nodes_import_comfyui_by_name_and_us_relatively(path):
     for level, name in imports(path):
         if not level:
             assert name.split(".")[0] in STDLIB | EVERYWHERE | COMFYUI, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", COMMAND, ids=name_of)
+def test_the_command_line_knows_the_trainer_alone(path):
+    for level, name in imports(path):
+        if level == 2:
+            assert name.split(".")[0] == "trainer", f"{name_of(path)} imports {name}"
+        elif not level:
+            known = {*STDLIB, *EVERYWHERE, *({"tomllib", "tomli"} if path.name == "foreign.py" else ())}
+            assert name.split(".")[0] in known, f"{name_of(path)} imports {name}"
 
 
 def test_the_root_imports_nothing_when_it_is_imported():
