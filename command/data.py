@@ -81,8 +81,8 @@ def encoded(
     """
     found = found or scanned(settings, folder, terminal)
     if found.rejected or found.notes:
-        terminal.say(f"{len(found.rejected)} files are left out, and there are {len(found.notes)} notes on the data; "
-                     "`wantune scan` lists them")
+        terminal.say(f"files left out: {len(found.rejected)}, notes on the data: {len(found.notes)}; `wantune scan` "
+                     "lists them")
     encoders = engine.encoders(found.family, found.condition)
     with own_switches():
         cached = followed(

@@ -91,7 +91,7 @@ def _texts(settings: Settings, dataset: CachedDataset, engine: Engine, terminal:
     """The prompts of the previews, encoded; None where none are made."""
     if settings.previews is None:
         return None
-    if settings.models.model_low or {kind.name for kind in dataset.kinds} - {TEXT.name}:
+    if settings.models.model_low or dataset.kinds - {TEXT.name}:
         why = "each expert alone makes none" if settings.models.model_low else "prompts have no frames to begin with"
         terminal.say(f"no previews on the way: {why}; use `wantune sample`")
         return None
