@@ -213,7 +213,7 @@ def test_a_dataset_and_a_script_of_musubi_are_a_run_of_ours(musubi_place):
     pictures, clips = run.datasets
     assert (pictures.folder, pictures.resolution, pictures.num_repeats, pictures.frame_buckets, pictures.upscale,
             pictures.condition) == (str(musubi_place / "pictures"), 723, 3, (1,), True, "first frame")
-    assert (clips.resolution, clips.frame_buckets, clips.extraction, clips.masks) == (256, (1, 25, 45), "chunks", "none")
+    assert (clips.resolution, clips.frame_buckets, clips.extraction) == (256, (1, 25, 45), "chunks")
     for named in ("blocks_to_swap = 20", "output_dir", "optimizer_args fused=True", "new_argument = True",
                   "multiple_target"):
         assert len([note for note in found.notes if named in note]) == 1, found.notes
