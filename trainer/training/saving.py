@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .loop import Trainer
+import torch
+
+from ..adapter.adapters import Adapter
+from ..encoded.batches import BucketSampler, Position
+from .evaluate import Judge
+from .optim import Averages
+from .results import Results
 
 SHARE_OF_SAVING = 0.01
 """Of the time, at most, that checkpoints written by time take."""
@@ -30,6 +35,20 @@ class SavingTime:
         """Whether it is time for one."""
         pause = max(60 * self._minutes, self._seconds / SHARE_OF_SAVING)
         return bool(self._minutes) and time.monotonic() - self._saved >= pause
+
+
+class Trainer(Protocol):
+    """What of loop.py's is kept."""
+
+    step: int
+    position: Position
+    sampler: BucketSampler
+    results: Results
+    judge: Judge
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    averages: Averages
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
