@@ -15,13 +15,18 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 BESIDE = [ROOT / "run.py", ROOT / "__init__.py", *sorted((ROOT / "demo").glob("*.py")),
           *sorted((ROOT / "bench").glob("*.py"))]
 TRAINER_ORDER = (
-    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training")
+    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training",
+    "wan_diffusers")
 NODES_ORDER = ("backend", "media", "page")
 """The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
-           "diffusers": {"trainer/training/optim.py"}, "accelerate": {"trainer/training/launch.py"},
+           "accelerate": {"trainer/training/launch.py", "trainer/wan_diffusers/loading.py",
+                          "trainer/wan_diffusers/sharded.py"},
+           "diffusers": {"trainer/training/optim.py", "trainer/wan_diffusers/loading.py",
+                         "trainer/wan_diffusers/quantised.py", "trainer/wan_diffusers/denoiser.py"},
+           "psutil": {"trainer/wan_diffusers/space.py"}, "torchao": {"trainer/wan_diffusers/quantised.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
            "scipy": {"trainer/training/objective.py"}}
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",
