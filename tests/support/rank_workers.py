@@ -7,6 +7,7 @@ which it ended. What a process says goes to `said.<rank>` of the folder, what co
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -42,11 +43,14 @@ def main() -> None:
     import accelerate  # noqa: F401
     import torch
     import torch.utils.tensorboard  # noqa: F401
+    from diffusers import WanTransformer3DModel  # noqa: F401
     from diffusers.training_utils import EMAModel  # noqa: F401
 
     from wantune.trainer.training import run  # noqa: F401
 
     torch.set_num_threads(1)  # threads do not survive a fork
+    gc.collect()
+    gc.freeze()  # so that no process copies the memory of all objects only to look at them
     print("ready", flush=True)
     for line in sys.stdin:
         name, count, place, arguments = json.loads(line)
@@ -57,7 +61,10 @@ def main() -> None:
         for rank in range(count):
             children[os.fork()] = rank
             if 0 in children:
-                sys.exit(worker(name, rank, count, port, Path(place), arguments))
+                code = worker(name, rank, count, port, Path(place), arguments)
+                if arguments.get("at"):
+                    sys.exit(code)  # as a program ends, which must not wait for the others
+                os._exit(code)  # faster
         ended = {}
         while children:
             child, status = os.wait()
@@ -80,7 +87,7 @@ def worker(name: str, rank: int, count: int, port: int, place: Path, arguments: 
     try:
         _unequal(rank, arguments.get("unequal", ""))
         with launched(is_on_cpu=True) as ranks:
-            result = {"train": train, "fill": fill}[name](ranks, place, **arguments)
+            result = {"train": train, "train_wan": train_wan, "fill": fill}[name](ranks, place, **arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -172,6 +179,39 @@ def train(
                             run.stop |= at["what"] == "stop"
         lora = {name: value.flatten().tolist() for name, value in run.lora.items()}
         return {"losses": run.losses, "lora": lora, "steps": steps, "batch_size": run.config.batch_size}
+
+
+def train_wan(ranks, place: Path, file: str, is_sharded: bool = False) -> dict:
+    """Train eight steps on a tiny Wan2.1 T2V in diffusers' transformer; what was learned, and how much of it lies here.
+
+    Args:
+        file: of the model, as ComfyUI has it.
+        is_sharded: whether the processes share it out.
+    """
+    import torch
+
+    from wantune.tests.support import on_diffusers, wan_models
+    from wantune.tests.support.runs import driven
+    from wantune.trainer.settings.training import LoraConfig, ObjectiveConfig, TrainConfig, ValidationConfig
+    from wantune.trainer.training.run import Run
+    from wantune.trainer.wan_diffusers.denoiser import DiffusersDenoiser
+    from wantune.trainer.wan_diffusers.loading import family_of_transformer, load_transformer
+    from wantune.trainer.wan_diffusers.sharded import ShardedDenoiser
+
+    transformer = load_transformer(Path(file), torch.float32, on_diffusers.CPU)
+    kind = ShardedDenoiser if is_sharded else DiffusersDenoiser
+    denoiser = kind(transformer, family_of_transformer(transformer), on_diffusers.CPU)
+    place.parent.mkdir(exist_ok=True)
+    cached = wan_models.dataset("Wan2.1 T2V", place.parent / f"data {ranks.rank}", [(3, 4, 6), (3, 4, 6), (1, 6, 4)])
+    validation = ValidationConfig(every_minutes=0, evaluate_epochs=0, evaluate_steps=4)
+    settings = TrainConfig(epochs=99, max_steps=8, learning_rate=1e-3, batch_size=2, validation=validation,
+                           lora=LoraConfig(rank=4, alpha=4.0), objective=ObjectiveConfig(weighting="bell"))
+    cached = replace(cached, held_out=cached.samples[:1])
+    with Run(denoiser, cached, "wan", settings, place / "runs", ranks=ranks) as run:
+        driven(run)
+        lora = {name: value.flatten().tolist() for name, value in run.lora.items()}
+    lies_here = [getattr(value, "_local_tensor", value).numel() for value in transformer.blocks.parameters()]
+    return {"lora": lora, "losses": run.losses, "numbers": sum(lies_here), "counted": denoiser.size.weights}
 
 
 def fill(ranks, place: Path, folder: str) -> dict:
