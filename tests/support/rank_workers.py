@@ -81,6 +81,7 @@ def worker(name: str, rank: int, count: int, port: int, place: Path, arguments: 
     if count > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=str(port))
+    os.environ.update(arguments.pop("environment", {}))
     from wantune.trainer.base.errors import UserError
     from wantune.trainer.training.launch import launched
 

@@ -184,11 +184,11 @@ class Together(Ranks):
         here = f"process {self.rank} on {socket.gethostname()}"
         everyone = self._each({name: (value, here) for name, value in facts.items()})
         for name in facts:
-            first, other = everyone[0][name], next((each[name] for each in everyone if each.get(name, "")[0] !=
-                                                    everyone[0][name][0]), None)
-            if other is not None:
-                raise InAll(f"The {self.count} processes must have the same {name}: {first[1]} has {first[0]}, "
-                            f"{other[1]} has {other[0]}. Give all of them the same files and versions.")
+            found, first = everyone[0][name]
+            for other_found, other in (each[name] for each in everyone):
+                if other_found != found:
+                    raise InAll(f"The {self.count} processes must have the same {name}: {first} has {found}, {other} "
+                                f"has {other_found}. Give all of them the same files and versions.")
 
     def owns(self, key: str) -> bool:
         return int(hashlib.sha256(key.encode()).hexdigest()[:15], 16) % self.count == self.rank

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import socket
 
 import pytest
 
@@ -162,6 +163,18 @@ def test_processes_that_differ_are_refused_in_a_sentence(workers, tmp_path, what
     for said in done.said:
         assert told in said and len(said.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(workers, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = workers.run("train", 1, tmp_path, case=FIRST, environment={
+            "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+    assert done.codes == [1]
+    sentence = done.said[0].splitlines()[-1]
+    assert f"Port {port} of 127.0.0.1" in sentence and "is taken by another program" in sentence
 
 
 def test_a_finished_run_is_loaded_by_all(workers, alone, tmp_path):
