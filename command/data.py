@@ -19,8 +19,10 @@ from ..trainer.encoded.cache import CachedDataset
 from ..trainer.encoded.fill import Progress, fill
 from ..trainer.encoded.store import Store
 from ..trainer.job.settings import Settings
+from ..trainer.training.launch import launched
+from ..trainer.training.ranks import ALONE, Ranks
 from . import given
-from .engine import Engine
+from .engine import Engine, is_on_cpu
 from .parsers import RUNS
 from .terminal import Terminal, duration
 
@@ -37,13 +39,15 @@ def scan(arguments: argparse.Namespace) -> int:
 
 def cache(arguments: argparse.Namespace) -> int:
     """Encode what is not in the cache yet."""
-    terminal = Terminal()
-    settings, folder = given.of(arguments, terminal).settings, cache_folder(arguments)
-    cached = encoded(settings, folder, Engine(settings.models, folder, terminal.say), terminal)
-    for note in cached.notes:
-        terminal.say(f"note: {note}")
-    print(f"{len(cached.samples)} samples are encoded, {len(cached.held_out)} held out; the cache holds "
-          f"{Store(folder).size()} in {folder}")
+    with launched(is_on_cpu()) as ranks:
+        terminal = Terminal(is_quiet=not ranks.is_first)
+        settings, folder = given.of(arguments, terminal).settings, cache_folder(arguments)
+        cached = encoded(settings, folder, Engine(settings.models, folder, terminal.say), terminal, ranks=ranks)
+        for note in cached.notes:
+            terminal.say(f"note: {note}")
+        if ranks.is_first:
+            print(f"{len(cached.samples)} samples are encoded, {len(cached.held_out)} held out; the cache holds "
+                  f"{Store(folder).size()} in {folder}")
     return 0
 
 
@@ -69,12 +73,14 @@ def scanned(settings: Settings, folder: Path, terminal: Terminal) -> Manifest:
 
 
 def encoded(
-    settings: Settings, folder: Path, engine: Engine, terminal: Terminal, found: Manifest | None = None
+    settings: Settings, folder: Path, engine: Engine, terminal: Terminal, found: Manifest | None = None,
+    ranks: Ranks = ALONE,
 ) -> CachedDataset:
     """The datasets of the settings, encoded; what the cache holds is not encoded again.
 
     Args:
         found: what `scanned` gave, where that is known.
+        ranks: the processes that encode it, each a part.
 
     Raises:
         UserError: as `scanned`; a model is missing or another one than the data is for; the disk is full.
@@ -86,7 +92,7 @@ def encoded(
     encoders = engine.encoders(found.family, found.condition)
     with own_switches():
         cached = followed(
-            fill(found, Store(folder), encoders.codec, encoders.conditions), "encoding", terminal)
+            fill(found, Store(folder), encoders.codec, encoders.conditions, ranks), "encoding", terminal)
     engine.release()
     for rejection in cached.left_out:
         terminal.say(f"left out: {rejection.reason}")

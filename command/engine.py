@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,25 +146,28 @@ class Engine:
         """The text encoder; UserError as `encoders`."""
         return self._of("the text encoder", "clip", "", partial(load_text_encoder, device=self.device))
 
-    def denoiser(self, role: str = "model", id: str = "") -> Denoiser:
+    def denoiser(self, role: str = "model", id: str = "", is_shared_out: bool = False) -> Denoiser:
         """The model in training.
 
         Args:
             role: its key in the section `models`.
             id: of the base model where another program has named it; "" for its own.
+            is_shared_out: whether each of several processes keeps a part of the weights.
 
         Raises:
             UserError: it is not named, not found, or none that is trained here.
         """
         from ..trainer.wan_diffusers.denoiser import DiffusersDenoiser
         from ..trainer.wan_diffusers.loading import family_of_transformer, load_transformer
+        from ..trainer.wan_diffusers.sharded import ShardedDenoiser
 
         self.release()
         path = self.path(role)
         self.say(f"Loading {path.name}")
-        transformer = load_transformer(
-            path, getattr(torch, self._models.dtype), self.device, self._models.quantization)
-        return DiffusersDenoiser(transformer, family_of_transformer(transformer), self.device, id)
+        place = torch.device("cpu") if is_shared_out else self.device
+        transformer = load_transformer(path, getattr(torch, self._models.dtype), place, self._models.quantization)
+        kind = ShardedDenoiser if is_shared_out else DiffusersDenoiser
+        return kind(transformer, family_of_transformer(transformer), self.device, id)
 
     def path(self, name: str) -> Path:
         """The file or folder of a model, by the key of the section `models`.
@@ -209,9 +213,17 @@ def _hide_torchvision_that_does_not_load() -> None:
         sys.modules["torchvision"] = None  # to importlib there is none
 
 
+def is_on_cpu() -> bool:
+    """Whether there is nothing else to compute on."""
+    return _device().type == "cpu"
+
+
 def _device() -> torch.device:
+    """That of this process: of several on a machine each has its own, as their launcher counts them."""
     found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
-    return torch.device("cpu") if found is None else torch.device(found.type, 0)
+    if found is None or found.type == "cpu":
+        return torch.device("cpu")
+    return torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def conditions_of(

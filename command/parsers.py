@@ -80,11 +80,13 @@ def _cache(command: argparse.ArgumentParser) -> None:
 def _train(command: argparse.ArgumentParser) -> None:
     _settings(command, options.RUN, "a settings file, or the folder of a job")
     _places(command)
+    _shard(command)
 
 
 def _resume(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="the name of its folder, or its path")
     _places(command)
+    _shard(command)
     _flags(command, "RUN", options.RUN)
 
 
@@ -162,6 +164,11 @@ def _settings(command: argparse.ArgumentParser, sections: Iterable[str], what: s
                          "musubi-tuner's dataset TOML; given again: its config_file, or a script with its command line")
     command.add_argument("--print-settings", action="store_true", help="print the settings as a file, and do nothing")
     _flags(command, "[SETTINGS]", sections)
+
+
+def _shard(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shard", action="store_true", help="with several processes: share the model's weights out "
+                         "over all cards (FSDP2), where one does not hold them")
 
 
 def _flags(command: argparse.ArgumentParser, what: str, sections: Iterable[str], short: str = "") -> None:

@@ -28,10 +28,12 @@ from ..trainer.settings.memory import EXACT
 from ..trainer.settings.training import BY_TURNS
 from ..trainer.training import experts
 from ..trainer.training.experts import HIGH, LOW
+from ..trainer.training.launch import launched
 from ..trainer.training.pair import Pair
+from ..trainer.training.ranks import Ranks
 from ..trainer.training.run import Run
 from . import data, given
-from .engine import ROLES, Engine
+from .engine import ROLES, Engine, is_on_cpu
 from .given import KEPT, Given
 from .parsers import RUNS
 from .previews import Previewer, Texts
@@ -42,20 +44,24 @@ from .watching import Watching
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a LoRA, or go on where the same run was left."""
-    terminal = Terminal()
-    return _train(given.of(arguments, terminal), arguments, terminal)
+    with launched(is_on_cpu()) as ranks:
+        terminal = Terminal(is_quiet=not ranks.is_first)
+        return _train(given.of(arguments, terminal), arguments, terminal, ranks)
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a run, by what is kept in its folder."""
-    asked, folder = given.of_source(arguments, arguments.run)
-    if folder is None:
-        raise UserError(f"{arguments.run} is a file and no run; give settings to `wantune train`.")
-    arguments.runs = folder.parent
-    return _train(asked, arguments, Terminal(), folder)
+    with launched(is_on_cpu()) as ranks:
+        asked, folder = given.of_source(arguments, arguments.run)
+        if folder is None:
+            raise UserError(f"{arguments.run} is a file and no run; give settings to `wantune train`.")
+        arguments.runs = folder.parent
+        return _train(asked, arguments, Terminal(is_quiet=not ranks.is_first), ranks, folder)
 
 
-def _train(asked: Given, arguments: argparse.Namespace, terminal: Terminal, resumed: Path | None = None) -> int:
+def _train(
+    asked: Given, arguments: argparse.Namespace, terminal: Terminal, ranks: Ranks, resumed: Path | None = None
+) -> int:
     """The model of the settings, or both experts of Wan2.2 A14B, by turns or one after the other.
 
     Args:
@@ -67,20 +73,22 @@ def _train(asked: Given, arguments: argparse.Namespace, terminal: Terminal, resu
                         f"{EXACT}, or choose a quantization of [models].")
     folder = data.cache_folder(arguments)
     engine = Engine(settings.models, folder, terminal.say)
-    dataset = asked.dataset() or data.encoded(settings, folder, engine, terminal)
-    texts = _texts(settings, dataset, engine, terminal)
+    dataset = asked.dataset() or data.encoded(settings, folder, engine, terminal, ranks=ranks)
+    is_shared_out = arguments.shard and ranks.count > 1
+    texts = None if is_shared_out else _texts(settings, dataset, engine, terminal)
     groups: list[tuple[str, ...]] = [("",)]
     if settings.models.model_low:
         groups = [(HIGH, LOW)] if settings.order == BY_TURNS else [(HIGH,), (LOW,)]
     runs = [_name(settings, expert) for group in groups for expert in group]
     for group in groups:
         roles = {expert: "model_low" if expert == LOW else "model" for expert in group}
-        denoisers = {expert: engine.denoiser(role, asked.base_id(role)) for expert, role in roles.items()}
+        denoisers = {expert: engine.denoiser(role, asked.base_id(role), is_shared_out)
+                     for expert, role in roles.items()}
         if len(group) == 2:
             experts.check_pair(denoisers[HIGH], denoisers[LOW])
         previewers = {expert: texts and Previewer(settings.previews, texts, each, engine.codec(each.family))
                       for expert, each in denoisers.items()}
-        code = _run(asked, dataset, denoisers, previewers, arguments.runs, terminal,
+        code = _run(asked, dataset, denoisers, previewers, arguments.runs, terminal, ranks,
                     resumed if len(runs) == 1 else None)
         if code:
             return code
@@ -106,7 +114,7 @@ def _name(settings: Settings, expert: str) -> str:
 
 def _run(
     asked: Given, dataset: CachedDataset, denoisers: Mapping[str, Denoiser], previewers: Mapping[str, Previewer | None],
-    folder: Path, terminal: Terminal, resumed: Path | None
+    folder: Path, terminal: Terminal, ranks: Ranks, resumed: Path | None
 ) -> int:
     """Train one model, or two by turns; the exit code.
 
@@ -117,11 +125,12 @@ def _run(
     settings = asked.settings
     with ExitStack() as stack:
         stack.enter_context(own_switches())
-        runs = {expert: stack.enter_context(_opened(settings, dataset, expert, denoiser, previewers[expert], folder))
-                for expert, denoiser in denoisers.items()}
+        runs = {expert: stack.enter_context(
+            _opened(settings, dataset, expert, denoiser, previewers[expert], folder, ranks))
+            for expert, denoiser in denoisers.items()}
         for expert, run in runs.items():
             if resumed is not None and run.folder.path.resolve() != resumed.resolve():
-                _forget(run)
+                _forget(run, ranks)
                 raise UserError(f"With these settings it is another run than {resumed.name}, as they change what is "
                                 "learned; leave them out, or begin that run with `wantune train`.")
             for note in run.notes:
@@ -130,19 +139,21 @@ def _run(
                 terminal.say(f"{_title(expert)}trained before: {run.steps} steps")
         left = {expert: run for expert, run in runs.items() if not run.is_finished}
         for expert, run in left.items():
-            _describe(run, asked)
+            if ranks.is_first:
+                _describe(run, asked)
             beside = sum(other.lasting_bytes for other in left.values() if other is not run)
             terminal.say(f"{_title(expert)}{run.memory_plan(previewers[expert], beside).told()}")
             if previewers[expert] is not None:
                 previewers[expert].folder = run.folder.path
         code = _watched(left, previewers, terminal, folder) if left else 0
-        print("\n".join(str(run.folder.path) for run in runs.values()))
+        if ranks.is_first:
+            print("\n".join(str(run.folder.path) for run in runs.values()))
         return code
 
 
 def _opened(
     settings: Settings, dataset: CachedDataset, expert: str, denoiser: Denoiser, previewer: Previewer | None,
-    folder: Path
+    folder: Path, ranks: Ranks
 ) -> Run:
     config, models = settings.train, settings.models
     denoiser.compile = config.memory.compile
@@ -152,7 +163,7 @@ def _opened(
     is_low = expert == LOW
     continued = _continued(settings.continue_from_low if is_low else settings.continue_from)
     return Run(denoiser, dataset, _name(settings, expert), config, folder, continued, settings.restart,
-               settings.attempt, Path(models.model_low if is_low else models.model).name, previewer)
+               settings.attempt, Path(models.model_low if is_low else models.model).name, previewer, ranks)
 
 
 def _watched(
@@ -215,8 +226,8 @@ def _continued(name: str) -> dict[str, torch.Tensor] | None:
     return lora_file.read(Path(name)) if name else None
 
 
-def _forget(run: Run) -> None:
+def _forget(run: Run, ranks: Ranks) -> None:
     """Delete the folder that was made for a run which is not to be, where nothing is in it yet."""
     run.close()
-    if not run.folder.logged() and not run.folder.steps():
+    if ranks.is_first and not run.folder.logged() and not run.folder.steps():
         delete_run(run.folder.path)

@@ -23,11 +23,12 @@ NODES_ORDER = ("backend", "media", "page")
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 WAN_DIFFUSERS = {f"trainer/wan_diffusers/{name}.py" for name in (
-    "codec", "denoiser", "images", "loading", "quantised", "sampling", "space", "text")}
+    "codec", "denoiser", "images", "loading", "quantised", "sampling", "sharded", "space", "text")}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
            "diffusers": {"trainer/training/optim.py", *WAN_DIFFUSERS},
-           "accelerate": WAN_DIFFUSERS, "transformers": WAN_DIFFUSERS, "sentencepiece": WAN_DIFFUSERS,
-           "tokenizers": WAN_DIFFUSERS, "psutil": WAN_DIFFUSERS, "torchao": WAN_DIFFUSERS,
+           "accelerate": {"trainer/training/launch.py", *WAN_DIFFUSERS}, "transformers": WAN_DIFFUSERS,
+           "sentencepiece": WAN_DIFFUSERS, "tokenizers": WAN_DIFFUSERS, "psutil": WAN_DIFFUSERS,
+           "torchao": WAN_DIFFUSERS,
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
            "scipy": {"trainer/training/objective.py"},
            "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before
