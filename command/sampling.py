@@ -21,9 +21,11 @@ from ..trainer.memory.plan import Plan
 from ..trainer.model.backend import Denoiser
 from ..trainer.model.conditions import KNOWN, TEXT
 from ..trainer.model.family import ModelFamily
+from ..trainer.runs import history
 from ..trainer.runs.checkpoints import checkpoints
 from ..trainer.settings.adapter import LoraConfig
 from ..trainer.settings.data import BOTH_ENDS, FIRST_FRAME
+from ..trainer.settings.training import WINDOWS
 from ..trainer.wan_diffusers.sampling import Part, Sampling
 from ..trainer.wan_diffusers.sampling import sample as sampled
 from . import data, given, worn
@@ -80,7 +82,8 @@ def _latents(
     """For each prompt the latents without and, where there is one, with the LoRA; the family; the LoRA's name."""
     plan, label = asked.settings.previews, ""
     sampling, frames = sampling_of(plan), None
-    found: list[list[torch.Tensor]] = [[] for _ in plan.prompts]
+    sides = (True, False) if run or arguments.lora or arguments.lora_low else (True,)
+    found: list[list[torch.Tensor]] = [[None] * len(sides) for _ in plan.prompts]
     for stage in _stages(arguments, asked):
         role = "model_low" if stage.is_low else "model"
         denoiser = engine.denoiser(role, asked.base_id(role))
@@ -91,12 +94,11 @@ def _latents(
         label = label or name
         with denoiser.attached(adapter, denoiser.linears(), Plan(), 0):
             for number, text_BLD in enumerate(texts.positive):
-                before = found[number] or [None, None]
                 found[number] = [
                     _sampled(denoiser, adapter, is_base, {TEXT.name: text_BLD, **frames.conditions}, texts, sampling,
-                             frames, Part(first=stage.part[0], end=stage.part[1], start_BCFHW=before[not is_base]),
-                             terminal, f"prompt {number + 1}, {'without' if is_base else 'with'} the LoRA")
-                    for is_base in ((True, False) if name or label else (True,))]
+                             frames, Part(first=stage.part[0], end=stage.part[1], start_BCFHW=before), terminal,
+                             f"prompt {number + 1}, {'without' if is_base else 'with'} the LoRA")
+                    for is_base, before in zip(sides, found[number], strict=True)]
         family = denoiser.family
         del denoiser, adapter  # before the next one, or the VAE, is loaded
         engine.release()
@@ -138,12 +140,18 @@ def _adapter(
     if stage.lora is not None:
         lora = worn.of_file(stage.lora, denoiser)
         return lora.adapter(denoiser, arguments.strength), lora.name
-    if run is not None and not stage.is_low:
+    if run is not None and stage.is_low == _is_low(run):
         known = checkpoints(run)
         step = known.one(arguments.checkpoint)
         lora = worn.of_run(run, step, f"{run.name}, {known.label(step)}")
         return lora.adapter(denoiser, arguments.strength), lora.name
     return Adapter(LoraConfig(rank=1), denoiser.linears(), denoiser.device, 0), ""
+
+
+def _is_low(run: Path) -> bool:
+    """Whether a run trained the low-noise expert."""
+    objective = history.read_json(run / "config.json").get("objective", {})
+    return bool(objective.get("window") == WINDOWS[2])
 
 
 def _frames(arguments: argparse.Namespace, plan: PreviewPlan, denoiser: Denoiser, engine: Engine) -> Frames:

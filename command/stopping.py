@@ -16,6 +16,7 @@ class Stopping:
         self.signal = 0
         """The number of the signal that asked; 0 = none has."""
         self._before: dict[int, object] = {}
+        self._is_aborted = False
 
     @property
     def is_asked(self) -> bool:
@@ -37,7 +38,10 @@ class Stopping:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _asked(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal:
+        if self.signal and not self._is_aborted:
+            self._is_aborted = True  # what is saved then is not interrupted again
             raise KeyboardInterrupt
+        if self.signal:
+            return
         self.signal = number
         os.write(2, ASKED)  # print may just be at work, and cannot be entered again

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +56,8 @@ def resume(arguments: argparse.Namespace) -> int:
         if folder is None:
             raise UserError(f"{arguments.run} is a file and no run; give settings to `wantune train`.")
         arguments.runs = folder.parent
+        attempt = history.read_json(folder / "config.json").get("attempt", 1)
+        asked = replace(asked, settings=replace(asked.settings, attempt=attempt, restart=False))
         return _train(asked, arguments, Terminal(is_quiet=not ranks.is_first), ranks, folder)
 
 
@@ -92,6 +94,7 @@ def _train(
                     resumed if len(runs) == 1 else None)
         if code:
             return code
+        del denoisers, previewers  # before the next expert is loaded
     return 0
 
 
@@ -99,8 +102,11 @@ def _texts(settings: Settings, dataset: CachedDataset, engine: Engine, terminal:
     """The prompts of the previews, encoded; None where none are made."""
     if settings.previews is None:
         return None
-    if settings.models.model_low or dataset.kinds - {TEXT.name}:
-        why = "each expert alone makes none" if settings.models.model_low else "prompts have no frames to begin with"
+    models = settings.models
+    why = ("each expert alone makes none" if models.model_low
+           else "prompts have no frames to begin with" if dataset.kinds - {TEXT.name}
+           else "they need vae and clip" if not (models.vae and models.clip) else "")
+    if why:
         terminal.say(f"no previews on the way: {why}; use `wantune sample`")
         return None
     texts = Texts(settings.previews, engine.text())
@@ -213,8 +219,9 @@ def _describe(run: Run, asked: Given) -> None:
 def _without_wishes(asked: Given) -> dict:
     """The sections as they are to be read again: the newest attempt is then the one that is meant."""
     sections, models = dict(asked.sections), dict(asked.sections.get("models", {}))
-    roles = [role for role in ROLES if models.get(role)]
-    models |= {role: str(path) for role, path in find(asked.settings.models, Path.cwd(), roles).items()}
+    for role in filter(models.get, ROLES):
+        with suppress(UserError):  # what is nowhere was not needed
+            models[role] = str(find(asked.settings.models, Path.cwd(), [role])[role])
     if asked.settings.restart:
         sections["train_wan_lora"] = {**sections["train_wan_lora"], "restart": False}
     return {**sections, "models": models} if models else sections
