@@ -50,6 +50,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("Nothing is given to measure; give a run, or LoRA files with --lora.")
     cache = data.cache_folder(arguments)
     engine = Engine(settings.models, cache, terminal.say)
+    engine.path("model")  # that it is missing is said before anything is encoded
     dataset = asked.dataset() or data.encoded(settings, cache, engine, terminal)
     if not dataset.held_out:
         raise UserError("No files are held out to measure on; set validation_items of load_dataset to 1 or more "

@@ -64,6 +64,7 @@ def sample(arguments: argparse.Namespace) -> int:
     if plan is None:
         raise UserError('No prompt is given; write it with --prompts "...", or as prompts of [preview_settings].')
     paths = _paths(arguments.output, len(plan.prompts))
+    sampling_of(plan)  # what is not taken is said before anything is loaded
     engine = Engine(asked.settings.models, data.cache_folder(arguments), terminal.say)
     texts = Texts(plan, engine.text())
     with own_switches():

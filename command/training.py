@@ -75,6 +75,8 @@ def _train(
                         f"{EXACT}, or choose a quantization of [models].")
     folder = data.cache_folder(arguments)
     engine = Engine(settings.models, folder, terminal.say)
+    for role in ("model", "model_low")[:2 if settings.models.model_low else 1]:
+        engine.path(role)  # that it is missing is said before anything is encoded
     dataset = asked.dataset() or data.encoded(settings, folder, engine, terminal, ranks=ranks)
     is_shared_out = arguments.shard and ranks.count > 1
     texts = None if is_shared_out else _texts(settings, dataset, engine, terminal)
@@ -153,7 +155,7 @@ def _run(
                 previewers[expert].folder = run.folder.path
         code = _watched(left, previewers, terminal, folder) if left else 0
         if ranks.is_first:
-            print("\n".join(str(run.folder.path) for run in runs.values()))
+            print("\n".join(str(run.folder.path.absolute()) for run in runs.values()))
         return code
 
 

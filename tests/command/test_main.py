@@ -39,7 +39,6 @@ def test_a_wrong_command_line_is_exit_code_2(call, arguments, said):
     (["train", "settings.toml", "--products", "fp8"], "products is fp8, which only ComfyUI's models have"),
     (["train", "settings.toml", "--from-musubi", "key.toml"], "Several sources of settings are given"),
     (["cache", "settings.toml", "--vae", "nowhere.safetensors"], "nowhere.safetensors (vae of models) is neither in"),
-    (["cache", "settings.toml", "--condition", "control clip"], "only ComfyUI"),
     (["scan"], "No dataset is given; name its folder with --folder"),
     (["scan", "--folder", "nowhere"], "nowhere"),
     (["train", "job"], "is no job, it has no job.toml"),
