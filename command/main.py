@@ -45,6 +45,10 @@ def in_words_of_the_command_line(sentence: str) -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     # imported here, so that --help does not wait for torch
+    if getattr(arguments, "print_settings", False):
+        from . import given
+
+        return given.show(arguments)
     if arguments.command in ("scan", "cache"):
         from . import data
 

@@ -32,7 +32,7 @@ def test_a_wrong_command_line_is_exit_code_2(call, arguments, said):
 @pytest.mark.parametrize("arguments, said", [
     (["train", "no.toml"], "The settings no.toml cannot be read"),
     (["train", "broken.toml"], "mend that line"),
-    (["train", "section.toml"], "There is no section 'train'; did you mean train_wan_lora"),
+    (["train", "section.toml"], "There is no section 'train_wan'; did you mean train_wan_lora"),
     (["train", "key.toml"], "train_wan_lora has no key 'rnak'; did you mean rank"),
     (["train", "settings.toml", "--rank", "4096"], "rank is 4096; choose 1 to 1024"),
     (["train", "settings.toml", "--model", ""], "model of models is empty"),
@@ -55,7 +55,7 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(call, here, argumen
     place_for_runs(here)
     (here / "job").mkdir()
     (here / "broken.toml").write_text("[train_wan_lora\n", encoding="utf-8")
-    (here / "section.toml").write_text("[train]\nrank = 4\n", encoding="utf-8")
+    (here / "section.toml").write_text("[train_wan]\nrank = 4\n", encoding="utf-8")
     (here / "key.toml").write_text("[train_wan_lora]\nrnak = 4\n", encoding="utf-8")
     found = call(*arguments)
     assert found.code == 1 and found.out == ""
