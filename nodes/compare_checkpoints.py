@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..trainer.base.errors import UserError
+from ..trainer.media.videos import write_mp4
 from ..trainer.runs import checkpoints as run_checkpoints
 from ..trainer.runs.checkpoints import Checkpoints
 from . import sockets
@@ -33,7 +34,6 @@ from .media.sampling import (
     family_like,
     sample,
 )
-from .media.videos import write_mp4
 from .page.clip_progress import ClipProgress
 from .page.shown import video_output
 

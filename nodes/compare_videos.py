@@ -6,10 +6,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..trainer.media.side_by_side import Panels, panels, side_by_side
+from ..trainer.media.videos import write_mp4
 from .backend import paths
 from .backend.applied import applied_loras
-from .media.side_by_side import Panels, panels, side_by_side
-from .media.videos import write_mp4
 from .page.shown import video_output
 
 

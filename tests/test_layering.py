@@ -12,18 +12,26 @@ from wantune.tests.support import javascript
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-BESIDE = [ROOT / "run.py", ROOT / "__init__.py", *sorted((ROOT / "demo").glob("*.py")),
+COMMAND = sorted((ROOT / "command").glob("*.py"))
+BESIDE = [ROOT / "run.py", ROOT / "__init__.py", ROOT / "__main__.py", *COMMAND, *sorted((ROOT / "demo").glob("*.py")),
           *sorted((ROOT / "bench").glob("*.py"))]
 TRAINER_ORDER = (
-    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training")
+    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training", "media",
+    "job", "wan_diffusers")
 NODES_ORDER = ("backend", "media", "page")
 """The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)
 EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
+WAN_DIFFUSERS = {f"trainer/wan_diffusers/{name}.py" for name in (
+    "codec", "denoiser", "images", "loading", "quantised", "sampling", "sharded", "space", "text")}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
-           "diffusers": {"trainer/training/optim.py"},
+           "diffusers": {"trainer/training/optim.py", *WAN_DIFFUSERS},
+           "accelerate": {"trainer/training/launch.py", *WAN_DIFFUSERS}, "transformers": WAN_DIFFUSERS,
+           "sentencepiece": WAN_DIFFUSERS, "tokenizers": WAN_DIFFUSERS, "psutil": WAN_DIFFUSERS,
+           "torchao": WAN_DIFFUSERS,
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
-           "scipy": {"trainer/training/objective.py"}}
+           "scipy": {"trainer/training/objective.py"},
+           "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",
            "folder_paths", "server"}
 
@@ -135,6 +143,16 @@ def test_nodes_import_comfyui_by_name_and_us_relatively(path):
     for level, name in imports(path):
         if not level:
             assert name.split(".")[0] in STDLIB | EVERYWHERE | COMFYUI, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", COMMAND, ids=name_of)
+def test_the_command_line_knows_the_trainer_alone(path):
+    for level, name in imports(path):
+        if level == 2:
+            assert name.split(".")[0] == "trainer", f"{name_of(path)} imports {name}"
+        elif not level:
+            known = {*STDLIB, *EVERYWHERE, *({"tomllib", "tomli"} if path.name == "foreign.py" else ())}
+            assert name.split(".")[0] in known, f"{name_of(path)} imports {name}"
 
 
 def test_the_root_imports_nothing_when_it_is_imported():

@@ -10,6 +10,8 @@ Its folders stand in the order in which one sample flows through them; each impo
 - `lora`      LoRA files: key names, metadata, reading those of any trainer
 - `runs`      the events of a run, its folder and its checkpoints
 - `training`  the loss, the loop, and a run from a model, a cache and settings to a LoRA
+- `media`     videos and pictures that are shown: mp4 files, labels, two clips side by side
+- `wan_diffusers`  Wan without ComfyUI: models of diffusers and transformers, and sampling from them
 
 Follow a sample: `data.scan` -> `data.buckets` -> `data.pictures` or `data.video` -> `encoded.fill` -> `encoded.batches`
 -> `training.loop.train_step` -> `training.objective.denoising_loss` -> `Denoiser.velocity` -> `runs.events.StepDone`.

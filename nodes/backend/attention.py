@@ -9,8 +9,7 @@ Shape legend: B batch, L queries, K keys, D width of the model, H heads, d width
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import ModuleType
 
 import comfy.ops
@@ -18,8 +17,8 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from ...trainer.base.errors import UserError
-from ...trainer.blocks.flash import FusedAttention
-from ...trainer.blocks.kept import ATTENTION, NOTHING, Kept
+from ...trainer.blocks.attention import BiasedAttention, by_head
+from ...trainer.blocks.kept import NOTHING, Kept
 from .carried import origin
 
 SELF_TEST_TOKENS, SELF_TEST_KEYS = 160, 40
@@ -29,63 +28,29 @@ SELF_TEST_ERROR = 5e-2
 """Allowed relative error of an output or a gradient; bf16 makes about 1e-2, a gradient that is not there 1."""
 
 
-class Attention:
-    """Takes the place of whatever attention ComfyUI would run, as its `optimized_attention_override`.
-
-    Cross-attention to the text, recognised by its number of keys, gets the bias that stands for the text's padding
-    (trainer/model/text_padding.py).
-    """
+class Attention(BiasedAttention):
+    """Takes the place of whatever attention ComfyUI would run, as its `optimized_attention_override`."""
 
     def __init__(self, bias_BK: torch.Tensor) -> None:
-        self._bias_B11K = bias_BK[:, None, None]
+        super().__init__(bias_BK)
         self.calls = 0
 
     def __call__(self, _function, q_BLD, k_BKD, v_BKD, heads: int, **_options) -> torch.Tensor:
         """As ComfyUI's optimized_attention, recorded by autograd."""
         self.calls += 1
-        return attend(q_BLD, k_BKD, v_BKD, heads, self._bias(k_BKD))
+        return attend(q_BLD, k_BKD, v_BKD, heads, self.bias(k_BKD))
 
     def forward(self, q_BLHd, k_BKHd, v_BKHd, saves: bool, kept: Kept = NOTHING):
         """As trainer/blocks/wan_branches.py takes it."""
         self.calls += 1
-        bias_B11K = self._bias(k_BKHd)
-        with _allowed(bias_B11K):
-            if fused := FusedAttention.of(q_BLHd, k_BKHd, v_BKHd, bias_B11K):
-                result = kept(ATTENTION, fused.result)
-                return result[0].transpose(1, 2), (fused, result) if saves else None
-        if not saves:
-            return _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K), None
-        inputs = tuple(x.detach().requires_grad_() for x in (q_BLHd, k_BKHd, v_BKHd))
-        with torch.enable_grad():
-            out_BLHd = _attend(*inputs, bias_B11K)
-        return out_BLHd.detach(), (inputs, out_BLHd)
-
-    def backward(self, saved, grad_BLHd):
-        """The gradients of q, k and v."""
-        if isinstance(saved[0], FusedAttention):
-            return saved[0].gradients(saved[1], grad_BLHd)
-        inputs, out_BLHd = saved
-        return torch.autograd.grad(out_BLHd, inputs, grad_BLHd)
-
-    def _bias(self, keys: torch.Tensor) -> torch.Tensor | None:
-        return self._bias_B11K if keys.shape[1] == self._bias_B11K.shape[-1] else None
+        return super().forward(q_BLHd, k_BKHd, v_BKHd, saves, kept)
 
 
 def attend(
     q_BLD: torch.Tensor, k_BKD: torch.Tensor, v_BKD: torch.Tensor, heads: int, bias_B11K: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v of each head, joined: (B, L, D).
-
-    The operator is asked for by its name in PyTorch's dispatcher: `torch.nn.functional` may hold another pack's.
-    """
-    return _attend(*(x.unflatten(-1, (heads, -1)) for x in (q_BLD, k_BKD, v_BKD)), bias_B11K).flatten(-2)
-
-
-def _attend(q_BLHd, k_BKHd, v_BKHd, bias_B11K: torch.Tensor | None) -> torch.Tensor:
-    q_BHLd, k_BHKd, v_BHKd = (x.transpose(1, 2) for x in (q_BLHd, k_BKHd, v_BKHd))
-    with _allowed(bias_B11K):
-        out_BHLd = torch.ops.aten.scaled_dot_product_attention.default(q_BHLd, k_BHKd, v_BHKd, bias_B11K)
-    return out_BHLd.transpose(1, 2)
+    """softmax(q k^T / sqrt(d) + bias) v of each head, joined: (B, L, D)."""
+    return by_head(*(x.unflatten(-1, (heads, -1)) for x in (q_BLD, k_BKD, v_BKD)), bias_B11K).flatten(-2)
 
 
 def kernels() -> AbstractContextManager:
@@ -95,23 +60,6 @@ def kernels() -> AbstractContextManager:
     """
     priority = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
     return nullcontext() if priority is None else sdpa_kernel(priority, set_priority=True)
-
-
-@contextmanager
-def _allowed(bias_B11K: torch.Tensor | None) -> Iterator[None]:
-    """Inside the context PyTorch may choose among its kernels, but with a bias not cuDNN's.
-
-    With one that is known to give NaN gradients, and it is built anew for each number of keys.
-
-    Flash attention takes no bias, so the memory-efficient kernel is left, and attention written out where that cannot.
-    The backward is that of the kernel which the forward took.
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(before and bias_B11K is None)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def self_test(heads: int, head_width: int, device: torch.device, dtype: torch.dtype) -> None:

@@ -26,8 +26,9 @@ from . import frozen
 NETWORK = "diffusion_model"
 """Name of the network within ComfyUI's model."""
 
-_OF_THE_HOUSE = {"comfy", "comfy_api", "comfy_extras", "comfy_kitchen", "torch", "einops"}
-"""Packages whose functions may stand in ComfyUI's classes."""
+_OF_THE_HOUSE = {"comfy", "comfy_api", "comfy_extras", "comfy_kitchen", "torch", "einops", "transformers"}
+"""Packages whose functions may stand in ComfyUI's classes; transformers adds one to torch's when a pack makes one of
+its models."""
 
 
 @contextmanager

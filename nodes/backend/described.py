@@ -9,6 +9,8 @@ from types import FunctionType, MethodType
 import comfy.model_patcher
 import torch
 
+from ...trainer.base.tensors import sampled
+
 try:
     from comfy.weight_adapter.bypass import BypassForwardHook, BypassInjectionManager
 except ImportError:  # before ComfyUI 0.10
@@ -17,22 +19,8 @@ except ImportError:  # before ComfyUI 0.10
 DEPTH = 8
 """Objects within objects that are looked into."""
 
-SAMPLES = 256
-"""Values read from each tensor. A fine-tune or another precision changes every tensor, so few are enough."""
-
 _CAST = (torch.float32, torch.float16, torch.bfloat16)
 """A Bypass LoRA on a layer of these dtypes is cast to them when it is first used."""
-
-
-def sampled(value: torch.Tensor, dtype: torch.dtype | None = None) -> bytes:
-    """The bytes of evenly spread values, in their own dtype or cast to another."""
-    with torch.no_grad():
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            value = getattr(value, "_qdata", value).as_subclass(torch.Tensor)
-        flat = value.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES)
-        picked = flat[::step][:SAMPLES].to("cpu", dtype or flat.dtype, copy=True).contiguous()
-        return picked.view(torch.uint8).numpy().tobytes()
 
 
 def described(value: object, model: torch.nn.Module) -> object:

@@ -6,52 +6,20 @@ image's embedding. Never by a file's name, nor by a class alone: ComfyUI gives o
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import comfy.ldm.wan.model
 import comfyui_version
 
 from ...trainer.base.errors import UserError
 from ...trainer.model import families
 from ...trainer.model.family import ModelFamily
-
-NO_IMAGE, ONE, TWO = "no image embedding", "the embedding of one image", "the embedding of two images"
-"""What a network has for CLIP vision: nothing, an img_emb, or an img_emb with positions for two images (emb_pos)."""
-
+from ...trainer.model.forms import NO_IMAGE, ONE, OTHERS, TRAINED, TWO, Form
 
 VACE_CHANNELS = 96
 """That the further blocks of VACE take: two latents, and a mask of 8 x 8."""
 
 
-class Form(NamedTuple):
-    """What tells the networks of Wan's plain class apart."""
-
-    latent: int
-    """Channels of its latents."""
-    channels: int
-    """That it takes: the latent's, and what is put beside it."""
-    image: str
-    """NO_IMAGE, ONE or TWO."""
-
-
-_TRAINED = {
-    Form(16, 16, NO_IMAGE): "Wan2.1 T2V",
-    Form(16, 36, ONE): "Wan2.1 I2V",
-    Form(16, 36, TWO): "Wan2.1 FLF2V",
-    Form(16, 36, NO_IMAGE): "Wan2.2 I2V",
-    Form(48, 48, NO_IMAGE): "Wan2.2 5B",
-    Form(16, 48, ONE): "Wan2.1 Fun-Control",
-    Form(16, 52, NO_IMAGE): "Wan2.2 Fun-Control",
-}
-
 _WITH_REFERENCE = ("Wan2.1 Fun-Control", "Wan2.2 Fun-Control")
 """Whose networks may have a ref_conv. ComfyUI's node for Wan2.1's gives it nothing."""
-
-_OTHERS = {
-    Form(16, 32, NO_IMAGE): "Wan Fun-Camera",
-    Form(48, 100, NO_IMAGE): "Wan2.2 Fun-InP 5B",
-    Form(48, 148, NO_IMAGE): "Wan2.2 Fun-Control 5B",
-}
 
 _CLASSES = {
     "VaceWanModel": "a variant of Wan VACE", "CameraWanModel": "Wan Fun-Camera", "WanModel_S2V": "Wan2.2 S2V",
@@ -78,7 +46,7 @@ def family_of(model) -> ModelFamily:
             f"The model is a {type(model.model).__name__}, not Wan; load a text-to-video or image-to-video model of "
             "Wan2.1 or Wan2.2.")
     form = _form(model)
-    name = _TRAINED.get(form, "")
+    name = TRAINED.get(form, "")
     if _is_vace(model, form):
         name = "Wan2.1 VACE"
     elif type(network) is not comfy.ldm.wan.model.WanModel or type(model.model).__name__ not in _PLAIN or (
@@ -111,11 +79,10 @@ def _what(model, form: Form) -> str:
     for part in (network, model.model):
         if type(part).__name__ in _CLASSES:
             return _CLASSES[type(part).__name__]
-    if form in _OTHERS:
-        return _OTHERS[form]
+    if form in OTHERS:
+        return OTHERS[form]
     reference = " and a reference image" if getattr(network, "ref_conv", None) is not None else ""
-    return (f"a variant of Wan that takes {form.channels} channels for latents of {form.latent}, with {form.image}"
-            f"{reference}")
+    return f"{form.told()}{reference}"
 
 
 def _check_version(version: str) -> None:

@@ -7,7 +7,8 @@ import hashlib
 import torch
 
 from ...trainer.base.errors import content_hash
-from .described import described, sampled
+from ...trainer.base.tensors import sampled
+from .described import described
 
 
 def fingerprint(patcher, **others: object) -> str:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from . import strips
-from .pictures import MIN_READABLE_WIDTH, centred, fit, label_bar
+from ...trainer.media import strips
+from ...trainer.media.pictures import MIN_READABLE_WIDTH, centred, fit, label_bar
 
 MAX_COLUMNS = 6
 """Longer rows are broken into rows of about the same length."""

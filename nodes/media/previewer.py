@@ -17,6 +17,8 @@ from ...trainer.base.files import replacing
 from ...trainer.base.refusals import in_a_sentence
 from ...trainer.encoded.cache import CachedDataset
 from ...trainer.lora import made_for
+from ...trainer.media.strips import strip
+from ...trainer.media.videos import write_mp4
 from ...trainer.runs.events import Noted, Previewed
 from ...trainer.training import length
 from ..backend.applied import apply
@@ -30,8 +32,6 @@ from . import likeness
 from . import sampling as ways
 from .likeness import Likeness, Measures, Values
 from .sampling import EULER, SIMPLE, Sampling
-from .strips import strip
-from .videos import write_mp4
 
 logger = logging.getLogger("wantune")
 

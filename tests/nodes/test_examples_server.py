@@ -18,11 +18,11 @@ from skimage import data
 
 from wantune.demo import graph as graphs
 from wantune.demo.server import Server
-from wantune.nodes.media.videos import write_mp4
 from wantune.tests.conftest import ROOT
 from wantune.tests.support import clips, family_files
 from wantune.tests.support.example_workflows import load_api, ours
 from wantune.tests.support.videos import read_back
+from wantune.trainer.media.videos import write_mp4
 
 STEPS, RATE = 3, 4e-2
 

@@ -15,6 +15,8 @@ def load_small_text_encoder(path: Path | str):
     import comfy.utils
 
     state_dict = comfy.utils.load_torch_file(str(path), safe_load=True)
+    if hasattr(comfy.utils, "convert_old_quants"):  # as load_clip does it, where it knows newer forms of fp8
+        state_dict, _ = comfy.utils.convert_old_quants(state_dict)
     config = config_from_shapes(state_dict)
     # Expanded, so that it costs no memory. ComfyUI also takes the encoder's type from it.
     marker = torch.zeros((), dtype=state_dict["shared.weight"].dtype)

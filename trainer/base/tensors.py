@@ -1,4 +1,7 @@
-"""Reads safetensors files and leaves none open or mapped, since Windows neither replaces nor deletes such files."""
+"""Tensors read from files, and what stands for one in a hash.
+
+No safetensors file is left open or mapped, since Windows neither replaces nor deletes such files.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from safetensors import safe_open
 
 PORTION = 64 * 2**20
 """Bytes that are copied before the file is opened anew: what was read of a mapped file counts as memory until then."""
+
+SAMPLES = 256
+"""Values read from each tensor. A fine-tune or another precision changes every tensor, so few are enough."""
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -30,3 +36,14 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
                 tensors[name] = file.get_tensor(name).clone()
                 copied += tensors[name].nbytes
     return tensors, metadata
+
+
+def sampled(value: torch.Tensor, dtype: torch.dtype | None = None) -> bytes:
+    """The bytes of evenly spread values, in their own dtype or cast to another; of ComfyUI's quantised, as stored."""
+    with torch.no_grad():
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            value = getattr(value, "_qdata", value).as_subclass(torch.Tensor)
+        flat = value.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES)
+        picked = flat[::step][:SAMPLES].to("cpu", dtype or flat.dtype, copy=True).contiguous()
+        return picked.view(torch.uint8).numpy().tobytes()

@@ -22,6 +22,7 @@ from ..data.manifest import Manifest, Rejection, Sample
 from ..model.backend import ConditionEncoder, LatentCodec
 from ..model.conditions import CAPTION, SIZE, TEXT, ConditionKind
 from .cache import CachedDataset, CachedSample, kinds_of, locate, shown_to
+from .shares import WHOLE, Shares, check_seen
 from .store import Store
 
 READERS = min(8, os.cpu_count() or 1)
@@ -29,7 +30,6 @@ READERS = min(8, os.cpu_count() or 1)
 
 MAX_AHEAD = 50_000
 """Tokens whose decoded pixels may wait in memory for the encoder: about 140 MiB. One item always may, however large."""
-
 
 Located = Sequence[tuple[Sample, CachedSample]]
 """Each sample with its cache files."""
@@ -65,11 +65,13 @@ class Progress:
     """For this kind; None until something was encoded."""
 
 
-def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
+def run(jobs: Sequence[Job], store: Store, shares: Shares = WHOLE) -> Iterator[Progress]:
     """Do all jobs whose cache file is missing; yields progress, returns {cache file: Rejection} of what is unreadable.
 
-    Closing the generator waits for the file that is being written, and keeps all that were written.
+    Of several processes each does its part and returns what all have found. Closing the generator waits for the file
+    that is being written, and keeps all that were written.
     """
+    jobs = [job for job in jobs if shares.owns(job.path.stem)]
     missing = [job for job in jobs if not store.use(job.path)]
     done, total = len(jobs) - len(missing), len(jobs)
     left, spent, encoded = sum(job.work for job in missing), 0.0, 0.0
@@ -78,8 +80,7 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
         yield Progress(jobs[0].kind, done, total, "", None)
     reader, writer = DaemonPool(READERS, "wantune-read"), DaemonPool(1, "wantune-write")
     try:
-        written: Future | None = None
-        started = time.perf_counter()
+        written, started = None, time.perf_counter()
         for job, content in _ahead(missing, reader):
             try:
                 tensor = content.result()
@@ -98,7 +99,7 @@ def run(jobs: Sequence[Job], store: Store) -> Iterator[Progress]:
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown()
-    return faults
+    return shares.gathered(faults)
 
 
 def _ahead(jobs: Sequence[Job], reader: DaemonPool) -> Iterator[tuple[Job, Future]]:
@@ -115,7 +116,8 @@ def _ahead(jobs: Sequence[Job], reader: DaemonPool) -> Iterator[tuple[Job, Futur
 
 
 def fill(
-    manifest: Manifest, store: Store, codec: LatentCodec, encoders: Mapping[str, ConditionEncoder]
+    manifest: Manifest, store: Store, codec: LatentCodec, encoders: Mapping[str, ConditionEncoder],
+    shares: Shares = WHOLE,
 ) -> Iterator[Progress]:
     """Encode what is missing, one encoder after the other: the conditions kind by kind, then the latents.
 
@@ -136,13 +138,15 @@ def fill(
     located = list(zip(samples, locate(samples, store, codec.id, ids, keys_of), strict=True))
     faults: dict[Path, Rejection] = {}
     with store.filling():
+        shares.gathered({})  # what killed processes left is swept before anyone writes
         for kind in kinds:
-            faults |= yield from run(_condition_jobs(kind, located, encoders[kind.name]), store)
-        faults |= yield from run(_latent_jobs(located, codec), store)
-        faults |= yield from run(_mask_jobs(located), store)
-        longest = [caption for path, caption in _captions(located, TEXT.name).items()
-                   if store.use(path) > family.text_length]
+            faults |= yield from run(_condition_jobs(kind, located, encoders[kind.name]), store, shares)
+        faults |= yield from run(_latent_jobs(located, codec), store, shares)
+        faults |= yield from run(_mask_jobs(located), store, shares)
+        longest = shares.gathered({path: caption for path, caption in _captions(located, TEXT.name).items()
+                                   if shares.owns(path.stem) and store.use(path) > family.text_length}).values()
     whole = [(sample, cached) for sample, cached in located if not faults.keys() & cached.paths]
+    check_seen((path for _, cached in whole for path in cached.paths), shares)
     digests = {sample.digest for sample in manifest.held_out}
     trained = [(sample, cached) for sample, cached in whole if sample.digest not in digests]
     if not trained:

@@ -1,2 +1,2 @@
 """LoRA files, the only place that knows their key names: `keys` (the names of other trainers, normalized to ours),
-`file` (writing, reading, metadata, and continuing to train a LoRA)."""
+`file` (writing, reading, metadata, and continuing to train a LoRA), `convert` and `merge`."""

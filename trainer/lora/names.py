@@ -36,6 +36,9 @@ _TOP = {
 }
 _TOP |= {ours: ours for ours in (*_TOP.values(), "patch_embedding", "vace_patch_embedding")}
 
+_DIFFUSERS_BLOCK, _DIFFUSERS_TOP = (
+    {ours: theirs for theirs, ours in reversed(table.items()) if theirs != ours} for table in (_BLOCK, _TOP))
+
 _BLOCK_UNDERSCORED, _TOP_UNDERSCORED = (
     {theirs.replace(".", "_"): ours for theirs, ours in table.items()} for table in (_BLOCK, _TOP))
 
@@ -76,6 +79,14 @@ def bare_name(module: str) -> str:
 def comfyui_names(name: str) -> tuple[str, str]:
     """The two names of a module in files that ComfyUI's loader reads: with dots, and with underscores."""
     return f"diffusion_model.{name}", f"lora_unet_{name.replace('.', '_')}"
+
+
+def diffusers_name(name: str) -> str:
+    """diffusers' name of a module that Wan calls `name`; the same where that is not known."""
+    found = _IN_BLOCKS.fullmatch(name)
+    if found and not found[1]:
+        return f"{found[2]}.{found[3]}.{_DIFFUSERS_BLOCK.get(found[4], found[4])}"
+    return _DIFFUSERS_TOP.get(name, name)
 
 
 def core_underscored(module: str) -> str:

@@ -30,13 +30,14 @@ class Scalars:
     Args:
         step: the step from which the run resumes: what an interrupted run wrote for later steps is purged; everything
             for 0, as the run begins again then.
+        is_first: whether this process writes; of several that train one run only the first does.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, is_first: bool = True) -> None:
         self._writer = None
         self._waiting: list[tuple[list[tuple[str, float]], int, float]] = []  # numbers, step, time
         self._written = time.monotonic()
-        if importlib.util.find_spec("tensorboard") is not None:
+        if is_first and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
             _wait_for_a_later_name(folder)

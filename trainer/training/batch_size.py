@@ -25,7 +25,7 @@ CHOSEN = "chosen_batch_size"
 
 def of_run(
     config: TrainConfig, denoiser: Denoiser, dataset: CachedDataset, root: Path, keys: Sequence[str],
-    previews: Shown | None,
+    previews: Shown | None, processes: int = 1,
 ) -> BatchSize | None:
     """That of the run with these keys, as it was chosen, or as it is chosen now; None where `config` sets it.
 
@@ -34,6 +34,7 @@ def of_run(
     Args:
         root: the folder of all runs.
         previews: None where there are none.
+        processes: that train it, each of which takes its part of a batch.
 
     Raises:
         UserError: not even a single sample fits, or the number of a run that was begun is unreadable.
@@ -44,7 +45,11 @@ def of_run(
     if begun:
         return BatchSize(_read(begun[0]), "as when the run was begun")
     visits = max(visits_by_bucket(dataset.samples).values())
-    return largest(needs(denoiser, dataset, config, previews), denoiser.space(), visits, denoiser.device.type)
+    found = largest(needs(denoiser, dataset, config, previews), denoiser.space(), visits, denoiser.device.type)
+    if processes == 1:
+        return found
+    return BatchSize(min(visits, processes * found.number),
+                     f"{found.number} on each of {processes} devices at most, {found.reason}")
 
 
 def _read(path: Path) -> int:

@@ -16,6 +16,7 @@ from ..runs.events import Evaluated
 from ..settings.training import WHOLE, ObjectiveConfig
 from . import meters, objective
 from .optim import Averages
+from .ranks import ALONE, Ranks
 
 LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
 """Noise levels t at which the loss is measured."""
@@ -34,15 +35,15 @@ def levels_of(settings: ObjectiveConfig, levels: tuple[float, ...] = LEVELS) -> 
 
 
 def held_out_loss(
-    denoiser: Denoiser, samples: Sequence[CachedSample], levels: Sequence[float] = LEVELS
+    denoiser: Denoiser, samples: Sequence[CachedSample], levels: Sequence[float] = LEVELS, ranks: Ranks = ALONE
 ) -> dict[float, float]:
     """{noise level t: mean loss over the samples}, unweighted MSE, a function of the model and the samples alone.
 
     The noise of a sample is seeded by its latent's content key, so that adding files does not change that of the
-    others. The caller sets the weights that are measured (adapter, moving average, or the model alone).
+    others. The caller sets the weights that are measured (adapter, moving average, or the model alone). Each sample is
+    measured by one of the processes; all get the same numbers, whatever their number.
     """
-    sums = dict.fromkeys(levels, 0.0)
-    for sample in samples:
+    def losses_of(sample: CachedSample) -> torch.Tensor:
         batch = read_batch([sample.visit(0)], denoiser.family.conditions)
         conditions = denoiser.prepared(batch.conditions, batch.latent_BCFHW.shape[2:])
         batch = replace(batch, conditions=conditions).to(denoiser.device)
@@ -53,7 +54,11 @@ def held_out_loss(
             with denoiser.training(), torch.no_grad():
                 losses.append(objective.denoising_loss(
                     denoiser, batch.latent_BCFHW, batch.conditions, t_B, noise_BCFHW, batch.mask_B11HW))
-        for level, loss in zip(levels, torch.cat(losses).tolist(), strict=True):
+        return torch.cat(losses)
+
+    sums = dict.fromkeys(levels, 0.0)
+    for losses in ranks.measured(samples, losses_of).tolist():
+        for level, loss in zip(levels, losses, strict=True):
             sums[level] += loss
     return {level: total / len(samples) for level, total in sums.items()}
 
@@ -68,12 +73,13 @@ class Judge:
 
     def __init__(
         self, denoiser: Denoiser, adapter: Adapter, averages: Averages, samples: Sequence[CachedSample],
-        settings: ObjectiveConfig | None = None,
+        settings: ObjectiveConfig | None = None, ranks: Ranks = ALONE,
     ) -> None:
         settings = settings or ObjectiveConfig()
         self._levels = levels_of(settings)
         self._drift_levels = levels_of(settings, meters.DRIFT_LEVELS)
         self._denoiser = denoiser
+        self._ranks = ranks
         self._adapter = adapter
         self._averages = averages
         self._samples = samples
@@ -97,10 +103,10 @@ class Judge:
         """
         if math.isnan(self.base_loss):
             with self._adapter.switched_off():
-                self.base_loss = _mean(held_out_loss(self._denoiser, self._samples, self._levels))
+                self.base_loss = _mean(held_out_loss(self._denoiser, self._samples, self._levels, self._ranks))
         with self._averages.in_place():
-            levels = held_out_loss(self._denoiser, self._samples, self._levels)
-            drift = meters.drift(self._denoiser, self._adapter, self._samples, self._drift_levels)
+            levels = held_out_loss(self._denoiser, self._samples, self._levels, self._ranks)
+            drift = meters.drift(self._denoiser, self._adapter, self._samples, self._drift_levels, self._ranks)
         loss = _mean(levels)
         is_best = step > 0 and self._is_better(loss, math.nan if drift is None else drift)
         if is_best:

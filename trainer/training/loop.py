@@ -28,16 +28,16 @@ from ..encoded.cache import CachedDataset
 from ..model.backend import Denoiser
 from ..runs.events import Event, Finished, Paused, Saved, Started, StepDone
 from ..runs.folder import Found, RunFolder
-from ..runs.state import Checkpoint
 from ..runs.tensorboard import Scalars
 from ..settings.training import TrainConfig
 from . import evaluate, inputs, objective, optim, preservation
 from .flat_adamw import clip
 from .inputs import Inputs
 from .length import check_learned, is_due, is_evaluation_due, is_over, total_steps
+from .ranks import ALONE, Ranks
 from .results import Enqueued, Numbers, Results, num_late
 from .retry import Steps, enough_memory
-from .saving import SavingTime
+from .saving import SavingTime, restore, state_of
 
 
 class Trainer:
@@ -46,11 +46,12 @@ class Trainer:
     Args:
         found: the checkpoint and log that `RunFolder.resume` found; the run continues from them.
         step_down: goes on with less memory, and says how; None where it cannot.
+        ranks: the processes that train it; of several the first one alone writes.
     """
 
     def __init__(
         self, config: TrainConfig, denoiser: Denoiser, adapter: Adapter, dataset: CachedDataset, folder: RunFolder,
-        found: Found, step_down: Callable[[], str | None] = lambda: None,
+        found: Found, step_down: Callable[[], str | None] = lambda: None, ranks: Ranks = ALONE,
     ) -> None:
         if config.deterministic:
             check_deterministic(denoiser.device)
@@ -59,20 +60,21 @@ class Trainer:
         self.adapter = adapter
         self.dataset = dataset
         self.folder = folder
+        self.ranks = ranks
         self._found: Found | None = found
         self.sampler = BucketSampler(dataset.samples, config.batch_size, config.seed)
         self.steps_per_epoch = math.ceil(self.sampler.steps_per_epoch / config.optimizer.accumulation)
         self.total_steps = total_steps(config, self.sampler.steps_per_epoch)
         self.optimizer = optim.optimizer_of(adapter, config.optimizer, config.learning_rate)
         self.averages = optim.Averages(config.optimizer, self.optimizer, adapter.parameters)
-        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out, config.objective)
+        self.judge = evaluate.Judge(denoiser, adapter, self.averages, dataset.held_out, config.objective, ranks)
         # loss scaling: without it fp16 gradients of a mean over a whole latent underflow; bf16 and fp32 need none
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=denoiser.compute_dtype == torch.float16)
         self._steps = Steps(self, step_down)
         self.stop, self.pause_at = False, 0  # at no step
         self.results = Results(self.total_steps, self.steps_per_epoch, self.scaler)
         self.step = 0
-        self._position = (0, 0)
+        self.position = (0, 0)
         self._is_whole = True  # False while weights or the log change and are inconsistent
         self._saved_step, self._saving = 0, SavingTime(config.validation.every_minutes)
         self._logged: set[tuple[str, int]] = set()
@@ -96,13 +98,13 @@ class Trainer:
         restored = self._restore()
         self._look_ahead()
         self.folder.rewind(self.step)
-        self.scalars = Scalars(self.folder.path, self.step)
+        self.scalars = Scalars(self.folder.path, self.step, self.ranks.is_first)
         try:
             yield self._record(restored)
             with enough_memory(self):
                 if not self.is_logged("Evaluated", self.step) and self._is_evaluation_due():
                     yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
-                while not self.is_done and not self.stop:
+                while not self.is_done and not self.ranks.any(self.stop):
                     yield from map(self._record, self._steps.take())
                     is_due = self.is_done or self.stop or is_awaited(self.step) or self._is_something_due()
                     yield from self._read(0 if is_due else num_late(self.denoiser.device))
@@ -114,7 +116,7 @@ class Trainer:
             # also on Cancel, which is a BaseException in newer versions of ComfyUI
             self.batches.close()
             try:
-                if self._is_whole:
+                if self._is_whole and not (self.ranks.is_broken and len(self.results)):
                     deque(self._read(), maxlen=0)
                     if self.step > self._saved_step:
                         self._save()
@@ -125,13 +127,13 @@ class Trainer:
             Finished(self.step, time.perf_counter() - start, self._reason() or "stopped", self.results.skipped))
 
     def _look_ahead(self) -> None:
-        self.batches = LookAhead(inputs.of_steps(self.config, self.denoiser, self.sampler, self.step))
+        self.batches = LookAhead(inputs.of_steps(self.config, self.denoiser, self.sampler, self.step, self.ranks))
 
     def undo(self) -> bool:
         """Forget a step that did not come to its end, so that the next one is the same; False where weights moved."""
         if self._is_whole:
             self.batches.close()
-            self.sampler.epoch, self.sampler.cursor = self._position
+            self.sampler.epoch, self.sampler.cursor = self.position
             self._look_ahead()
             self.adapter.discard_gradients()
             self.optimizer.zero_grad(set_to_none=True)
@@ -147,8 +149,8 @@ class Trainer:
         for batch in inputs.of_one_step(self.batches):
             with self.adapter.dropout_from(batch.dropout_seed):
                 loss_B, preserved_B = self._backward(batch.to(self.denoiser.device))
-            losses.append(loss_B)
-            preserved.append(preserved_B)
+            losses.append(batch.placed(loss_B))
+            preserved.append(batch.placed(preserved_B))
             names += batch.names
             timesteps += batch.timesteps
 
@@ -156,10 +158,12 @@ class Trainer:
         learning_rate = self.config.learning_rate * rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        loss_B = torch.cat([*losses, *preserved])
+        self.ranks.sum([loss_B, *(parameter.grad for parameter in self.adapter.trained)])
         self._is_whole = False
-        numbers = self._update([*losses, *preserved])
+        numbers = self._update(loss_B)
         self.step += 1
-        self._position = batch.position
+        self.position = batch.position
         self.results.add(Enqueued(self.step, tuple(names), tuple(timesteps), learning_rate, numbers, start))
         self._is_whole = True
 
@@ -181,7 +185,7 @@ class Trainer:
     def _accumulated(self, batch: Inputs, weight: torch.Tensor | float, loss: Callable) -> torch.Tensor:
         with deterministic(self.config.deterministic), self.denoiser.training():
             loss_B = loss()
-            self.scaler.scale((loss_B * weight).sum() / batch.num_samples).backward()
+            self.scaler.scale((loss_B * weight).sum() / batch.divisor).backward()
         self.adapter.collect_gradients()
         return loss_B.detach()
 
@@ -190,9 +194,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         return clip(self.adapter.trained, self.config.optimizer.max_grad_norm or math.inf, self.adapter.split)
 
-    def _update(self, losses: list[torch.Tensor]) -> Numbers:
+    def _update(self, loss_B: torch.Tensor) -> Numbers:
         """Clip, and one step of the optimizer; no weight changes if a loss or the gradient is not finite."""
-        loss_B, grad_norm = torch.cat(losses), self._clip()
+        grad_norm = self._clip()
         scale = self.scaler.scale(torch.ones_like(grad_norm))
         numbers = Numbers(values := torch.cat([loss_B, grad_norm[None], scale[None]]))
         if optim.skips_on_device(self.optimizer) and not self.averages.follows:
@@ -246,16 +250,13 @@ class Trainer:
 
     def _save(self) -> Saved:
         start = time.perf_counter()
-        state = {
-            "step": self.step, "skipped": self.results.skipped, "position": self._position,
-            "judge": self.judge.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "averages": self.averages.state_dict(),
-            "parameters": self.adapter.state_dict(),
-        }
+        if not self.ranks.is_first:
+            self._saved_step = self.step
+            return Saved(self.step, 0.0)
         # the history first: what a checkpoint follows is never missing from it
         self.scalars.flush()
         self.folder.sync_log()
-        self.folder.save(self.step, self.adapter_state(), state)
+        self.folder.save(self.step, self.adapter_state(), state_of(self))
         if self.judge.best_step:
             self.folder.mark_best(self.judge.best_step, self.judge.best_loss, self.judge.best_drift)
         self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
@@ -267,24 +268,14 @@ class Trainer:
         """Continue from the checkpoint and the log that were found in the run's folder."""
         found, self._found = self._found, None  # frees the checkpoint's tensors once they are copied
         if found.checkpoint is not None:
-            self._load(found.checkpoint)
+            restore(self, found.checkpoint.state)
+            self._saved_step = self.step
         self._logged = {(line["event"], line["step"]) for line in found.lines if line["step"] == self.step}
         self.results.losses = found.losses
         return Started(
             step=self.step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch,
             num_modules=self.adapter.num_modules, passed_over=found.passed_over,
             num_parameters=sum(parameter.numel() for parameter in self.adapter.parameters))
-
-    def _load(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        self.step, self.results.skipped = state["step"], state["skipped"]
-        self.judge.load_state_dict(state["judge"])
-        self.adapter.load_state_dict(state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.averages.load_state_dict(state["averages"])
-        self._position = self.sampler.epoch, self.sampler.cursor = state["position"]
-        self._saved_step = self.step
 
     def is_logged(self, event: str, step: int) -> bool:
         """Whether the run was resumed from this step with such an event of it in the log."""

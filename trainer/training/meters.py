@@ -18,6 +18,7 @@ from ..encoded.batches import read_batch
 from ..encoded.cache import CachedSample
 from ..model.backend import Denoiser
 from . import objective
+from .ranks import ALONE, Ranks
 
 DRIFT_LEVELS = (0.2, 0.5, 0.8)
 """Noise levels t at which drift is measured."""
@@ -27,7 +28,8 @@ MOST_SAMPLES = 4
 
 
 def drift(
-    denoiser: Denoiser, adapter: Adapter, samples: Sequence[CachedSample], levels: Sequence[float] = DRIFT_LEVELS
+    denoiser: Denoiser, adapter: Adapter, samples: Sequence[CachedSample], levels: Sequence[float] = DRIFT_LEVELS,
+    ranks: Ranks = ALONE,
 ) -> float | None:
     """How far the adapter moves the velocity on prompts without the trigger word, relative to that of the model alone.
 
@@ -45,9 +47,9 @@ def drift(
     taken = sorted((sample for sample in samples if sample.prior_captions), key=_key)[:MOST_SAMPLES]
     if not taken:
         return None
-    measured = [squares for first, sample in enumerate(taken)
-                for squares in _squares(denoiser, adapter, sample, first, levels)]
-    moved, base = torch.stack(measured).double().sum(0).tolist()
+    measured = ranks.measured(list(enumerate(taken)), lambda numbered: torch.stack(
+        list(_squares(denoiser, adapter, numbered[1], numbered[0], levels))))
+    moved, base = measured.flatten(0, 1).sum(0).tolist()
     return math.sqrt(moved / base) if base else math.nan
 
 

@@ -29,7 +29,8 @@ class Pair:
 
     Args:
         runs: by the expert that each trains, in the order in which they begin.
-        takes_turns: whether they alternate; else the second begins when the first is done.
+        takes_turns: whether they alternate; else, and always where several processes train, the second begins when the
+            first is done.
         clock: seconds, as time.perf_counter gives them.
     """
 
@@ -56,7 +57,7 @@ class Pair:
             waiting, begun = deque(events), set()
             while waiting:
                 expert = waiting.popleft()
-                if self.stop and expert not in begun:
+                if expert not in begun and self.runs[expert].ranks.any(self.stop):
                     self.runs[expert].leave_off()
                     continue
                 begun.add(expert)
@@ -72,7 +73,9 @@ class Pair:
         Args:
             is_awaited: whether the other one waits for the end of this turn.
         """
-        run, alternates = self.runs[expert], self._takes_turns and is_awaited
+        run = self.runs[expert]
+        # the turns go by the clock, and those of several processes differ
+        alternates = self._takes_turns and is_awaited and run.ranks.count == 1
         run.stop = self.stop
         run.pause_at = self._turns.begin(expert) if alternates else 0
         for event in events:

@@ -22,7 +22,7 @@ from ..lora import file as lora_file
 from ..lora import keys as lora_keys
 from ..lora import made_for
 from ..model.backend import Denoiser
-from ..runs import checkpoints, history
+from ..runs import checkpoints, elsewhere, history
 from ..runs.attempts import Wanted, open_run
 from ..runs.events import Event, Noted, Paused, Started, StepDone
 from ..runs.folder import Found
@@ -32,6 +32,7 @@ from . import batch_size, experts, identity, length
 from .loop import Trainer
 from .memory import MemoryPlan, Shown, lasting_bytes
 from .previews import Previews, is_due, previewed
+from .ranks import ALONE, Ranks
 from .retry import enough_memory_to_begin
 from .suited import suited
 
@@ -49,20 +50,25 @@ class Run:
         restart: where `attempt` is 0: the newest attempt but not the first, so that the same again goes on with it.
         model_file: the name of the model's file, the only thing that tells an expert of Wan2.2 from Wan2.1.
         previews: what of them counts for memory, where the batch size is left to the run; None where there are none.
+        ranks: the processes that train it, each of which makes a Run of the same arguments: `batch_size` is of all
+            together, and the first one alone needs the folder of all runs.
 
     A caller whose framework enables inference mode must hold `torch.inference_mode(False)` from here to the end of
     `events`: what is read from a checkpoint is trained on.
 
     Raises:
         UserError: the data or the LoRA to continue belong to another model, another process trains the run, the folder
-            cannot be written to, or no step of the finished run was finite.
+            cannot be written to, or no step of the finished run was finite; processes differ in data, model or
+            settings, or one of them has ended.
     """
 
     def __init__(
         self, denoiser: Denoiser, dataset: CachedDataset, name: str, config: TrainConfig, runs_folder: Path,
         continued: Mapping[str, torch.Tensor] | None = None, restart: bool = False, attempt: int = 0,
-        model_file: str = "", previews: Shown | None = None,
+        model_file: str = "", previews: Shown | None = None, ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
+        """The processes that train it."""
         dataset, self._data_notes = suited(denoiser, dataset)
         self._start: dict[str, torch.Tensor] = {}
         if continued is not None:
@@ -74,7 +80,9 @@ class Run:
         self._note = experts.note_of_name(config.objective, model_file)
         config = replace(config, objective=experts.in_numbers(config.objective, denoiser.family))
         keys = identity.keys(config, dataset, denoiser.id)
-        self._batch_size = batch_size.of_run(config, denoiser, dataset, runs_folder, keys, previews)
+        ranks.check_same({"data": dataset.digest, "base model": denoiser.id, "settings": keys[0]})
+        self._batch_size = ranks.of_first(
+            lambda: batch_size.of_run(config, denoiser, dataset, runs_folder, keys, previews, ranks.count))
         kept = config.to_dict()
         if self._batch_size is not None:
             kept[batch_size.CHOSEN] = self._batch_size.number
@@ -93,7 +101,8 @@ class Run:
         total = length.total_steps(config, batches_per_epoch(dataset.samples, config.batch_size))
         wanted = Wanted(name=name, keys=keys, config=kept, attempt=attempt, restart=restart,
                         total_steps=total, is_length_fixed=config.optimizer.depends_on_length)
-        opened = open_run(runs_folder, wanted, partial(_is_over, config, total))
+        opened = ranks.of_first(
+            lambda: open_run(runs_folder, wanted, partial(_is_over, config, total)), elsewhere.told)
         self.folder = opened.folder
         self._lock = opened.lock
         # runs from before took samples in the order of their names, and go on so
@@ -134,7 +143,8 @@ class Run:
             UserError: the run does not fit.
         """
         if self._memory is None:
-            self._memory = MemoryPlan(self._denoiser, self._dataset, self.config, previews, beside)
+            config = replace(self.config, batch_size=self.ranks.most_rows(self.config.batch_size))
+            self._memory = MemoryPlan(self._denoiser, self._dataset, config, previews, beside)
         return self._memory
 
     @property
@@ -181,10 +191,12 @@ class Run:
             linears = denoiser.linears()
             adapter = Adapter(config.lora, linears, denoiser.device, config.seed)
             adapter.start_from(self._start)  # before the trainer, which copies the parameters into its average
-            trainer = Trainer(config, denoiser, adapter, self._dataset, self.folder, self._found, memory.step_down)
+            trainer = Trainer(
+                config, denoiser, adapter, self._dataset, self.folder, self._found, memory.step_down, self.ranks)
             self._trainer = trainer
             del self._found  # its tensors would stay in memory while it trains
             attached = denoiser.attached(adapter, linears, memory.plan, memory.to_come)
+            previews = previews if self.ranks.is_first else None
             is_awaited = partial(is_due, trainer, previews)
             with attached as notes, closing(trainer.run(is_awaited)) as events:
                 for event in events:

@@ -166,6 +166,16 @@ def test_a_method_of_comfyui_that_another_pack_replaced_is_refused_by_name(plain
         trained(plain)
 
 
+def test_what_transformers_adds_to_all_modules_is_in_nobodys_way(plain, monkeypatch):
+    """It does so when a pack makes one of its models, such as one that writes captions."""
+    def smart_apply(module, fn, is_custom_code):
+        raise AssertionError
+
+    smart_apply.__module__ = "transformers.modeling_utils"
+    monkeypatch.setattr(torch.nn.Module, "smart_apply", smart_apply, raising=False)
+    trained(plain)
+
+
 def test_a_hook_of_another_pack_is_refused_by_name(plain):
     def their_hook(module, inputs, output):
         return output * 2

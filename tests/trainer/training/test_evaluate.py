@@ -169,11 +169,11 @@ class Scripted:
         self.model, left, drifts = Model(), iter(losses), iter(drifts)
         self.calls = []
 
-        def measured(denoiser, clips, _levels):
+        def measured(denoiser, clips, _levels, _ranks):
             self.calls.append((self.model.is_on, self.model.is_average))
             return dict.fromkeys(LEVELS, next(left))
 
-        def drifted(denoiser, adapter, clips, levels):
+        def drifted(denoiser, adapter, clips, levels, _ranks):
             assert self.model.is_on and self.model.is_average == (self.model.average is not None)
             return next(drifts, None)
 

@@ -1,6 +1,6 @@
 """Two clips next to each other, each under its name.
 
-Uses numpy, not ComfyUI. Frames are made one at a time, so a long clip needs no more memory than a short one.
+Frames are made one at a time, so a long clip needs no more memory than a short one.
 
 Shape legend: F frames, H height, W width, 3 colours.
 """

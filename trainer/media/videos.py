@@ -1,4 +1,4 @@
-"""Writes mp4 files. Uses numpy and PyAV, not ComfyUI."""
+"""Writes mp4 files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ...trainer.base.files import replacing
-from ...trainer.base.refusals import in_a_sentence
+from ..base.files import replacing
+from ..base.refusals import in_a_sentence
 
 BT709 = 1
 """The number of this colour standard in H.264. Players disagree on the colours of a file that names no standard."""

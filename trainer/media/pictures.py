@@ -1,4 +1,4 @@
-"""Pictures (H, W, 3) uint8: scaled, centred, and with text. Uses numpy and Pillow, not ComfyUI."""
+"""Pictures (H, W, 3) uint8: scaled, centred, and with text."""
 
 from __future__ import annotations
 

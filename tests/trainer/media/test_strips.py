@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wantune.nodes.media.strips import strip
+from wantune.trainer.media.strips import strip
 
 
 @pytest.mark.parametrize(("frames", "shown"), [(1, [0]), (5, [0, 1, 2, 3, 4]), (17, [0, 3, 6, 10, 13, 16])])

@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from wantune.nodes.media.side_by_side import side_by_side
-from wantune.nodes.media.videos import write_mp4
 from wantune.tests.support.videos import moving_clip, read_back
+from wantune.trainer.media.side_by_side import side_by_side
+from wantune.trainer.media.videos import write_mp4
 
 LABELS = ("base", "with LoRA")
 

@@ -1,0 +1,134 @@
+"""Loads diffusers' WanTransformer3DModel: from a folder that diffusers wrote, or from ComfyUI's own single file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+
+from ..base.errors import UserError
+from ..model.family import ModelFamily
+from ..model.forms import NO_IMAGE, ONE, TWO, Form
+from . import files, quantised
+from .names import UNREAD, by_comfyui_name, checked, comfyui_name, config_of, family_of
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
+_CLASS = "WanTransformer3DModel"
+
+_CLASSES = {"WanVACETransformer3DModel": "Wan VACE", "WanAnimateTransformer3DModel": "Wan2.2 Animate",
+            "WanS2VTransformer3DModel": "Wan2.2 S2V"}
+"""diffusers' classes of other Wans."""
+
+
+def load_transformer(
+    path: Path, dtype: torch.dtype, device: torch.device, quantization: str = quantised.NONE
+) -> WanTransformer3DModel:
+    """A transformer in evaluation mode, on the device.
+
+    What diffusers keeps in fp32 (norms, modulations, the embedding of the noise level, positions) is in fp32.
+
+    Args:
+        path: a folder that diffusers wrote, its root or that of the transformer, or a safetensors file with ComfyUI's
+            names; weights in fp8 are dequantised.
+        dtype: of the other weights, and in which is computed.
+        quantization: of the Linears of its blocks, one of quantised.QUANTIZATIONS.
+
+    Raises:
+        UserError: it cannot be read, it is another Wan or none, or the quantisation needs what is not there.
+    """
+    quantised.check(quantization, device)
+    if path.is_dir():
+        return _from_folder(path, dtype, device, quantization)
+    return _from_file(path, dtype, device, quantization)
+
+
+def family_of_transformer(transformer: torch.nn.Module) -> ModelFamily:
+    """The family of one that is loaded.
+
+    Raises:
+        UserError: as `names.family_of`.
+    """
+    return family_of({comfyui_name(name): value.shape for name, value in transformer.state_dict().items()})
+
+
+def _from_folder(path: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> WanTransformer3DModel:
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no folder of a transformer that diffusers wrote (config.json: {error}); give one, "
+                        "or ComfyUI's safetensors file.") from None
+    name = config.get("_class_name")
+    if name != _CLASS:
+        raise UserError(f"{path} holds {_CLASSES.get(name) or f'a {name}'}, not a {_CLASS}; give a text-to-video or "
+                        "image-to-video model of Wan2.1 or Wan2.2, or train this one in ComfyUI.")
+    image = NO_IMAGE if config.get("image_dim") is None else TWO if config.get("pos_embed_seq_len") else ONE
+    checked(Form(latent=config["out_channels"], channels=config["in_channels"], image=image))
+    from diffusers import WanTransformer3DModel
+
+    try:
+        transformer = WanTransformer3DModel.from_pretrained(
+            folder, torch_dtype=dtype, quantization_config=quantised.config_for(quantization, dtype),
+            local_files_only=True)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} cannot be read ({error}); copy it anew, or give ComfyUI's safetensors file.") from None
+    return transformer.to(device)
+
+
+def _from_file(path: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> WanTransformer3DModel:
+    with files.opened(path) as file:
+        family = family_of(file.shapes)
+        transformer = _without_weights(config_of(file.shapes))
+        names = by_comfyui_name(transformer.state_dict())
+        _check_complete(path.name, file.shapes, {name: transformer.state_dict()[key].shape for name, key in
+                                                 names.items()}, UNREAD.get(family.name, ()))
+        in_fp32 = set(transformer._keep_in_fp32_modules or ())
+        # what is quantised goes to the device weight by weight
+        place = device if quantization == quantised.NONE else torch.device("cpu")
+        state = {key: file.value(name, place, torch.float32 if in_fp32 & set(key.split(".")) else dtype)
+                 for name, key in names.items()}
+    if quantization == quantised.NONE:
+        transformer.load_state_dict(state, assign=True)
+        return transformer.to(device).eval()
+    return _quantised(transformer, state, dtype, device, quantization)
+
+
+def _without_weights(config: dict[str, object]) -> WanTransformer3DModel:
+    from accelerate import init_empty_weights
+    from diffusers import WanTransformer3DModel
+
+    with init_empty_weights():  # unlike the device "meta" it makes what is no weight, the positions
+        return WanTransformer3DModel(**config)
+
+
+def _quantised(
+    transformer: WanTransformer3DModel, state: dict[str, torch.Tensor], dtype: torch.dtype, device: torch.device,
+    quantization: str
+) -> WanTransformer3DModel:
+    with TemporaryDirectory() as folder:
+        transformer.save_config(folder)
+        return type(transformer).from_single_file(
+            state, config=folder, torch_dtype=dtype, device=device, local_files_only=True,
+            quantization_config=quantised.config_for(quantization, dtype)).to(device)
+
+
+def _check_complete(name: str, found: dict, wanted: dict, unread: Iterable[str]) -> None:
+    missing, further = sorted(wanted.keys() - found.keys()), sorted(
+        key for key in found.keys() - wanted.keys() if not key.startswith(tuple(unread)))
+    if missing:
+        raise UserError(f"{name} has no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+                        + ", so it is not the whole of a transformer; take the whole file.")
+    if further:
+        raise UserError(f"{name} has {further[0]}, which diffusers' {_CLASS} has not; train this model in ComfyUI.")
+    for key, shape in wanted.items():
+        if tuple(found[key]) != tuple(shape):
+            raise UserError(f"{key} of {name} has the shape {tuple(found[key])}, a Wan of this size has "
+                            f"{tuple(shape)}; take another file.")
