@@ -87,19 +87,29 @@ class Snapshot:
         self.is_training = [module.training for module in transformer.modules()]
 
     def _now(self) -> dict[str, torch.Tensor]:
-        return dict(self.transformer.named_parameters()) | dict(self.transformer.named_buffers())
+        found = [*self.transformer.named_parameters(), *self.transformer.named_buffers()]
+        return {key: part for name, value in found for key, part in _parts(name, value)}
 
     def assert_untouched(self) -> None:
         """Fails on the first difference."""
         now = self._now()
         assert list(now) == list(self.tensors)
         for name, value in self.tensors.items():
-            assert now[name].dtype == value.dtype and torch.equal(now[name], value), name
+            assert torch.equal(now[name], value), name
         assert {name: value.requires_grad for name, value in self.transformer.named_parameters()} == self.flags
         assert [module.training for module in self.transformer.modules()] == self.is_training
         for name, module in self.transformer.named_modules():
             assert "forward" not in module.__dict__, name
             assert not module._forward_hooks and not module._forward_pre_hooks and not module._backward_hooks, name
+
+
+def _parts(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor, or what a quantised one consists of, as bytes."""
+    if hasattr(value, "__tensor_flatten__"):
+        for each in value.__tensor_flatten__()[0]:
+            yield from _parts(f"{name}.{each}", getattr(value, each))
+    else:
+        yield f"{name} {value.dtype} {tuple(value.shape)}", value.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
