@@ -20,6 +20,7 @@ from . import wan_models
 from .adapted import ALPHA, RANK, Batch, gradients_of
 
 CPU = torch.device("cpu")
+LORA = LoraConfig(rank=RANK, alpha=ALPHA)
 
 
 def denoiser(name: str, folder: Path, dtype: torch.dtype = torch.float32, quantization: str = "none", **sizes):
@@ -42,9 +43,11 @@ class Adapted:
         state: of the adapter; None where it stays as it begins.
     """
 
-    def __init__(self, denoiser: DiffusersDenoiser, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, denoiser: DiffusersDenoiser, state: Mapping[str, torch.Tensor] | None = None, config: LoraConfig = LORA
+    ) -> None:
         self.denoiser, self.linears = denoiser, denoiser.linears()
-        self.adapter = Adapter(LoraConfig(rank=RANK, alpha=ALPHA), self.linears, CPU, seed=0)
+        self.adapter = Adapter(config, self.linears, CPU, seed=0)
         if state is not None:
             self.adapter.load_state_dict(state)
 
@@ -74,13 +77,43 @@ def trained(denoiser, dataset, config: TrainConfig, folder: Path) -> tuple[Run, 
     return run, losses
 
 
-def state_of(transformer) -> dict[str, torch.Tensor]:
-    """Copies of its parameters and buffers, to compare with later."""
-    found = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
-    return {name: value.detach().clone() for name, value in found.items()}
+class Snapshot:
+    """What must be the same after training: parameters and buffers, flags, forwards, hooks."""
+
+    def __init__(self, transformer) -> None:
+        self.transformer = transformer
+        self.tensors = {name: value.detach().clone() for name, value in self._now().items()}
+        self.flags = {name: value.requires_grad for name, value in transformer.named_parameters()}
+        self.is_training = [module.training for module in transformer.modules()]
+
+    def _now(self) -> dict[str, torch.Tensor]:
+        found = [*self.transformer.named_parameters(), *self.transformer.named_buffers()]
+        return {key: part for name, value in found for key, part in _parts(name, value)}
+
+    def assert_untouched(self) -> None:
+        """Fails on the first difference."""
+        now = self._now()
+        assert list(now) == list(self.tensors)
+        for name, value in self.tensors.items():
+            assert torch.equal(now[name], value), name
+        assert {name: value.requires_grad for name, value in self.transformer.named_parameters()} == self.flags
+        assert [module.training for module in self.transformer.modules()] == self.is_training
+        for name, module in self.transformer.named_modules():
+            assert "forward" not in module.__dict__, name
+            assert not module._forward_hooks and not module._forward_pre_hooks and not module._backward_hooks, name
+
+
+def _parts(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor, or what a quantised one consists of, as bytes."""
+    if hasattr(value, "__tensor_flatten__"):
+        for each in value.__tensor_flatten__()[0]:
+            yield from _parts(f"{name}.{each}", getattr(value, each))
+    else:
+        yield f"{name} {value.dtype} {tuple(value.shape)}", value.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Difference of two tensors of one shape, relative to the second."""
     assert value.shape == reference.shape and reference.norm() > 0
-    return float((value.double() - reference.double()).norm() / reference.double().norm())
+    value, reference = value.detach().double(), reference.detach().double()
+    return float((value - reference).norm() / reference.norm())

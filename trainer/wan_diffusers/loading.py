@@ -15,7 +15,7 @@ from ..base.errors import UserError
 from ..model.family import ModelFamily
 from ..model.forms import NO_IMAGE, ONE, TWO, Form
 from . import files, quantised
-from .names import UNREAD, by_comfyui_name, checked, comfyui_name, config_of, family_of
+from .names import UNREAD, by_comfyui_name, checked, comfyui_name, config_of, family_of, missing
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -121,11 +121,9 @@ def _quantised(
 
 
 def _check_complete(name: str, found: dict, wanted: dict, unread: Iterable[str]) -> None:
-    missing, further = sorted(wanted.keys() - found.keys()), sorted(
-        key for key in found.keys() - wanted.keys() if not key.startswith(tuple(unread)))
-    if missing:
-        raise UserError(f"{name} has no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-                        + ", so it is not the whole of a transformer; take the whole file.")
+    if lost := sorted(wanted.keys() - found.keys()):
+        raise missing(lost)
+    further = sorted(key for key in found.keys() - wanted.keys() if not key.startswith(tuple(unread)))
     if further:
         raise UserError(f"{name} has {further[0]}, which diffusers' {_CLASS} has not; train this model in ComfyUI.")
     for key, shape in wanted.items():

@@ -56,7 +56,7 @@ def family_of(shapes: Shapes) -> ModelFamily:
     Raises:
         UserError: it is no Wan, or one that diffusers' WanTransformer3DModel does not compute.
     """
-    if not {"patch_embedding.weight", "head.head.weight", "blocks.0.self_attn.q.weight"} <= shapes.keys():
+    if not {"patch_embedding.weight", "head.head.weight", "head.modulation"} <= shapes.keys():
         raise UserError(f"This is no transformer of Wan (it has {next(iter(shapes), 'nothing')}); give a text-to-video "
                         "or image-to-video model of Wan2.1 or Wan2.2.")
     patch = shapes["patch_embedding.weight"]
@@ -85,7 +85,14 @@ def checked(form: Form, what: str | None = None) -> ModelFamily:
 
 
 def config_of(shapes: Shapes) -> dict[str, object]:
-    """What diffusers' WanTransformer3DModel is made with, for a transformer of a family."""
+    """What diffusers' WanTransformer3DModel is made with, for a transformer of a family.
+
+    Raises:
+        UserError: a weight is missing.
+    """
+    for name in ("blocks.0.ffn.0.weight", "text_embedding.0.weight", "time_embedding.0.weight"):
+        if name not in shapes:
+            raise missing([name])
     ffn_dim, dim = shapes["blocks.0.ffn.0.weight"]
     patch = tuple(shapes["patch_embedding.weight"][2:])
     sees_image = "img_emb.proj.1.weight" in shapes
@@ -103,3 +110,9 @@ def config_of(shapes: Shapes) -> dict[str, object]:
         "added_kv_proj_dim": dim if sees_image else None,
         "pos_embed_seq_len": shapes["img_emb.emb_pos"][1] if "img_emb.emb_pos" in shapes else None,
     }
+
+
+def missing(names: Sequence[str]) -> UserError:
+    """The sentence about weights that a transformer lacks."""
+    rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return UserError(f"The transformer has no {names[0]}{rest}, so it is not a whole one; take the whole file.")
