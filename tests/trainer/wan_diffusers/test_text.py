@@ -99,8 +99,11 @@ def test_a_folder_that_transformers_wrote_is_the_same_encoder(encoder, umt5_file
     assert len(list((tmp_path / "text_encoder").glob("*-of-*.safetensors"))) > 1
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "spiece.model").write_bytes(proto)
+    model.float().save_pretrained(tmp_path / "wide" / "text_encoder", max_shard_size="20KB")
     for path in (tmp_path, tmp_path / "text_encoder"):
         assert load_text_encoder(path).id == encoder.id
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "wide" / "tokenizer")
+    assert load_text_encoder(tmp_path / "wide").id == encoder.id, "16 bits, stored in 32"
     (tmp_path / "tokenizer" / "spiece.model").unlink()
     write_tokenizer_file(proto, tmp_path / "tokenizer" / "tokenizer.json")
     folder = load_text_encoder(tmp_path)
