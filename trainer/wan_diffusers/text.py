@@ -200,7 +200,8 @@ def _model(weights: Mapping[str, torch.Tensor], scales: Mapping[str, torch.Tenso
 
 def _held(model: nn.Module) -> dict[str, torch.Tensor]:
     """What of the model is in its place already."""
-    return {name: value for name, value in model.state_dict().items() if not value.is_meta}
+    return {name: value for name, value in model.state_dict().items()
+            if name in _WORDS or name.endswith((".stored", ".scale"))}
 
 
 def _config(weights: Mapping[str, torch.Tensor]):

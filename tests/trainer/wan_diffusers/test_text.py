@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wantune.tests.support import tools
+from wantune.tests.world import random_models
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.wan_diffusers.text import SentencePiece, TokenizerFile, load_text_encoder
+from wantune.trainer.wan_diffusers.text import SentencePiece, TokenizerFile, _model, load_text_encoder
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -52,6 +53,16 @@ def test_the_small_worlds_text_encoder_is_read_from_its_shapes(theirs):
     found = load_text_encoder(tools.WORLD / "umt5.safetensors").encode("three digit in red")
     assert found.shape[1] == 4096 and found.abs().max() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_umt5_xxl_is_read_from_its_shapes():
+    """Without memory: names and shapes of the real one."""
+    weights = random_models.umt5_weights(
+        4096, 64, 10240, random_models.Weights(0, torch.bfloat16, "meta"), 64, 24, 256384).tensors
+    del weights["spiece_model"]
+    config = _model(weights, {}).config
+    assert (config.num_layers, config.num_heads, config.d_kv, config.d_ff, config.vocab_size) == (
+        24, 64, 64, 10240, 256384)
 
 
 def in_fp8(tensors: dict, scale_name: str) -> tuple[dict, dict]:
