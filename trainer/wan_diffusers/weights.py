@@ -6,7 +6,7 @@ Sizes are read from the shapes and not from a folder's config.json, so that both
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,12 +20,15 @@ SAMPLES = 256
 """Values of each tensor that go into `fingerprint`: another fine-tune or precision changes every tensor."""
 
 
-def read(path: Path, part: str) -> dict[str, torch.Tensor]:
+def read(
+    path: Path, part: str, kept: Callable[[torch.Tensor], torch.Tensor] = lambda value: value
+) -> dict[str, torch.Tensor]:
     """The tensors of a model by name.
 
     Args:
         path: a safetensors file; or a diffusers folder, or its subfolder `part`.
         part: such as "vae".
+        kept: what becomes of each tensor; called file by file, so that not all are in memory as they are stored.
 
     Raises:
         UserError: there is no such file or folder, it holds no safetensors, or is damaged.
@@ -33,7 +36,7 @@ def read(path: Path, part: str) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for file in _files(path, part):
         try:
-            found |= tensors.read(file)[0]
+            found |= {name: kept(value) for name, value in tensors.read(file)[0].items()}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} cannot be read as a safetensors file ({error}); download it again.") from None
     return found

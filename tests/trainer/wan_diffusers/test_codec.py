@@ -9,7 +9,7 @@ from wantune.tests.support import frame_models, tools
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.model.wan22 import WAN22_5B
-from wantune.trainer.wan_diffusers.codec import load_codec
+from wantune.trainer.wan_diffusers.codec import _vae, load_codec
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -58,6 +58,24 @@ def test_a_folder_that_diffusers_wrote_is_the_same_vae(files, family, clip_FHW3,
         expected = family.normalize(vae.encode(pixels).latent_dist.mode())[0]
     torch.testing.assert_close(single.encode(clip_FHW3), expected, rtol=0, atol=1e-5)
     assert vae.config.scale_factor_spatial == family.stride_FHW[1] and vae.config.z_dim == family.latent_channels
+
+
+@FAMILIES
+def test_the_full_size_is_read_from_its_shapes(comfy, family):
+    """Without memory: names and shapes of the real VAEs, as ComfyUI makes them."""
+    import comfy.ldm.wan.vae
+    import comfy.ldm.wan.vae2_2
+
+    with torch.device("meta"):
+        if family == WAN22_5B:
+            vae = comfy.ldm.wan.vae2_2.WanVAE(
+                dim=160, dec_dim=256, z_dim=48, temperal_downsample=[False, True, True])
+        else:
+            vae = comfy.ldm.wan.vae.WanVAE(
+                dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+                temperal_downsample=[False, True, True], dropout=0.0)
+    found = _vae(vae.state_dict(), torch.bfloat16, "this very VAE")
+    assert sum(value.numel() for value in found.parameters()) == sum(value.numel() for value in vae.parameters())
 
 
 def test_the_id_changes_with_weights_and_dtype(files, tmp_path):

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wantune.tests.support import tools
+from wantune.tests.world import random_models
 from wantune.trainer.base.errors import UserError
-from wantune.trainer.wan_diffusers.text import SentencePiece, TokenizerFile, load_text_encoder
+from wantune.trainer.wan_diffusers.text import SentencePiece, TokenizerFile, _model, load_text_encoder
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
@@ -52,6 +53,16 @@ def test_the_small_worlds_text_encoder_is_read_from_its_shapes(theirs):
     found = load_text_encoder(tools.WORLD / "umt5.safetensors").encode("three digit in red")
     assert found.shape[1] == 4096 and found.abs().max() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_umt5_xxl_is_read_from_its_shapes():
+    """Without memory: names and shapes of the real one."""
+    weights = random_models.umt5_weights(
+        4096, 64, 10240, random_models.Weights(0, torch.bfloat16, "meta"), 64, 24, 256384).tensors
+    del weights["spiece_model"]
+    config = _model(weights, {}).config
+    assert (config.num_layers, config.num_heads, config.d_kv, config.d_ff, config.vocab_size) == (
+        24, 64, 64, 10240, 256384)
 
 
 def in_fp8(tensors: dict, scale_name: str) -> tuple[dict, dict]:
@@ -99,8 +110,11 @@ def test_a_folder_that_transformers_wrote_is_the_same_encoder(encoder, umt5_file
     assert len(list((tmp_path / "text_encoder").glob("*-of-*.safetensors"))) > 1
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "spiece.model").write_bytes(proto)
+    model.float().save_pretrained(tmp_path / "wide" / "text_encoder", max_shard_size="20KB")
     for path in (tmp_path, tmp_path / "text_encoder"):
         assert load_text_encoder(path).id == encoder.id
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "wide" / "tokenizer")
+    assert load_text_encoder(tmp_path / "wide").id == encoder.id, "16 bits, stored in 32"
     (tmp_path / "tokenizer" / "spiece.model").unlink()
     write_tokenizer_file(proto, tmp_path / "tokenizer" / "tokenizer.json")
     folder = load_text_encoder(tmp_path)
