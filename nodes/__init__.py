@@ -10,6 +10,7 @@ from .cache import CacheLatents, PruneCache
 from .compare_checkpoints import CompareCheckpoints
 from .compare_videos import CompareVideos
 from .dataset import DatasetSettings, JoinDatasets, LoadDataset
+from .export_job import ExportTrainingJob
 from .load_run import LoadRunLoRA
 from .lora import ApplyLoRA, SaveLoRA
 from .page import routes
@@ -26,4 +27,4 @@ class WanTuneExtension(ComfyExtension):
         routes.register()
         return [LoadDataset, DatasetSettings, JoinDatasets, CacheLatents, PruneCache, TrainWanLoRA, AdapterSettings,
                 OptimizerSettings, ObjectiveSettings, ValidationSettings, PreviewSettings, MemorySettings, LoadRunLoRA,
-                SaveLoRA, ApplyLoRA, CompareVideos, CompareCheckpoints]
+                SaveLoRA, ApplyLoRA, CompareVideos, CompareCheckpoints, ExportTrainingJob]

@@ -115,19 +115,32 @@ class TrainWanLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         if remark := overruled(preset, settings):
             Live.say(remark)
-        settings["objective"] = _as_sampled(settings.get("objective"), previews)
-        config, high = train_config(preset, **settings), _expert(cls.hidden, "model", model, continue_from)
-        if model_low is None:
-            if continue_from_low is not None:
-                raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or "
-                                "use continue_from.")
+        settings["objective"] = as_sampled(settings.get("objective"), previews)
+        config = train_config(preset, **settings)
+        high, low = experts_of(cls.hidden, model, continue_from, model_low, continue_from_low)
+        if low is None:
             lora, losses, folder = train(model, cache, run_name, config, Live(cls.hidden), restart, previews,
                                          high.continued, attempt, high.file)
             return io.NodeOutput(lora, {"loss": losses}, str(folder), None, None)
-        both = {HIGH: high, LOW: _expert(cls.hidden, "model_low", model_low, continue_from_low)}
+        both = {HIGH: high, LOW: low}
         found = pair.train(both, cache, run_name, config, PairLive(cls.hidden), order, restart, previews, attempt)
         losses = [*found[HIGH].losses, *found[LOW].losses]  # step by step they would jump between the windows
         return io.NodeOutput(found[HIGH].lora, {"loss": losses}, found[HIGH].folder, found[LOW].lora, found[LOW].folder)
+
+
+def experts_of(hidden, model, continue_from, model_low, continue_from_low) -> tuple[pair.Expert, pair.Expert | None]:
+    """What is connected as the model, or the high-noise expert, and as the low-noise one; None where there is none.
+
+    Raises:
+        UserError: there is a LoRA for a low-noise expert, but no such model.
+    """
+    if model_low is not None:
+        return (_expert(hidden, "model", model, continue_from),
+                _expert(hidden, "model_low", model_low, continue_from_low))
+    if continue_from_low is not None:
+        raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or use "
+                        "continue_from.")
+    return _expert(hidden, "model", model, continue_from), None
 
 
 def _expert(hidden, socket: str, model, continue_from) -> pair.Expert:
@@ -172,7 +185,7 @@ def _pair_inputs() -> list:
     ]
 
 
-def _as_sampled(objective: ObjectiveConfig | None, previews: PreviewConfig | None) -> ObjectiveConfig | None:
+def as_sampled(objective: ObjectiveConfig | None, previews: PreviewConfig | None) -> ObjectiveConfig | None:
     """With the noise levels of the previews, where it is these that are to be trained on."""
     if objective is None or previews is None or objective.timesteps != AS_SAMPLED:
         return objective

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
+
+import folder_paths
 
 _LOADERS = ("unet_name", "ckpt_name", "model_name", "gguf_name")
 """Inputs of the nodes that load models, ComfyUI's own first."""
 
 _DEPTH = 100
 """Nodes between ours and the loader, at most."""
+
+
+_KINDS = {"model": ("diffusion_models", "unet_gguf", "checkpoints"), "vae": ("vae",), "clip": ("text_encoders",),
+          "clip_vision": ("clip_vision",)}
+"""The lists of ComfyUI in which the files of models stand, by what they are."""
+
+
+def path_of(name: str, model: object = None, kind: str = "model") -> Path | None:
+    """The file of this name in ComfyUI's folders; None where there is none, or another of the same name.
+
+    Args:
+        model: the MODEL, which may know it.
+        kind: model, vae, clip or clip_vision.
+    """
+    made_by = getattr(model, "cached_patcher_init", None)
+    if made_by and isinstance(made_by[1][0], str) and Path(made_by[1][0]).is_file():
+        return Path(made_by[1][0])
+    listed = [folder_paths.get_full_path(each, file) for each in _KINDS[kind]
+              if each in folder_paths.folder_names_and_paths for file in folder_paths.get_filename_list(each)
+              if PurePath(file).name == name]
+    found = {Path(path).resolve() for path in listed if path}
+    return found.pop() if len(found) == 1 else None
 
 
 def file_of(model, hidden, socket: str = "model") -> str:

@@ -41,6 +41,12 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "wantune"
 
 
+def new_job_folder(name: str) -> Path:
+    """The path of a new folder in output/wantune_jobs, <name>_<number>; it is not made."""
+    root = Path(folder_paths.get_output_directory()) / "wantune_jobs"
+    return root / f"{name}_{_next_number(root, name, ('',)):05d}"
+
+
 def shown_file() -> Path:
     """The SQLite file of what our nodes showed last; see nodes/page/shown.py."""
     return runs_folder() / "shown.sqlite"
@@ -77,14 +83,18 @@ def new_lora_files(filename: str, *endings: str) -> list[tuple[Path, str]]:
     *folders, stem = saved_names.check(filename)
     root = Path(folder_paths.get_folder_paths("loras")[0]).resolve()
     folder = root.joinpath(*folders)
+    number = _next_number(folder, stem, endings, r"\.safetensors")
+    found = [folder / f"{stem}{ending}_{number:05d}.safetensors" for ending in endings]
+    return [(path, str(path.relative_to(root))) for path in found]
+
+
+def _next_number(folder: Path, stem: str, endings: tuple[str, ...], suffix: str = "") -> int:
     either = "|".join(re.escape(ending.casefold()) for ending in endings)
-    form = re.compile(rf"{re.escape(stem.casefold())}(?:{either})_(\d+)\.safetensors")
+    form = re.compile(rf"{re.escape(stem.casefold())}(?:{either})_(\d+){suffix}")
     numbers = []
     with suppress(OSError):  # there is no such folder yet
         numbers = [int(found[1]) for path in folder.iterdir() if (found := form.fullmatch(path.name.casefold()))]
-    number = 1 + max(numbers, default=0)
-    found = [folder / f"{stem}{ending}_{number:05d}.safetensors" for ending in endings]
-    return [(path, str(path.relative_to(root))) for path in found]
+    return 1 + max(numbers, default=0)
 
 
 def lora_file(name: str) -> Path:

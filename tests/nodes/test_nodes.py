@@ -49,6 +49,9 @@ CONTRACT = {
         {"model": None, "run": "", "positive": None, "negative": None, "vae": None, "checkpoints": "all",
          "strengths": "1.0", "include_base": True, "width": 448, "height": 256, "frames": 17, "seed": 0, "steps": 30,
          "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"}, ["VIDEO", "IMAGE"], "Compare Checkpoints"),
+    "WanTune_ExportTrainingJob": (
+        {"dataset": None, "include_dataset": True, "include_cache": True, "cache": None, "model": None,
+         "run_name": "my_lora", "epochs": 20}, ["STRING"], "Export Training Job"),
 }
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SPOKEN = ("nodes/page/asking.py", "nodes/page/clip_progress.py", "nodes/page/datasets.py", "nodes/page/live.py",
           "nodes/page/places.py", "nodes/page/runs.py", "nodes/cache.py", "nodes/dataset.py", "nodes/load_run.py",
           "nodes/lora.py", "nodes/backend/applied.py", "nodes/media/likeness.py", "nodes/backend/paths.py",
-           "nodes/backend/quantised_linear.py", "trainer/base",
+           "nodes/export_job.py", "nodes/backend/quantised_linear.py", "trainer/base",
           "trainer/settings/data.py", "trainer/memory/choice.py", "trainer/model/family.py", "trainer/memory/plan.py",
           "trainer/data", "trainer/encoded", "trainer/lora/keys.py", "trainer/runs/folder.py",
           "trainer/runs/reading.py", "trainer/runs/history.py", "trainer/training/experts.py",
@@ -37,7 +37,7 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 
 GLUE = ("{files}: {remark}", "{first}, {second}, {third} and {value} more", "{verb} {kind} {done} of {total}{eta}",
         "{verb} {number} of {num_clips}: {label}", "{number} files", "1 file", "encoding", "sampling", "decoding",
-        "captions", "latents", "masks")
+        "captions", "latents", "masks", "copying", "data", "cache")
 """How sentences are put together, and single words in them: too short to be told from names and keys."""
 
 _VALUES = {"trigger word", "file name", "leave out", "hold out", "early stop", "(the lora input)",

@@ -1,19 +1,19 @@
-// The preset widget of Train Wan LoRA fills in the other widgets; a widget changed by hand makes it "custom".
+// The preset widget of Train Wan LoRA and of Export Training Job fills in the other widgets; a widget changed by hand makes it "custom".
 
 import { app } from '../../../scripts/app.js'
 import { after } from '../shared/callbacks.js'
 import { changes, presetOf } from './preset_values.js'
 
-const NODE = 'WanTune_TrainWanLoRA'
+const NODES = ['WanTune_TrainWanLoRA', 'WanTune_ExportTrainingJob']
 let presets
 
 app.registerExtension({
   name: 'WanTune.presets',
   beforeRegisterNodeDef(_nodeType, nodeData) {
-    if (nodeData.name === NODE) presets = nodeData.input?.optional?.preset?.[1]?.presets
+    if (nodeData.name === NODES[0]) presets = nodeData.input?.optional?.preset?.[1]?.presets
   },
   nodeCreated(node) {
-    if (node.comfyClass !== NODE || !presets) return
+    if (!NODES.includes(node.comfyClass) || !presets) return
     const preset = node.widgets?.find((widget) => widget.name === 'preset')
     if (!preset) return
     let isFilling = false
