@@ -72,7 +72,8 @@ def plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def num_bytes(tensor: torch.Tensor) -> int:
     """Bytes that a tensor takes on its device: of the numbers it is stored in, scales included."""
     if hasattr(tensor, "__tensor_flatten__"):  # of torchao, or a part of a tensor that several processes share
-        return sum(num_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        return sum(num_bytes(part) for part in parts if isinstance(part, torch.Tensor))  # others say where it lies
     state = getattr(tensor, "quant_state", None)
     scales = 0 if state is None else state.absmax.nbytes
     return tensor.numel() * tensor.element_size() + scales
