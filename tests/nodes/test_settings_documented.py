@@ -1,5 +1,4 @@
-"""docs/settings.md gives a reason for each setting of the nodes that lead to Train Wan LoRA: each once, with its default.
-"""
+"""docs/settings.md has one reason for each setting of the nodes that lead to Train Wan LoRA, and its default."""
 
 import asyncio
 import re
@@ -60,14 +59,15 @@ def test_each_entry_says_the_default_of_the_schema(widgets):
         assert (float(told) == default) if is_number else (told == SHOWN.get(default, default)), f"{node}, {name}"
 
 
-def test_each_entry_gives_a_reason_and_says_at_the_end_of_a_line_what_is_to_be_measured_again():
-    for node, name, _, reason in entries():
-        lines = reason.splitlines()
-        words = " ".join(line.removesuffix("<!-- learning -->").strip() for line in lines)
-        assert len(words.split()) > 2 and words.endswith(".") and "<!--" not in words, f"{node}, {name}"
-        # "as width." is a reason only beside the other's
-        if same := re.fullmatch(r"as (\w+)\.", lines[0]):
-            assert (node, same[1]) in {(each[0], each[1]) for each in entries()}, f"{node}, {name}"
+def test_each_entry_gives_a_reason_and_marks_what_is_to_be_measured_again_at_the_end_of_a_line():
+    reasons = {(node, name): reason for node, name, _, reason in entries()}
+    for (node, name), reason in reasons.items():
+        words = " ".join(line.removesuffix("<!-- learning -->").strip() for line in reason.splitlines())
+        assert words.endswith(".") and "<!--" not in words, f"{node}, {name}"
+        if same := re.match(r"as (\w+)[.,]", words):
+            assert not reasons[node, same[1]].startswith("as "), f"{node}, {name}"
+        else:
+            assert len(words.split()) > 3, f"{node}, {name}"
 
 
 def test_what_is_cited_is_there():
