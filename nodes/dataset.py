@@ -8,8 +8,9 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..trainer.base.errors import UserError
-from ..trainer.data import buckets, folder, manifest, report, scan
+from ..trainer.data import folder, manifest, report, scan
 from ..trainer.data.notes import Notes
+from ..trainer.job.configs import dataset_config, dataset_settings
 from ..trainer.model import families
 from ..trainer.settings.data import (
     CAPTION_FALLBACKS,
@@ -18,8 +19,6 @@ from ..trainer.settings.data import (
     MASK_SOURCES,
     NO_FRAME,
     DatasetConfig,
-    parse_prompts,
-    parse_resolutions,
 )
 from . import sockets
 from .backend import linked, paths
@@ -151,11 +150,12 @@ class DatasetSettings(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs):
         """True, or the sentence the page shows before anything runs; linked inputs are not known yet (None)."""
-        return _checked(lambda: _settings(**{name: value for name, value in inputs.items() if value is not None}))
+        known = {name: value for name, value in inputs.items() if value is not None}
+        return _checked(lambda: dataset_settings(**known))
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        return io.NodeOutput(_settings(**inputs))
+        return io.NodeOutput(dataset_settings(**inputs))
 
 
 class JoinDatasets(io.ComfyNode):
@@ -197,26 +197,8 @@ def _reported(found: manifest.Manifest) -> io.NodeOutput:
     return io.NodeOutput(found, report.text(found), ui=page)
 
 
-def _config(folder: str, frame_buckets: str, settings: dict | None = None, **inputs) -> DatasetConfig:
-    settings = settings or {}
-    family = families.named(settings.get("family", families.DEFAULT.name))
-    frames = buckets.read_frames(frame_buckets, family)
-    return DatasetConfig(folder=str(paths.dataset_folder(folder)), frame_buckets=frames, **inputs, **settings)
-
-
-def _settings(
-    more_resolutions: str = "", model: str = next(iter(families.DATASETS)), preserve_prompts: str = "", **inputs
-) -> dict:
-    """The widgets of Dataset Settings as keyword arguments of DatasetConfig.
-
-    Raises:
-        UserError: DatasetConfig, or the model, does not take a value.
-    """
-    family = families.of_dataset(model)
-    settings = {"more_resolutions": parse_resolutions(more_resolutions), "family": family.name,
-                "preserve_prompts": parse_prompts(preserve_prompts), **inputs}
-    family.check_condition(DatasetConfig(folder="", **settings).condition)
-    return settings
+def _config(folder: str, **inputs) -> DatasetConfig:
+    return dataset_config(str(paths.dataset_folder(folder)), **inputs)
 
 
 def _checked(check: Callable[[], object]) -> bool | str:

@@ -13,7 +13,7 @@ from ..trainer.base.errors import UserError
 from ..trainer.base.switches import kept_switches, own_switches
 from ..trainer.encoded.cache import CachedDataset
 from ..trainer.lora.file import LoraStateDict
-from ..trainer.settings.training import TrainConfig
+from ..trainer.settings.training import BY_TURNS, ORDERS, TrainConfig
 from ..trainer.training import experts
 from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.pair import Pair
@@ -25,11 +25,6 @@ from .backend.fingerprint import of_weights
 from .media.previewer import PreviewConfig, Previewer, PreviewSize, is_low_expert, to_pictures_of
 from .media.previewer import check as check_previews
 from .page.pair_live import PairLive
-
-BY_TURNS = "by turns"
-
-ORDERS = (BY_TURNS, "high, then low")
-"""In which order the experts of a pair are trained."""
 
 INPUTS = ("model_low", "order", "continue_from_low")
 """Of Train Wan LoRA, which are no settings of a run."""

@@ -12,18 +12,11 @@ from comfy_api.latest import io
 from ..trainer.base.errors import UserError
 from ..trainer.base.switches import kept_switches, own_switches
 from ..trainer.encoded.cache import CachedDataset
+from ..trainer.job.configs import train_config
 from ..trainer.lora.file import LoraStateDict
 from ..trainer.runs.folder import check_name
-from ..trainer.settings.memory import MemoryConfig
-from ..trainer.settings.presets import CUSTOM, PRESETS, fill, overruled
-from ..trainer.settings.training import (
-    AS_SAMPLED,
-    LoraConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    TrainConfig,
-    ValidationConfig,
-)
+from ..trainer.settings.presets import CUSTOM, PRESETS, overruled
+from ..trainer.settings.training import AS_SAMPLED, BY_TURNS, ORDERS, ObjectiveConfig, TrainConfig
 from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.run import Run
 from . import pair, sockets
@@ -102,10 +95,10 @@ class TrainWanLoRA(io.ComfyNode):
         known = {name: value for name, value in inputs.items() if value is not None}
         try:
             check_name(known.pop("run_name", "linked"))
-            pair.check_order(known.get("order", pair.BY_TURNS))
+            pair.check_order(known.get("order", BY_TURNS))
             for name in ("restart", "attempt", "previews", "model", "cache", "continue_from", *pair.INPUTS):
                 known.pop(name, None)
-            _config(**known)
+            train_config(**known)
         except UserError as error:
             return str(error)
         return True
@@ -118,12 +111,12 @@ class TrainWanLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, cache, run_name, restart=False, attempt=0, previews=None, preset=CUSTOM, continue_from=None,
-        model_low=None, order=pair.BY_TURNS, continue_from_low=None, **settings
+        model_low=None, order=BY_TURNS, continue_from_low=None, **settings
     ) -> io.NodeOutput:
         if remark := overruled(preset, settings):
             Live.say(remark)
         settings["objective"] = _as_sampled(settings.get("objective"), previews)
-        config, high = _config(preset, **settings), _expert(cls.hidden, "model", model, continue_from)
+        config, high = train_config(preset, **settings), _expert(cls.hidden, "model", model, continue_from)
         if model_low is None:
             if continue_from_low is not None:
                 raise UserError("continue_from_low is connected, but not model_low; connect the low-noise expert, or "
@@ -171,25 +164,12 @@ def _pair_inputs() -> list:
         io.Float.Input("boundary", default=0.0, min=0.0, max=0.999, step=0.005, round=False, optional=True,
                        tooltip="The noise level between the experts of Wan2.2; 0 = the model's own: 0.875, and 0.9 for "
                        "image-to-video."),
-        io.Combo.Input("order", options=list(pair.ORDERS), default=pair.BY_TURNS, optional=True, tooltip="With "
+        io.Combo.Input("order", options=list(ORDERS), default=BY_TURNS, optional=True, tooltip="With "
                        "model_low. by turns: both grow together, and changing models takes at most 5 % of the time. "
                        "high, then low: needs less memory."),
         io.MultiType.Input("continue_from_low", types=[io.LoraModel, io.String], optional=True, tooltip="As "
                            "continue_from, for model_low."),
     ]
-
-
-def _config(
-    preset: str = CUSTOM, adapter: Mapping | None = None, optimizer: OptimizerConfig | None = None,
-    objective: ObjectiveConfig | None = None, validation: ValidationConfig | None = None,
-    memory: MemoryConfig | None = None, boundary: float = 0.0, **inputs
-) -> TrainConfig:
-    objective = replace(objective or ObjectiveConfig(), boundary=boundary)
-    values = fill(preset, inputs)
-    lora = LoraConfig(rank=values.pop("rank", 32), alpha=values.pop("alpha", 32.0), **(adapter or {}))
-    return TrainConfig(
-        lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective,
-        validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)
 
 
 def _as_sampled(objective: ObjectiveConfig | None, previews: PreviewConfig | None) -> ObjectiveConfig | None:

@@ -15,7 +15,8 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 BESIDE = [ROOT / "run.py", ROOT / "__init__.py", *sorted((ROOT / "demo").glob("*.py")),
           *sorted((ROOT / "bench").glob("*.py"))]
 TRAINER_ORDER = (
-    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training")
+    "base", "settings", "adapter", "memory", "blocks", "model", "data", "encoded", "lora", "runs", "training",
+    "job")
 NODES_ORDER = ("backend", "media", "page")
 """The folders in the order in which a sample flows; each imports only from those before it."""
 STDLIB = set(sys.stdlib_module_names)
@@ -23,7 +24,8 @@ EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
            "diffusers": {"trainer/training/optim.py"},
            "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
-           "scipy": {"trainer/training/objective.py"}}
+           "scipy": {"trainer/training/objective.py"},
+           "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",
            "folder_paths", "server"}
 

@@ -25,6 +25,11 @@ WHOLE = "whole"
 WINDOWS = (WHOLE, "high expert", "low expert")
 """Noise levels of the whole model, or of one expert of Wan2.2 A14B; training/experts.py says which those are."""
 
+BY_TURNS = "by turns"
+
+ORDERS = (BY_TURNS, "high, then low")
+"""In which order the experts of a pair are trained."""
+
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion", "came", "schedule_free")
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
