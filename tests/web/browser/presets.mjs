@@ -36,7 +36,8 @@ await scenario(async ({ open }) => {
   step('what a workflow sets is shown as it opens, although few need it')
   const kept = await nodeOf(page, 'WanTune_KeepSettings')
   await show(page, kept)
-  assert.deepEqual(await seen(page, kept, await advancedOf('WanTune_KeepSettings')), await advancedOf('WanTune_KeepSettings'))
+  const cadences = await advancedOf('WanTune_KeepSettings')
+  await assertSeen(page, kept, cadences, cadences)
   const { inputs: saved } = (await page.evaluate(() => window.app.graphToPrompt())).output[kept]
   assert.deepEqual([saved.evaluate_steps, saved.every_steps, saved.keep_last], [20, 25, 3])
 
@@ -49,18 +50,17 @@ await scenario(async ({ open }) => {
     return node.id
   })
   await show(page, id)
-  assert.deepEqual(await seen(page, id, ['schedule', 'ema_decay']), ['schedule', 'ema_decay'])
+  await assertSeen(page, id, ['schedule', 'ema_decay'], ['schedule', 'ema_decay'])
   const button = page.locator(`[data-node-id="${id}"]`).getByTestId('advanced-inputs-button')
   // Nodes 2.0 of older front ends hides nothing
   const hides = !given.vue || await button.count() > 0
-  assert.deepEqual(await seen(page, id, advanced), hides ? [] : advanced)
+  await assertSeen(page, id, advanced, hides ? [] : advanced)
   await screenshot(page, 'advanced-hidden')
   const heightOf = () => page.evaluate((id) => window.app.graph.getNodeById(id).size[1], id)
   const height = await heightOf()
   if (given.vue && hides) await button.click()
   else await choose(page, id, 'Show Advanced')
-  await page.waitForTimeout(500)
-  assert.deepEqual(await seen(page, id, advanced), advanced)
+  await assertSeen(page, id, advanced, advanced)
   assert.ok(given.vue || await heightOf() > height + 20 * advanced.length, 'it had no room for them')
   await screenshot(page, 'advanced-shown')
 
@@ -78,8 +78,8 @@ await scenario(async ({ open }) => {
     return other.id
   }, id)
   await show(page, id)
-  assert.deepEqual(await seen(page, id, advanced), advanced)
-  assert.deepEqual(await seen(page, reopened, advanced), hides ? [] : advanced)
+  await assertSeen(page, id, advanced, advanced)
+  await assertSeen(page, reopened, advanced, hides ? [] : advanced)
   assert.equal((await page.evaluate(() => window.app.graphToPrompt())).output[id].inputs.eps, 1e-6)
   await screenshot(page, 'advanced-reopened')
 })
@@ -88,6 +88,12 @@ await scenario(async ({ open }) => {
 async function advancedOf(type) {
   const { required, optional } = (await ask(`/object_info/${type}`))[type].input
   return Object.entries({ ...required, ...optional }).filter(([, [, options]]) => options?.advanced).map(([name]) => name)
+}
+
+/** Looks until a node shows those of these widgets that are wanted, and no others: drawing takes its time. */
+async function assertSeen(page, id, names, wanted) {
+  for (let tries = 0; tries < 25 && `${await seen(page, id, names)}` !== `${wanted}`; tries++) await page.waitForTimeout(200)
+  assert.deepEqual(await seen(page, id, names), wanted)
 }
 
 /** Those of these widgets that a node shows: as the canvas draws them, or as they stand in its element. */
