@@ -97,7 +97,8 @@ def adapt(example: dict, options, root: Path) -> dict:
     _set(graph, "CLIPLoader", clip_name=options.clip)
     _set(graph, "WanTune_LoadDataset", trigger_word=options.trigger)
     _set(graph, "WanTune_TrainWanLoRA", epochs=options.epochs, seed=options.seed)
-    _set(graph, "KSampler", seed=options.seed)
+    for sampling in ("KSampler", "WanTune_PreviewSettings"):
+        _set(graph, sampling, seed=options.seed)
     _prompt(graph)["text"] = options.prompt or _prompt(graph)["text"]
     return graph
 
@@ -148,6 +149,8 @@ def _use_small_world(graph: dict, root: Path) -> None:
         frames=world.length,
         steps=world.steps,
         cfg=world.cfg,
+        sampler_name=world.sampler_name,
+        seed=world.seed,
     )
     _set(
         graph,

@@ -16,6 +16,7 @@ from ..trainer.model.backend import ConditionEncoder
 from ..trainer.model.conditions import CLIP_VISION, KNOWN, TEXT, FirstFrameKnown
 from ..trainer.model.wan21 import CONTROL_CLIP, IMAGE, REFERENCE, VACE_CLIP
 from . import sockets
+from .advanced import marked
 from .backend import paths
 from .backend.encoders import CaptionEncoder, WanCodec
 from .backend.frame_encoders import ClipVisionEncoder, ControlEncoder, ImageEncoder, ReferenceEncoder, VaceEncoder
@@ -36,7 +37,7 @@ class CacheLatents(io.ComfyNode):
             category="WanTune",
             description="Encodes pictures, clips and captions once and keeps them on disk; unchanged ones are not "
                         "encoded again.",
-            inputs=[
+            inputs=marked("WanTune_CacheLatents", [
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Join Datasets."),
                 io.Vae.Input("vae", tooltip="The VAE you sample with: wan_2.1_vae.safetensors, or "
                              "wan2.2_vae.safetensors for Wan2.2 5B."),
@@ -47,7 +48,7 @@ class CacheLatents(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="For image-to-video and Fun-Control of "
                                     "Wan2.1, which need it: the CLIP vision you sample with "
                                     "(clip_vision_h.safetensors)."),
-            ],
+            ]),
             outputs=[sockets.Cache.Output(display_name="cache", tooltip="The encoded dataset.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,

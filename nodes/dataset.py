@@ -21,6 +21,7 @@ from ..trainer.settings.data import (
     DatasetConfig,
 )
 from . import sockets
+from .advanced import marked
 from .backend import linked, paths
 from .page import places
 from .page.live import show_text
@@ -108,7 +109,7 @@ class DatasetSettings(io.ComfyNode):
             category="WanTune",
             description="Which model it is for, and captions, masks and resolutions in detail, for one Load Dataset or "
                         "several.",
-            inputs=[
+            inputs=marked("WanTune_DatasetSettings", [
                 io.String.Input("more_resolutions", default="", tooltip="Train on each file at these resolutions as "
                                 "well, for example 256, 768."),
                 io.Boolean.Input("prepend_trigger", default=True, tooltip="Put the trigger word in front of captions "
@@ -143,7 +144,7 @@ class DatasetSettings(io.ComfyNode):
                                 "prompts for which the model should stay what it is, one a line, without the trigger "
                                 "word. They say what drift is measured on, and what preserve in Timestep and Loss "
                                 "Settings holds the model to."),
-            ],
+            ]),
             outputs=[sockets.DatasetSettings.Output(display_name="settings", tooltip="For Load Dataset.")],
         )
 

@@ -6,6 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from . import sockets
+from .advanced import marked
 from .media.previewer import PreviewConfig
 from .media.sampling import EULER, MAX_FRAMES, SIMPLE, Sampling, connected
 
@@ -22,7 +23,7 @@ class PreviewSettings(io.ComfyNode):
             description="Samples a short video of your prompts while Train Wan LoRA runs, with what is learned so far "
                         "and the same seed each time, and once without. Changes nothing of what is learned, unless "
                         "timesteps is as sampled.",
-            inputs=[
+            inputs=marked("WanTune_PreviewSettings", [
                 io.Conditioning.Input("positive", tooltip="A prompt with the trigger word, from CLIP Text Encode."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt you sample with."),
                 io.Vae.Input("vae", tooltip="The VAE you sample with."),
@@ -58,7 +59,7 @@ class PreviewSettings(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="From Load CLIP Vision, such as "
                                     "clip_vision_h: each preview also says how like the training pictures it looks, "
                                     "beside the model without the LoRA. Any CLIP vision will do."),
-            ],
+            ]),
             outputs=[sockets.Previews.Output(display_name="previews", tooltip="For Train Wan LoRA.")],
         )
 

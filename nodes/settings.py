@@ -20,6 +20,7 @@ from ..trainer.settings.training import (
     ValidationConfig,
 )
 from . import sockets
+from .advanced import marked
 
 
 class _Settings(io.ComfyNode):
@@ -53,7 +54,7 @@ class AdapterSettings(_Settings):
             display_name="Adapter Settings",
             category="WanTune",
             description="Kind of adapter, dropout, and which layers carry it, for Train Wan LoRA.",
-            inputs=[
+            inputs=marked("WanTune_AdapterSettings", [
                 io.Combo.Input("kind", options=list(ADAPTERS), default="lora", tooltip="lora suits most and trains "
                                "fastest. rslora: high ranks learn as fast as low ones. lokr: very small files. loha: "
                                "high rank from few numbers, slow."),
@@ -65,7 +66,7 @@ class AdapterSettings(_Settings):
                 io.Int.Input("last_block", default=-1, min=-1, max=1000, tooltip="Leave those after it; -1 = none."),
                 io.Int.Input("lokr_factor", default=16, min=-1, max=1024, tooltip="Of lokr: 4 is a large adapter, 16 a "
                              "small one; -1 = nearest to a square."),
-            ],
+            ]),
             outputs=[sockets.AdapterChoice.Output(display_name="adapter", tooltip="For Train Wan LoRA.")],
         )
 
@@ -87,16 +88,17 @@ class OptimizerSettings(_Settings):
             category="WanTune",
             description="Optimizer, learning-rate schedule, accumulation, clipping and moving average, for Train Wan "
                         "LoRA.",
-            inputs=[
+            inputs=marked("WanTune_OptimizerSettings", [
                 io.Combo.Input("name", options=list(OPTIMIZERS), default="adamw", tooltip="adamw suits most. prodigy "
                                "finds the learning rate by itself: set learning_rate to 1. lion wants a tenth of "
                                "adamw's rate."),
                 io.Float.Input("beta1", default=0.9, min=0.0, max=0.9999, step=0.01, round=False,
-                               tooltip="How long the gradient's direction is remembered."),
+                               tooltip="How long the gradient's direction is remembered; adafactor does without."),
                 io.Float.Input("beta2", default=0.99, min=0.0, max=0.9999, step=0.001, round=False,
                                tooltip="How long the gradient's size is remembered."),
                 io.Float.Input("eps", default=1e-8, min=0.0, max=1.0, step=1e-8, round=False,
-                               tooltip="Keeps the division by a tiny gradient finite."),
+                               tooltip="Keeps the division by a tiny gradient finite; adafactor, lion and came do "
+                               "without."),
                 io.Float.Input("weight_decay", default=0.01, min=0.0, max=10.0, step=0.01, round=False,
                                tooltip="Pulls the LoRA towards zero."),
                 io.Combo.Input("schedule", options=list(SCHEDULES), default="constant", tooltip="How the learning rate "
@@ -114,7 +116,7 @@ class OptimizerSettings(_Settings):
                                tooltip="Keep a moving average of the LoRA, for example 0.99; 0 = none."),
                 io.Boolean.Input("use_average", default=True, tooltip="Use and save the average, also that of "
                                  "schedule_free; off: what is trained itself."),
-            ],
+            ]),
             outputs=[sockets.Optimizer.Output(display_name="optimizer", tooltip="For Train Wan LoRA.")],
         )
 
@@ -132,7 +134,7 @@ class ObjectiveSettings(_Settings):
             category="WanTune",
             description="Which noise levels are trained on and how their errors count, for Train Wan LoRA. Much noise "
                         "teaches shape and motion, little noise detail.",
-            inputs=[
+            inputs=marked("WanTune_ObjectiveSettings", [
                 io.Combo.Input("timesteps", options=list(TIMESTEPS), default="logit_normal", tooltip="How noise levels "
                                "t in 0..1 are drawn: logit_normal around the middle, uniform, mode, beta, or as your "
                                "graph samples (as sampled: connect Preview Settings to Train Wan LoRA)."),
@@ -179,7 +181,7 @@ class ObjectiveSettings(_Settings):
                                "long; see preserve_every."),
                 io.Int.Input("preserve_every", default=1, min=1, max=1000, optional=True, tooltip="Do that in one step "
                              "of so many, which then counts so many times: 4 makes training about 1.4 times as long."),
-            ],
+            ]),
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For Train Wan LoRA.")],
         )
 
@@ -197,7 +199,7 @@ class ValidationSettings(_Settings):
             category="WanTune",
             description="How often the held-out files are measured on and checkpoints are written, for Train Wan LoRA. "
                         "None of it changes what is learned, but early_stop ends it.",
-            inputs=[
+            inputs=marked("WanTune_KeepSettings", [
                 io.Int.Input("evaluate_epochs", default=1, min=0, max=100000, tooltip="Measure on the held-out files "
                              "(validation_items) after so many epochs; 0 = not by epochs. Costs 9 forward passes for "
                              "each file and, for drift, 6 more for each of the first four."),
@@ -214,7 +216,7 @@ class ValidationSettings(_Settings):
                                "time."),
                 io.Int.Input("keep_last", default=3, min=1, max=10000, tooltip="So many checkpoints stay, and the "
                              "best."),
-            ],
+            ]),
             outputs=[sockets.Validation.Output(display_name="validation", tooltip="For Train Wan LoRA.")],
         )
 
@@ -232,7 +234,7 @@ class MemorySettings(_Settings):
             category="WanTune",
             description="Pins parts of the memory plan, for Train Wan LoRA. Without it, and with auto, the fastest "
                         "plan that fits is chosen. Only products changes what is learned.",
-            inputs=[
+            inputs=marked("WanTune_MemorySettings", [
                 io.Int.Input("whole_blocks", default=-1, min=-1, max=1000, tooltip="So many of the last blocks keep "
                              "all that they compute: fastest, and most memory. -1 = as many as fit."),
                 io.Combo.Input("segments", options=list(SEGMENTS), default="auto", tooltip="How the other blocks are "
@@ -248,6 +250,6 @@ class MemorySettings(_Settings):
                 io.Combo.Input("products", options=list(PRODUCTS), default="exact", tooltip="Multiply frozen weights "
                                "in 8 bits, on cards that have such products: faster, and less exact. The log says by "
                                "how much. A run with others is another run."),
-            ],
+            ]),
             outputs=[sockets.Memory.Output(display_name="memory", tooltip="For Train Wan LoRA.")],
         )

@@ -20,6 +20,7 @@ from ..trainer.settings.training import AS_SAMPLED, BY_TURNS, ORDERS, ObjectiveC
 from ..trainer.training.experts import HIGH, LOW
 from ..trainer.training.run import Run
 from . import pair, sockets
+from .advanced import marked
 from .backend import named, paths
 from .backend.denoiser import ComfyDenoiser
 from .lora import resolve
@@ -38,7 +39,7 @@ class TrainWanLoRA(io.ComfyNode):
             display_name="Train Wan LoRA",
             category="WanTune",
             description="Trains a LoRA on the very Wan model that is loaded; the model itself is not changed.",
-            inputs=[
+            inputs=marked("WanTune_TrainWanLoRA", [
                 io.Model.Input("model", tooltip="A Wan2.1 or Wan2.2 model (Load Diffusion Model), fp16, bf16, "
                                "fp32 or fp8. LoRAs already applied to it are trained on top of."),
                 sockets.Cache.Input("cache", tooltip="From Cache Latents."),
@@ -55,8 +56,9 @@ class TrainWanLoRA(io.ComfyNode):
                                tooltip="How far a step goes; 1e-4 with alpha = rank suits most."),
                 io.Int.Input("rank", default=32, min=1, max=1024, optional=True, tooltip="Size of the LoRA: 16-32 for "
                              "a person, more learns more and forgets more."),
-                io.Float.Input("alpha", default=32.0, min=0.001, max=4096.0, step=1.0, optional=True, tooltip="The "
-                               "LoRA's strength is alpha / rank while it is trained; leave it equal to rank."),
+                io.Float.Input("alpha", default=32.0, min=0.0, max=4096.0, step=1.0, optional=True, tooltip="The "
+                               "LoRA's strength is alpha / rank while it is trained; leave it equal to rank, as 0 "
+                               "does by itself."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True,
                              control_after_generate=False, tooltip="Same seed, same LoRA."),
                 io.Boolean.Input("gradient_checkpointing", default=True, optional=True, tooltip="On: as much is "
@@ -75,7 +77,7 @@ class TrainWanLoRA(io.ComfyNode):
                                    "then its own."),
                 *_settings_inputs(),
                 *_pair_inputs(),
-            ],
+            ]),
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Save LoRA."),
                 io.LossMap.Output(display_name="loss", tooltip="The loss of each step, for Plot Loss Graph."),

@@ -185,7 +185,7 @@ def test_functions_fit_a_screen(path):
 
 WEB = ROOT / "web"
 SCRIPTS = sorted(WEB.rglob("*.js"))
-WEB_FOLDERS = ("shared", "texts", "chart", "sheet", "training", "compare", "runs")
+WEB_FOLDERS = ("shared", "texts", "settings", "chart", "sheet", "training", "compare", "runs")
 """Each imports only from itself and from those before it; what all share comes first, then what a user meets first."""
 
 

@@ -51,7 +51,19 @@ def test_choices_of_the_user_reach_the_graph(tmp_path):
     train = inputs(workflow, "WanTune_TrainWanLoRA")
     assert (train["epochs"], train["seed"], train["rank"]) == (3, 7, 32)
     assert {node["inputs"]["seed"] for node in workflow.values() if node["class_type"] == "KSampler"} == {7}
+    assert inputs(workflow, "WanTune_PreviewSettings")["seed"] == 7
     assert "T walks" in [node["inputs"].get("text") for node in workflow.values()]
+
+
+def test_previews_in_the_small_world_sample_what_its_graph_samples():
+    workflow = adapted()
+    sampler = next(node["inputs"] for node in workflow.values() if node["class_type"] == "KSampler")
+    latent, previews = inputs(workflow, "EmptyHunyuanLatentVideo"), inputs(workflow, "WanTune_PreviewSettings")
+    assert (previews["model"], previews["latent"]) == (sampler["model"], sampler["latent_image"])
+    for name in ("steps", "cfg", "sampler_name", "scheduler", "seed"):
+        assert previews[name] == sampler[name], name
+    for name, of_latent in (("width", "width"), ("height", "height"), ("frames", "length")):
+        assert previews[name] == latent[of_latent], name
 
 
 def test_a_real_model_without_pictures_learns_the_stills_enlarged():

@@ -173,9 +173,10 @@ def write_templates(workspace: Path) -> Path:
 
 
 def _measured(workflow: dict, pictures: str) -> dict:
-    """With held-out files, small previews, and checkpoints at short intervals."""
+    """With held-out files, small previews of the model in training, and checkpoints at short intervals."""
     _set(workflow, "WanTune_LoadDataset", {0: pictures, 3: "1, 5", 4: 1, 5: 2})
     _set(workflow, "WanTune_PreviewSettings", dict(enumerate([64, 64, 5, 2, 1.0, 5.0, 0, 0, 40])))
+    _unlink(workflow, "WanTune_PreviewSettings", ("model", "latent"))
     train = next(node for node in workflow["nodes"] if node["type"] == "WanTune_TrainWanLoRA")
     link, number = workflow["last_link_id"] + 1, workflow["last_node_id"] + 1
     train["inputs"].append({"name": "validation", "type": SAVED_BEFORE, "link": link})
@@ -186,6 +187,17 @@ def _measured(workflow: dict, pictures: str) -> dict:
     workflow["links"].append([link, number, 0, train["id"], len(train["inputs"]) - 1, SAVED_BEFORE])
     workflow.update(last_link_id=link, last_node_id=number)
     return workflow
+
+
+def _unlink(workflow: dict, kind: str, sockets: tuple[str, ...]) -> None:
+    node = next(node for node in workflow["nodes"] if node["type"] == kind)
+    cut = {each["link"] for each in node["inputs"] if each["name"] in sockets}
+    workflow["links"] = [link for link in workflow["links"] if link[0] not in cut]
+    for each in workflow["nodes"]:
+        for socket in each["inputs"]:
+            socket["link"] = None if socket["link"] in cut else socket["link"]
+        for socket in each["outputs"]:
+            socket["links"] = [link for link in socket["links"] or [] if link not in cut]
 
 
 def _add_clip_vision(workflow: dict, path: Path) -> None:

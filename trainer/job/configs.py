@@ -50,7 +50,7 @@ def train_config(
     """The widgets of Train Wan LoRA with those of its settings nodes.
 
     Args:
-        preset: fills in the widgets that are not given.
+        preset: fills in the widgets that are not given. An alpha of 0 is the rank.
         adapter: keyword arguments of LoraConfig, without rank and alpha.
 
     Raises:
@@ -58,7 +58,8 @@ def train_config(
     """
     objective = replace(objective or ObjectiveConfig(), boundary=boundary)
     values = fill(preset, widgets)
-    lora = LoraConfig(rank=values.pop("rank", 32), alpha=values.pop("alpha", 32.0), **(adapter or {}))
+    rank, alpha = values.pop("rank", 32), values.pop("alpha", 32.0)
+    lora = LoraConfig(rank=rank, alpha=alpha or float(rank), **(adapter or {}))
     return TrainConfig(
         lora=lora, optimizer=optimizer or OptimizerConfig(), objective=objective,
         validation=validation or ValidationConfig(), memory=memory or MemoryConfig(), **values)

@@ -170,7 +170,8 @@ _TRAIN = Section("train_wan_lora", "Train Wan LoRA", "A run: its length, size an
         "max_steps": "Stop after so many steps; 0 = after all epochs.",
         "batch_size": "Samples a step, of all processes together; 0 = as many as fit and keep the device busy.",
         "learning_rate": "How far a step goes."}),
-    *_of(LoraConfig, {"rank": "Size of the LoRA.", "alpha": "The LoRA's strength is alpha / rank in training."}),
+    *_of(LoraConfig, {"rank": "Size of the LoRA.", "alpha": "The LoRA's strength is alpha / rank in training; 0 = as "
+                      "rank."}),
     *_of(TrainConfig, {
         "seed": "The same seed gives the same LoRA.",
         "gradient_checkpointing": "Keep of the forward pass what fits, compute the rest again; off: keep all."}),

@@ -126,6 +126,22 @@ def test_the_settings_reach_the_optimizer(name):
     assert group.get("eps", 1e-3) == 1e-3
 
 
+WITHOUT = {"adafactor": {"beta1", "eps"}, "lion": {"eps"}, "came": {"eps"}}
+"""Settings that an optimizer does not use, as the nodes and their help say."""
+
+
+def test_what_an_optimizer_does_without_changes_nothing_and_all_else_does(name):
+    def trained(**changes) -> list[torch.Tensor]:
+        task = Regression(OptimizerConfig(**{"name": name, "weight_decay": 0.1, **changes}))
+        task.train(5)
+        return task.state()["parameters"]
+
+    plain = trained()
+    for setting, value in {"beta1": 0.5, "beta2": 0.3, "eps": 0.1, "weight_decay": 0.5}.items():
+        is_same = all(map(torch.equal, plain, trained(**{setting: value})))
+        assert is_same == (setting in WITHOUT.get(name, ())), setting
+
+
 def test_adamw_is_the_formula_of_its_paper():
     """arXiv:1711.05101, algorithm 2."""
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))

@@ -1,7 +1,7 @@
-// Every node of ours stands in the page, and the preset of Train Wan LoRA fills in its widgets.
+// Every node of ours stands in the page, the preset of Train Wan LoRA fills in its widgets, and those that few need are hidden.
 
 import assert from 'node:assert/strict'
-import { ask, nodeOf, openTemplate, scenario, screenshot, setWidget, show, step } from './scenario.mjs'
+import { ask, given, nodeOf, openTemplate, scenario, screenshot, setWidget, show, step } from './scenario.mjs'
 
 await scenario(async ({ open }) => {
   const page = await open()
@@ -32,4 +32,87 @@ await scenario(async ({ open }) => {
   assert.deepEqual(Object.keys(prompt).filter((name) => !inputs.includes(name)), [])
   await show(page, train)
   await screenshot(page, 'presets')
+
+  step('what a workflow sets is shown as it opens, although few need it')
+  const kept = await nodeOf(page, 'WanTune_KeepSettings')
+  await show(page, kept)
+  const cadences = await advancedOf('WanTune_KeepSettings')
+  await assertSeen(page, kept, cadences, cadences)
+  const { inputs: saved } = (await page.evaluate(() => window.app.graphToPrompt())).output[kept]
+  assert.deepEqual([saved.evaluate_steps, saved.every_steps, saved.keep_last], [20, 25, 3])
+
+  step('a new node hides it until it is asked for, and has it all the same')
+  const advanced = await advancedOf('WanTune_OptimizerSettings')
+  const id = await page.evaluate(() => {
+    const node = window.LiteGraph.createNode('WanTune_OptimizerSettings')
+    node.pos = [window.app.graph.nodes[0].pos[0], -1500]
+    window.app.graph.add(node)
+    return node.id
+  })
+  await show(page, id)
+  await assertSeen(page, id, ['schedule', 'ema_decay'], ['schedule', 'ema_decay'])
+  const button = page.locator(`[data-node-id="${id}"]`).getByTestId('advanced-inputs-button')
+  // Nodes 2.0 of older front ends hides nothing
+  const hides = !given.vue || await button.count() > 0
+  await assertSeen(page, id, advanced, hides ? [] : advanced)
+  await screenshot(page, 'advanced-hidden')
+  const heightOf = () => page.evaluate((id) => window.app.graph.getNodeById(id).size[1], id)
+  const height = await heightOf()
+  if (given.vue && hides) await button.click()
+  else await choose(page, id, 'Show Advanced')
+  await assertSeen(page, id, advanced, advanced)
+  assert.ok(given.vue || await heightOf() > height + 20 * advanced.length, 'it had no room for them')
+  await screenshot(page, 'advanced-shown')
+
+  step('opened again, a changed value is seen, and what is as delivered is hidden')
+  await setWidget(page, id, 'eps', 1e-6)
+  const reopened = await page.evaluate(async (id) => {
+    const graph = window.app.graph.serialize()
+    const node = graph.nodes.find((each) => each.id === id)
+    delete node.showAdvanced
+    const other = { ...structuredClone(node), id: graph.last_node_id + 1, pos: [node.pos[0] + 500, node.pos[1]] }
+    other.widgets_values[3] = 1e-8
+    graph.last_node_id = other.id
+    graph.nodes.push(other)
+    await window.app.loadGraphData(graph)
+    return other.id
+  }, id)
+  await show(page, id)
+  await assertSeen(page, id, advanced, advanced)
+  await assertSeen(page, reopened, advanced, hides ? [] : advanced)
+  assert.equal((await page.evaluate(() => window.app.graphToPrompt())).output[id].inputs.eps, 1e-6)
+  await screenshot(page, 'advanced-reopened')
 })
+
+/** The inputs of a type that its description marks as advanced. */
+async function advancedOf(type) {
+  const { required, optional } = (await ask(`/object_info/${type}`))[type].input
+  return Object.entries({ ...required, ...optional }).filter(([, [, options]]) => options?.advanced).map(([name]) => name)
+}
+
+/** Looks until a node shows those of these widgets that are wanted, and no others: drawing takes its time. */
+async function assertSeen(page, id, names, wanted) {
+  for (let tries = 0; tries < 25 && `${await seen(page, id, names)}` !== `${wanted}`; tries++) await page.waitForTimeout(200)
+  assert.deepEqual(await seen(page, id, names), wanted)
+}
+
+/** Those of these widgets that a node shows: as the canvas draws them, or as they stand in its element. */
+const seen = (page, id, names) => page.evaluate(([id, names]) => {
+  const node = window.app.graph.getNodeById(id)
+  if (!window.LiteGraph.vueNodesMode) {
+    const shown = node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name)
+    return names.filter((name) => shown.includes(name))
+  }
+  const leaves = [...document.querySelectorAll(`[data-node-id="${id}"] *`)].filter((each) => !each.children.length)
+  const words = leaves.filter((each) => each.checkVisibility()).map((each) => each.textContent.trim())
+  return names.filter((name) => words.includes(name))
+}, [id, names])
+
+/** An entry of the classic canvas' menu of a node. */
+const choose = (page, id, entry) => page.evaluate(([id, entry]) => {
+  const { canvas, graph } = window.app
+  const node = graph.getNodeById(id)
+  const option = canvas.getNodeMenuOptions(node).find((each) => each?.content === entry)
+  canvas.selectNode?.(node)
+  option.callback(option, {}, null, null, node)
+}, [id, entry])
