@@ -25,7 +25,7 @@ class SmallWorld:
     frame_buckets: str = "1"
     batch_size: int = 4
     epochs: int = 20
-    learning_rate: float = 1e-3
+    learning_rate: float = 2.5e-4
     rank: int = 32
     alpha: int = 32
     sampler_name: str = "euler"
@@ -35,6 +35,14 @@ class SmallWorld:
 
 
 SMALL_WORLD = SmallWorld()
+
+PRESERVING = {
+    "timesteps": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0, "mode_scale": 1.29, "beta_a": 1.0, "beta_b": 1.0,
+    "shift": 1.0, "resolution_shift": False, "min_t": 0.0, "max_t": 1.0, "stratified": False, "weighting": "none",
+    "loss": "mse", "huber_delta": 1.0, "noise_offset": 0.0, "preserve": 1.0, "preserve_every": 4,
+}
+"""Timestep and Loss Settings of the small world: the defaults, and the model is held to what it was without the trigger
+word. From stills alone it then shows the nine in more frames of a video (docs/learning.md)."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,8 @@ def _use_small_world(graph: dict, root: Path) -> None:
         rank=world.rank,
         alpha=world.alpha,
     )
+    objective = _add(graph, "WanTune_ObjectiveSettings", **PRESERVING)
+    _set(graph, "WanTune_TrainWanLoRA", objective=[objective, 0])
     _prompt(graph)["text"] = world.prompt
 
 
