@@ -97,7 +97,7 @@ def of_job(folder: Path, arguments: argparse.Namespace) -> Given:
 
 
 def of_source(arguments: argparse.Namespace, source: str) -> tuple[Given, Path | None]:
-    """The settings of a run or of a file, and the run's folder if it is one.
+    """The settings of a run, of a file or of a job, and the run's folder if it is one.
 
     Raises:
         UserError: there is neither, or the run does not say what it was begun with.
@@ -105,6 +105,8 @@ def of_source(arguments: argparse.Namespace, source: str) -> tuple[Given, Path |
     path = Path(source)
     if path.is_file():
         return of_file(path, arguments), None
+    if (path / jobs.JOB_FILE).is_file():
+        return of_job(path, arguments), None
     folder = folder_of(source, arguments.runs)
     job = history.read_json(folder / "origin.json").get(JOB)
     if isinstance(job, str):
