@@ -24,9 +24,10 @@ EVERYWHERE = {"torch", "numpy", "safetensors", "PIL", "av"}
 ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "peft": {"trainer/adapter/peft_layers.py"},
            "accelerate": {"trainer/wan_diffusers/loading.py"},
            "diffusers": {"trainer/training/optim.py", "trainer/wan_diffusers/loading.py",
-                         "trainer/wan_diffusers/quantised.py", "trainer/wan_diffusers/denoiser.py"},
+                         "trainer/wan_diffusers/denoiser.py"},
            "psutil": {"trainer/wan_diffusers/space.py"}, "torchao": {"trainer/wan_diffusers/quantised.py"},
-           "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
+           "pytorch_optimizer": {"trainer/training/optim.py"},
+           "bitsandbytes": {"trainer/training/optim.py", "trainer/wan_diffusers/quantised.py"},
            "scipy": {"trainer/training/objective.py"}}
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",
            "folder_paths", "server"}
