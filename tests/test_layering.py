@@ -29,7 +29,8 @@ ONLY_IN = {"filelock": {"trainer/encoded/store.py", "trainer/runs/lock.py"}, "pe
            "accelerate": {"trainer/training/launch.py", *WAN_DIFFUSERS}, "transformers": WAN_DIFFUSERS,
            "sentencepiece": WAN_DIFFUSERS, "tokenizers": WAN_DIFFUSERS, "psutil": WAN_DIFFUSERS,
            "torchao": WAN_DIFFUSERS,
-           "pytorch_optimizer": {"trainer/training/optim.py"}, "bitsandbytes": {"trainer/training/optim.py"},
+           "pytorch_optimizer": {"trainer/training/optim.py"},
+           "bitsandbytes": {"trainer/training/optim.py", "trainer/wan_diffusers/quantised.py"},
            "scipy": {"trainer/training/objective.py"},
            "tomllib": {"trainer/job/settings.py"}, "tomli": {"trainer/job/settings.py"}}  # Python 3.11, and before
 COMFYUI = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,17 +35,18 @@ def load_transformer(
 
     Args:
         path: a folder that diffusers wrote, its root or that of the transformer, or a safetensors file with ComfyUI's
-            names; weights in fp8 are dequantised.
+            names; weights in fp8 are dequantised. With a quantisation it is first read into RAM.
         dtype: of the other weights, and in which is computed.
         quantization: of the Linears of its blocks, one of quantised.QUANTIZATIONS.
 
     Raises:
         UserError: it cannot be read, it is another Wan or none, or the quantisation needs what is not there.
     """
-    quantised.check(quantization, device)
-    if path.is_dir():
-        return _from_folder(path, dtype, device, quantization)
-    return _from_file(path, dtype, device, quantization)
+    quantised.check(quantization)
+    # what is quantised goes to the device block by block
+    place = device if quantization == quantised.NONE else torch.device("cpu")
+    transformer = _from_folder(path, dtype) if path.is_dir() else _from_file(path, dtype, place)
+    return _placed(transformer, dtype, device, quantization)
 
 
 def family_of_transformer(transformer: torch.nn.Module) -> ModelFamily:
@@ -58,7 +58,7 @@ def family_of_transformer(transformer: torch.nn.Module) -> ModelFamily:
     return family_of({comfyui_name(name): value.shape for name, value in transformer.state_dict().items()})
 
 
-def _from_folder(path: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> WanTransformer3DModel:
+def _from_folder(path: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -74,16 +74,13 @@ def _from_folder(path: Path, dtype: torch.dtype, device: torch.device, quantizat
     from diffusers import WanTransformer3DModel
 
     try:
-        transformer = WanTransformer3DModel.from_pretrained(
-            folder, torch_dtype=dtype, quantization_config=quantised.config_for(quantization, dtype),
-            local_files_only=True)
+        return WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
             f"{folder} cannot be read ({error}); copy it anew, or give ComfyUI's safetensors file.") from None
-    return transformer.to(device)
 
 
-def _from_file(path: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> WanTransformer3DModel:
+def _from_file(path: Path, dtype: torch.dtype, device: torch.device) -> WanTransformer3DModel:
     with files.opened(path) as file:
         family = family_of(file.shapes)
         transformer = _without_weights(config_of(file.shapes))
@@ -91,14 +88,10 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, quantizatio
         _check_complete(path.name, file.shapes, {name: transformer.state_dict()[key].shape for name, key in
                                                  names.items()}, UNREAD.get(family.name, ()))
         in_fp32 = set(transformer._keep_in_fp32_modules or ())
-        # what is quantised goes to the device weight by weight
-        place = device if quantization == quantised.NONE else torch.device("cpu")
-        state = {key: file.value(name, place, torch.float32 if in_fp32 & set(key.split(".")) else dtype)
+        state = {key: file.value(name, device, torch.float32 if in_fp32 & set(key.split(".")) else dtype)
                  for name, key in names.items()}
-    if quantization == quantised.NONE:
-        transformer.load_state_dict(state, assign=True)
-        return transformer.to(device).eval()
-    return _quantised(transformer, state, dtype, device, quantization)
+    transformer.load_state_dict(state, assign=True)
+    return transformer
 
 
 def _without_weights(config: dict[str, object]) -> WanTransformer3DModel:
@@ -109,15 +102,14 @@ def _without_weights(config: dict[str, object]) -> WanTransformer3DModel:
         return WanTransformer3DModel(**config)
 
 
-def _quantised(
-    transformer: WanTransformer3DModel, state: dict[str, torch.Tensor], dtype: torch.dtype, device: torch.device,
-    quantization: str
+def _placed(
+    transformer: WanTransformer3DModel, dtype: torch.dtype, device: torch.device, quantization: str
 ) -> WanTransformer3DModel:
-    with TemporaryDirectory() as folder:
-        transformer.save_config(folder)
-        return type(transformer).from_single_file(
-            state, config=folder, torch_dtype=dtype, device=device, local_files_only=True,
-            quantization_config=quantised.config_for(quantization, dtype)).to(device)
+    """On the device, block by block where it is quantised."""
+    if quantization != quantised.NONE:
+        for block in transformer.blocks:
+            quantised.quantise(block, quantization, device, dtype)
+    return transformer.to(device).eval()
 
 
 def _check_complete(name: str, found: dict, wanted: dict, unread: Iterable[str]) -> None:

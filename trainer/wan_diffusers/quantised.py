@@ -6,10 +6,10 @@ of the input is then that of a plain matrix.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 
 import torch
+from torch import nn
 
 from ..base.errors import UserError
 
@@ -17,11 +17,7 @@ NONE, FP8, INT8, NF4 = QUANTIZATIONS = ("none", "fp8", "int8", "nf4")
 
 _PACKAGES = {FP8: "torchao", INT8: "torchao", NF4: "bitsandbytes"}
 
-_KEPT = ("condition_embedder", "patch_embedding", "proj_out")
-"""diffusers' names of what lies outside blocks: little, and what ComfyUI's files in 8 bits keep too."""
-
-
-def check(quantization: str, device: torch.device) -> None:
+def check(quantization: str) -> None:
     """Raises UserError where there is no such quantisation, here or at all."""
     if quantization not in QUANTIZATIONS:
         raise UserError(f"quantization is {quantization!r}; choose one of {', '.join(QUANTIZATIONS)}.")
@@ -29,33 +25,43 @@ def check(quantization: str, device: torch.device) -> None:
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"quantization is {quantization}, for which the package {package} is not installed here; "
                         f"install it (pip install {package}), or set quantization to none.")
-    if quantization == NF4 and device.type == "cpu":
-        raise UserError("quantization is nf4, which diffusers makes on a GPU only; take a GPU, or set quantization to "
-                        "int8.")
 
 
-def config_for(quantization: str, dtype: torch.dtype):
-    """diffusers' quantization_config; None for none.
+def quantise(block: nn.Module, quantization: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Put a block on the device and quantise its Linears, as diffusers does it when it loads a folder.
+
+    What lies outside blocks is little, and ComfyUI's files in 8 bits keep it too.
 
     Args:
+        quantization: not none.
         dtype: in which is computed.
     """
-    if quantization == NONE:
-        return None
-    from diffusers import BitsAndBytesConfig, TorchAoConfig
-
     if quantization == NF4:
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
-                                  llm_int8_skip_modules=list(_KEPT))
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+        _put_in_4_bits(block, dtype)
+        block.to(device)
+        return
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
-    kind = Float8WeightOnlyConfig if quantization == FP8 else Int8WeightOnlyConfig
-    return TorchAoConfig(kind(), modules_to_not_convert=list(_KEPT))
+    quantize_(block.to(device), Float8WeightOnlyConfig() if quantization == FP8 else Int8WeightOnlyConfig())
+
+
+def _put_in_4_bits(block: nn.Module, dtype: torch.dtype) -> None:
+    """Layers that become quantised when they are put on a device."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, linear in list(block.named_modules()):
+        if isinstance(linear, nn.Linear):
+            layer = Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None,
+                               compute_dtype=dtype, quant_type="nf4", device="meta")
+            layer.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+            layer.bias = linear.bias
+            parent, _, leaf = name.rpartition(".")
+            setattr(block.get_submodule(parent), leaf, layer.train(linear.training))
 
 
 def is_plain(weight: torch.Tensor) -> bool:
     """Whether a weight is a tensor of torch's own, of one number for each value."""
-    return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.is_floating_point()
+    return type(weight) in (torch.Tensor, nn.Parameter) and weight.is_floating_point()
 
 
 def plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -64,8 +70,9 @@ def plain(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return weight if weight.dtype == dtype else weight.to(dtype)
     state = getattr(weight, "quant_state", None)
     if state is not None:
-        functional = importlib.import_module("bitsandbytes.functional")
-        return functional.dequantize_4bit(weight.data, state).to(dtype)
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, state).to(dtype)
     return weight.dequantize().to(dtype)
 
 
