@@ -97,22 +97,26 @@ async function assertSeen(page, id, names, wanted) {
 }
 
 /** Those of these widgets that a node shows: as the canvas draws them, or as they stand in its element. */
-const seen = (page, id, names) => page.evaluate(([id, names]) => {
-  const node = window.app.graph.getNodeById(id)
-  if (!window.LiteGraph.vueNodesMode) {
-    const shown = node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name)
-    return names.filter((name) => shown.includes(name))
-  }
-  const leaves = [...document.querySelectorAll(`[data-node-id="${id}"] *`)].filter((each) => !each.children.length)
-  const words = leaves.filter((each) => each.checkVisibility()).map((each) => each.textContent.trim())
-  return names.filter((name) => words.includes(name))
-}, [id, names])
+function seen(page, id, names) {
+  return page.evaluate(([id, names]) => {
+    const node = window.app.graph.getNodeById(id)
+    if (!window.LiteGraph.vueNodesMode) {
+      const shown = node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name)
+      return names.filter((name) => shown.includes(name))
+    }
+    const leaves = [...document.querySelectorAll(`[data-node-id="${id}"] *`)].filter((each) => !each.children.length)
+    const words = leaves.filter((each) => each.checkVisibility()).map((each) => each.textContent.trim())
+    return names.filter((name) => words.includes(name))
+  }, [id, names])
+}
 
 /** An entry of the classic canvas' menu of a node. */
-const choose = (page, id, entry) => page.evaluate(([id, entry]) => {
-  const { canvas, graph } = window.app
-  const node = graph.getNodeById(id)
-  const option = canvas.getNodeMenuOptions(node).find((each) => each?.content === entry)
-  canvas.selectNode?.(node)
-  option.callback(option, {}, null, null, node)
-}, [id, entry])
+function choose(page, id, entry) {
+  return page.evaluate(([id, entry]) => {
+    const { canvas, graph } = window.app
+    const node = graph.getNodeById(id)
+    const option = canvas.getNodeMenuOptions(node).find((each) => each?.content === entry)
+    canvas.selectNode?.(node)
+    option.callback(option, {}, null, null, node)
+  }, [id, entry])
+}
