@@ -13,7 +13,12 @@ app.registerExtension({
     // a new node has the values of its description; those of a workflow come afterwards
     const defaults = new Map(advanced.map((widget) => [widget.name, widget.value]))
     const height = node.computeSize()[1]
-    for (const widget of advanced) widget.advanced = true
+    for (const widget of advanced) {
+      widget.advanced = true
+      // newer front ends leave room on the canvas for what is advanced, but not for what is hidden
+      const get = () => !window.LiteGraph.vueNodesMode && !node.showAdvanced
+      Object.defineProperty(widget, 'hidden', { get, set() {}, configurable: true })
+    }
     node.setSize([node.size[0], node.size[1] - height + node.computeSize()[1]])
     const show = () => {
       if (node.showAdvanced || !isNeeded(advanced, defaults, node.inputs)) return

@@ -59,7 +59,7 @@ await scenario(async ({ open }) => {
   const heightOf = () => page.evaluate((id) => window.app.graph.getNodeById(id).size[1], id)
   const height = await heightOf()
   if (given.vue && hides) await button.click()
-  else await choose(page, id, 'Show Advanced')
+  else await page.evaluate((id) => window.app.graph.getNodeById(id).toggleAdvanced(), id) // the menu's Show Advanced
   await assertSeen(page, id, advanced, advanced)
   assert.ok(given.vue || await heightOf() > height + 20 * advanced.length, 'it had no room for them')
   await screenshot(page, 'advanced-shown')
@@ -108,15 +108,4 @@ function seen(page, id, names) {
     const words = leaves.filter((each) => each.checkVisibility()).map((each) => each.textContent.trim())
     return names.filter((name) => words.includes(name))
   }, [id, names])
-}
-
-/** An entry of the classic canvas' menu of a node. */
-function choose(page, id, entry) {
-  return page.evaluate(([id, entry]) => {
-    const { canvas, graph } = window.app
-    const node = graph.getNodeById(id)
-    const option = canvas.getNodeMenuOptions(node).find((each) => each?.content === entry)
-    canvas.selectNode?.(node)
-    option.callback(option, {}, null, null, node)
-  }, [id, entry])
 }
