@@ -91,7 +91,7 @@ def test_a_lora_file_is_exported_measured_and_sampled(in_trained, call, tmp_path
 
     video, same = tmp_path / "compared.mp4", tmp_path / "same.mp4"
     sample = "sample", "settings.toml", "--lora", tmp_path / "my.safetensors"
-    assert call(*sample, "-o", video, "--strength", 4).code == 0
+    assert call(*sample, "-o", video, "--strength", 20).code == 0
     assert call(*sample, "-o", same, "--strength", 0).code == 0
     differences = []
     for path in (video, same):

@@ -1,5 +1,5 @@
-// Hides the widgets of our nodes that few users need, in the classic canvas, whose menu of a node has Show Advanced; Nodes 2.0
-// of newer front ends hides them by itself. Those that a workflow sets to something are shown in both.
+// Nodes 2.0 of newer front ends hides the widgets that a description marks as advanced until a button is pressed. Those that
+// a workflow sets to something are shown at once. The classic canvas shows all: hiding leaves gaps there.
 
 import { app } from '../../../scripts/app.js'
 import { after } from '../shared/callbacks.js'
@@ -12,14 +12,6 @@ app.registerExtension({
     if (!advanced.length) return
     // a new node has the values of its description; those of a workflow come afterwards
     const defaults = new Map(advanced.map((widget) => [widget.name, widget.value]))
-    const height = node.computeSize()[1]
-    for (const widget of advanced) {
-      widget.advanced = true
-      // newer front ends leave room on the canvas for what is advanced, but not for what is hidden
-      const get = () => !window.LiteGraph.vueNodesMode && !node.showAdvanced
-      Object.defineProperty(widget, 'hidden', { get, set() {}, configurable: true })
-    }
-    node.setSize([node.size[0], node.size[1] - height + node.computeSize()[1]])
     const show = () => {
       if (node.showAdvanced || !isNeeded(advanced, defaults, node.inputs)) return
       node.showAdvanced = true
