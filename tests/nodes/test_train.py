@@ -152,7 +152,7 @@ def test_the_applied_lora_equals_the_trained_adapter(model, cached, tmp_path):
     print(f"applied against live: {error:.1e} relative, {fit}")
     assert str(fit) == "40 of 40 modules matched"
     assert error <= 1e-5
-    assert (merged - base).norm() / base.norm() > 0.1, "the adapter does something"
+    assert (merged - base).norm() / base.norm() > 0.05, "the adapter does something"
 
 
 def test_the_same_seed_gives_the_same_lora_and_another_seed_another(train, model, cached):
