@@ -16,7 +16,7 @@ from PIL import Image
 from . import concept
 from .dit import Transformer
 
-LEARNED_AT = tuple(round(0.1 * level, 1) for level in range(1, 10))
+LEARNED_AT = (1.0,)
 DRIFTED_AT = (0.2, 0.5, 0.8)
 """Noise levels."""
 
@@ -41,7 +41,7 @@ class Meters:
         self._base = concept.transformer(base)
 
     def __call__(self, weights: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-        """learned: the share by which the loss with the trigger word is below the base's, over nine noise levels.
+        """learned: the share by which the loss with the trigger word is below the base's, from pure noise.
         drift: how far the velocity without the trigger word is from the base's, relative to it (root of the sums of
         squares), for captions without it and for none.
         """

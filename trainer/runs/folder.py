@@ -169,9 +169,10 @@ class RunFolder:
         """
         return read_checkpoint(self.path, step)
 
-    def mark_best(self, step: int, loss: float, drift: float = math.nan) -> None:
-        """Write which checkpoint is the best on the held-out files, into best.json; a drift of nan is unknown."""
-        known = {"drift": drift} if math.isfinite(drift) else {}
+    def mark_best(self, step: int, loss: float, drift: float = math.nan, learned: float = math.nan) -> None:
+        """Write which checkpoint is the best on the held-out files, into best.json; nan is unknown."""
+        measured = {"drift": drift, "learned": learned}
+        known = {name: value for name, value in measured.items() if math.isfinite(value)}
         with writing(self.path):
             write_json(self.path / "best.json", {"step": step, "loss": loss, **known, "folder": self._place(step).name})
 

@@ -1,7 +1,7 @@
 """How far the model has moved where the LoRA is not called: measured on held-out files, against the model alone.
 
 It needs no further model, since the adapter can be switched off. Its counterpart, what was learned, is the share of the
-base model's held-out loss that is gone (`runs.events.Evaluated.learned`).
+base model's loss from pure noise that is gone (`runs.events.share_learned`, measured in `evaluate`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import { t } from '../shared/messages.js'
 import { compact } from '../shared/number_text.js'
 import { colourOf } from './curves.js'
 import { epochOf, lastStep, nearest } from './loss_series.js'
-import { hasDrift, metersOf, share } from './meters.js'
+import { hasMeters, metersOf, share } from './meters.js'
 import { shownCurve } from './plot_area.js'
 
 /** [{name, value, kind, colour}] at a step, null for the last; `kind` is the style of the line before the name. */
@@ -25,7 +25,7 @@ export function legendItems(series, view, step, hasRate) {
   if (held) {
     items.push({ name: t('chart.held_out'), kind: 'held', value: compact(held.loss) })
     items.push({ name: t('chart.base'), kind: 'base', value: compact(held.base_loss) })
-    if (hasDrift(one.heldOut)) {
+    if (hasMeters(one.heldOut)) {
       const [{ learned, drift }] = metersOf([held])
       items.push({ name: t('chart.learned'), kind: 'learned', value: share(learned) })
       items.push({ name: t('chart.drift'), kind: 'drift', value: share(drift) })

@@ -1,8 +1,8 @@
 // What a run has learned and how far the model has drifted, from the evaluations of its held-out files, and what that says.
 // Pure, tested by tests/web/chart/meters.test.mjs.
 //
-// An evaluation is {step, loss, base_loss, drift, is_best}, a number null where it is not finite; drift is null as well
-// in runs from before it was measured. Texts are {key, values} for t() of ../shared/messages.js.
+// An evaluation is {step, drift, top_loss, base_top_loss, is_best} and more, a number null where it is not finite. All of
+// them but the step are null as well in runs from before they were measured: of those nothing is shown or said. Texts are {key, values} for t() of ../shared/messages.js.
 
 export const TOLERANCE = 0.05 // as in trainer/training/evaluate.py
 const PATIENCE = 3 // evaluations in a row that count as more than noise
@@ -11,9 +11,12 @@ const text = (key, values = {}) => ({ key: `chart.${key}`, values })
 
 const finite = (value) => (Number.isFinite(value) ? value : null)
 
-/** [{step, learned, drift, isBest}]: learned is the share of the base model's held-out loss that is gone. */
+/**
+ * [{step, learned, drift, isBest}]: learned is the share of the base model's loss at the highest noise level that is gone,
+ * null where it is unknown.
+ */
 export function metersOf(heldOut = []) {
-  return heldOut.map(({ step, loss, base_loss: base, drift, is_best: isBest }) => ({
+  return heldOut.map(({ step, top_loss: loss, base_top_loss: base, drift, is_best: isBest }) => ({
     step,
     learned: finite(loss) !== null && finite(base) ? 1 - loss / base : null,
     drift: finite(drift),
@@ -21,17 +24,23 @@ export function metersOf(heldOut = []) {
   }))
 }
 
-/** Whether drift was ever measured. */
-export const hasDrift = (heldOut = []) => heldOut.some(({ drift }) => finite(drift) !== null)
+const isMeasured = ({ base_top_loss: base }) => Boolean(finite(base))
+
+/** Whether drift was ever measured beside what was learned. */
+export const hasMeters = (heldOut = []) => heldOut.some((each) => isMeasured(each) && finite(each.drift) !== null)
 
 /** A share in two digits. */
 export const share = (value) => (value === null ? '-' : String(Number(value.toPrecision(2))))
 
-/** {meters, says}: the numbers of the last evaluation and what all of them say; null before the first after the start. */
+/**
+ * {meters, says}: the numbers of the last evaluation and what all of them say; null before the first after the start, and
+ * where what was learned is not measured.
+ */
 export function verdict(heldOut, isRunning) {
-  const measured = metersOf(heldOut).filter(({ step }) => step > 0)
+  const after = heldOut.filter(({ step }) => step > 0)
+  if (!after.length || !isMeasured(after.at(-1))) return null
+  const measured = metersOf(after)
   const last = measured.at(-1)
-  if (!last) return null
   const meters = last.drift === null ? text('meters_no_drift', { learned: share(last.learned) })
     : text('meters', { learned: share(last.learned), drift: share(last.drift) })
   return { meters, says: conclusion(measured, last, isRunning) }
@@ -40,6 +49,7 @@ export function verdict(heldOut, isRunning) {
 function conclusion(measured, last, isRunning) {
   if (last.learned === null) return text('meters_broken', { step: last.step })
   const best = measured.filter(({ isBest }) => isBest).at(-1)
+  if (best?.learned === null) return text('meters_not_better', { step: best.step }) // from before it was measured
   if (!best || best.learned <= 0) return text('meters_nothing')
   const ending = isRunning ? '' : '_at_end'
   if (best === last) return text(`meters_improving${ending}`)

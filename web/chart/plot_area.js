@@ -2,7 +2,7 @@
 // tests/web/chart/plot_area.test.mjs.
 
 import { lastStep, thinned } from './loss_series.js'
-import { hasDrift, metersOf } from './meters.js'
+import { hasMeters, metersOf } from './meters.js'
 import { lossRange, scale } from './scales.js'
 
 export const MARGIN = { left: 46, right: 10, rate: 50, meters: 38, top: 18, bottom: 20 }
@@ -18,13 +18,13 @@ export const shownCurve = ({ curve, detail }, view) =>
 /**
  * Of a plot of so many pixels: steps first..last and isInside(mark) for them; the edges right and bottom; the scales x, y
  * (losses, in `range`) and yRate (learning rates, in `rateRange`; null where they are not shown); `parts`, what is drawn
- * of the curve of each of the series; `strip`, what lies below the losses (stripOf), null where drift was never
+ * of the curve of each of the series; `strip`, what lies below the losses (stripOf), null where they were never
  * measured; `foot`, the lower edge of all that is drawn.
  */
 export function plotArea(series, view, { isLog, hasRate }, [width, height]) {
   const [first, last] = view ?? [0, endOf(series)]
   const foot = height - MARGIN.bottom
-  const strip = series.some(({ heldOut }) => hasDrift(heldOut)) ? stripOf(series, foot) : null
+  const strip = series.some(({ heldOut }) => hasMeters(heldOut)) ? stripOf(series, foot) : null
   const right = width - (hasRate ? MARGIN.rate : strip ? MARGIN.meters : MARGIN.right)
   const bottom = strip ? strip.top - STRIP.gap : foot
   const isInside = ({ step }) => step >= first && step <= last

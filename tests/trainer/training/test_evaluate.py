@@ -1,4 +1,4 @@
-"""The held-out loss: the same numbers of the same model and files, whatever else is there, and what is the best."""
+"""The held-out loss and what was learned: of model and files alone, whatever else is there. What is best."""
 
 import json
 import math
@@ -12,8 +12,9 @@ from wantune.trainer.encoded.cache import CachedSample
 from wantune.trainer.encoded.store import Store, read_tensor
 from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.runs.state import put_together, take_apart
+from wantune.trainer.settings.training import ObjectiveConfig
 from wantune.trainer.training import evaluate, objective
-from wantune.trainer.training.evaluate import LEVELS, Judge, held_out_loss
+from wantune.trainer.training.evaluate import LEVELS, Judge, held_out_loss, loss_and_top
 
 BUCKET = Bucket(1, 64, 96)
 
@@ -163,15 +164,23 @@ def test_each_file_has_noise_of_its_own_by_its_content(clips, tmp_path):
 
 
 class Scripted:
-    """A judge whose measurements are what the test says, base first; the drift is unknown where it says nothing."""
+    """A judge whose measurements are what the test says, base first; the drift is unknown where it says nothing.
 
-    def __init__(self, monkeypatch, *losses: float, drifts=()) -> None:
-        self.model, left, drifts = Model(), iter(losses), iter(drifts)
+    Args:
+        losses: at the highest noise level, and the held-out loss as well.
+        held_out: that loss, where it is another one.
+    """
+
+    def __init__(self, monkeypatch, *losses: float, drifts=(), held_out=None) -> None:
+        self.model, drifts = Model(), iter(drifts)
+        left = iter(zip(losses, losses if held_out is None else held_out, strict=True))
         self.calls = []
 
-        def measured(denoiser, clips, _levels, _ranks):
+        def measured(denoiser, clips, levels, _ranks):
             self.calls.append((self.model.is_on, self.model.is_average))
-            return dict.fromkeys(LEVELS, next(left))
+            assert tuple(levels) == (*LEVELS, 1.0)
+            top_loss, loss = next(left)
+            return {**dict.fromkeys(LEVELS, loss), 1.0: top_loss}
 
         def drifted(denoiser, adapter, clips, levels, _ranks):
             assert self.model.is_on and self.model.is_average == (self.model.average is not None)
@@ -215,8 +224,17 @@ def test_of_those_that_learned_as_much_the_best_is_the_one_that_drifted_least(mo
     assert [event.is_best for event in events] == [False, *[is_best for _, _, is_best in scripted]]
     assert events[1].drift == 0.1 and events[13].drift is None
     assert events[1].learned == pytest.approx(0.2) and events[14].learned == pytest.approx(-0.2)
-    assert (judge.best_step, judge.since_best) == (110, 3) and judge.least_loss == pytest.approx(0.7797)
-    assert (judge.best_loss, judge.best_drift) == pytest.approx((0.7798, 0.1))
+    assert (judge.best_step, judge.since_best) == (110, 3) and judge.most_learned == pytest.approx(0.2203)
+    assert (judge.best_learned, judge.best_drift) == pytest.approx((0.2202, 0.1))
+
+
+def test_what_was_learned_decides_whatever_the_held_out_loss_says(monkeypatch):
+    judge = Scripted(monkeypatch, 1.0, 0.9, 0.8, 0.85, drifts=[0.0] * 3, held_out=[0.4, 0.3, 0.5, 0.2]).judge
+    events = [judge.measure(step) for step in (1, 2, 3)]
+    assert [event.is_best for event in events] == [True, True, False]
+    assert [(event.top_loss, event.base_top_loss) for event in events] == [(0.9, 1.0), (0.8, 1.0), (0.85, 1.0)]
+    assert [event.loss for event in events] == pytest.approx([0.3, 0.5, 0.2])
+    assert (judge.best_loss, judge.best_learned) == pytest.approx((0.5, 0.2))
 
 
 def test_where_the_lora_makes_it_worse_the_least_bad_is_the_best(monkeypatch):
@@ -232,10 +250,10 @@ def test_creeping_never_takes_the_best_further_than_a_twentieth_from_the_most(mo
         judge = Scripted(monkeypatch, 1.0, *order, drifts=drifts[::-1]).judge
         for step in range(1, len(order) + 1):
             judge.measure(step)
-            assert 1 - judge.best_loss >= 0.95 * (1 - judge.least_loss) - 1e-9
+            assert judge.best_learned >= 0.95 * judge.most_learned - 1e-9
 
 
-def test_where_the_drift_is_unknown_the_best_is_that_of_earlier_versions(monkeypatch):
+def test_where_the_drift_is_unknown_the_best_is_the_lowest(monkeypatch):
     losses = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
     for unknown in (None, math.nan):
         judge = Scripted(monkeypatch, 0.5, *losses, drifts=[unknown] * 200).judge
@@ -247,10 +265,13 @@ def test_where_the_drift_is_unknown_the_best_is_that_of_earlier_versions(monkeyp
             assert judge.best_loss == best
 
 
-def test_a_checkpoint_of_before_drift_was_measured_goes_on(monkeypatch):
-    judge = Scripted(monkeypatch, 0.41, 0.4, 0.399, drifts=[0.0, 0.1, 0.2]).judge
-    judge.load_state_dict({"base_loss": 0.8, "best_loss": 0.405, "best_step": 5, "since_best": 1})
-    assert [judge.measure(step).is_best for step in (6, 7, 8)] == [False, True, False]
+def test_a_checkpoint_from_before_the_meters_goes_on_by_loss_until_a_step_beats_its_best(monkeypatch):
+    scripted = Scripted(monkeypatch, 1.0, 0.5, 0.9, 0.8, 0.85, drifts=[0.0, 0.1, 0.2, 0.2],
+                        held_out=[0.8, 0.41, 0.4, 0.6, 0.3])
+    scripted.judge.load_state_dict({"base_loss": 0.8, "best_loss": 0.405, "best_step": 5, "since_best": 1})
+    events = [scripted.judge.measure(step) for step in (6, 7, 8, 9)]
+    assert [event.is_best for event in events] == [False, True, True, False]
+    assert events[0].learned == pytest.approx(0.5) and scripted.calls[:2] == [(False, False), (True, False)]
 
 
 def test_the_measurements_since_the_best_are_counted(monkeypatch):
@@ -281,6 +302,18 @@ def test_a_measurement_has_every_level_and_their_mean_with_and_without_the_adapt
     assert [loss for _, loss in event.levels] == pytest.approx(expected, rel=1e-5)
     assert (event.loss, event.base_loss) == pytest.approx((sum(expected) / 9, sum(base) / 9), rel=1e-5)
     assert event.step == 3 and event.is_best
+    assert (event.top_loss, event.base_top_loss) == pytest.approx(
+        [sum(by_hand(clip, 1.0, a) for clip in clips) / 4 for a in (0.125, 0.0)], rel=1e-5)
+
+
+@pytest.mark.parametrize("window, bounds, top", [
+    ("whole", (0.2, 0.7), 1.0), ("high expert", (0.9, 1.0), 1.0), ("low expert", (0.0, 0.9), 0.9)])
+def test_what_was_learned_is_measured_at_the_highest_noise_level_of_the_window(clips, window, bounds, top):
+    settings, model = ObjectiveConfig(window=window, min_t=bounds[0], max_t=bounds[1]), Model()
+    losses, top_loss = loss_and_top(model, clips[:2], settings)
+    assert losses == held_out_loss(Model(), clips[:2], evaluate.levels_of(settings)) and len(losses) == 9
+    assert top_loss == pytest.approx(sum(by_hand(clip, top, model.a) for clip in clips[:2]) / 2, rel=1e-5)
+    assert len(model.seen) == 20, "one more forward pass for each file"
 
 
 def test_measuring_moves_no_random_number_and_no_parameter(clips):

@@ -142,7 +142,9 @@ def test_a_run_logs_it_shows_it_and_keeps_it_beside_its_best(tmp_path):
         told[name] = [line for line in lines if line["event"] == "Evaluated"]
         runs.assert_one_history(run.folder.path)
         best = history.summary(run.folder.path).best
-        assert best["drift"] == next(line["drift"] for line in told[name] if line["step"] == best["step"])
+        at_best = next(line for line in told[name] if line["step"] == best["step"])
+        assert best["drift"] == at_best["drift"]
+        assert best["learned"] == 1 - at_best["top_loss"] / at_best["base_top_loss"]
     assert told["whole"] == told["twice"]
     drifts = [line["drift"] for line in told["whole"]]
     assert drifts[0] == 0.0 and drifts[1:] == sorted(drifts[1:]) and 0 < drifts[1] < drifts[-1] < 1
@@ -154,7 +156,7 @@ def with_priors(dataset):
         replace(each, prior_captions=each.captions) for each in dataset.held_out))
 
 
-def test_an_evaluation_tells_what_was_learned_where_the_base_has_a_loss():
-    assert Evaluated(1, 0.3, (), 0.4, True).learned == pytest.approx(0.25)
-    assert math.isnan(Evaluated(1, 0.3, (), 0.0, True).learned)
-    assert math.isnan(Evaluated(1, math.nan, (), 0.4, False).learned)
+def test_an_evaluation_tells_what_was_learned_where_the_losses_from_pure_noise_are_known():
+    assert Evaluated(1, 0.5, (), 0.5, True, None, 0.3, 0.4).learned == pytest.approx(0.25)
+    for unknown in ((), (0.3, None), (None, 0.4), (0.3, 0.0), (math.nan, 0.4)):
+        assert math.isnan(Evaluated(1, 0.3, (), 0.4, True, None, *unknown).learned)

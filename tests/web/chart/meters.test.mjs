@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import test from 'node:test'
-import { hasDrift, metersOf, share, TOLERANCE, verdict } from '../../../web/chart/meters.js'
+import { hasMeters, metersOf, share, TOLERANCE, verdict } from '../../../web/chart/meters.js'
 
 const [TEXTS, CHINESE] = ['en', 'zh'].map((language) =>
   JSON.parse(readFileSync(new URL(`../../../locales/${language}/main.json`, import.meta.url))).wantune.chart)
@@ -17,7 +17,8 @@ function measured(learned, drifts = learned.map(() => null)) {
       : gain >= enough && (best.gain < enough || drift < best.drift))
     if (isBest) best = { gain, drift }
     if (index > 0 && gain > most) most = gain
-    return { step: 100 * index, loss: Number.isFinite(gain) ? 0.4 * (1 - gain) : null, base_loss: 0.4, drift, is_best: isBest }
+    const top = Number.isFinite(gain) ? 0.4 * (1 - gain) : null
+    return { step: 100 * index, loss: 0.3, base_loss: 0.2, drift, top_loss: top, base_top_loss: 0.4, is_best: isBest }
   })
 }
 
@@ -38,13 +39,15 @@ const indices = Array.from({ length: COUNT }, (_, index) => index)
 const rising = indices.map((index) => 0.3 * (1 - Math.exp(-index / 4)))
 const straight = indices.map((index) => 0.01 * index)
 
-test('learned is the share of the base loss that is gone; what is not known stays so', () => {
-  const [one, two, three] = metersOf([{ step: 1, loss: 0.3, base_loss: 0.4, drift: 0.1, is_best: true },
-    { step: 2, loss: null, base_loss: 0.4, drift: null }, { step: 3, loss: 0.3, base_loss: null, drift: 0 }])
+test('learned is the share of the base loss from pure noise that is gone; what is not known stays so', () => {
+  const [one, two, three] = metersOf([{ step: 1, top_loss: 0.3, base_top_loss: 0.4, drift: 0.1, is_best: true },
+    { step: 2, top_loss: null, base_top_loss: 0.4, drift: null }, { step: 3, loss: 0.3, base_loss: 0.4, drift: 0 }])
   assert.ok(Math.abs(one.learned - 0.25) < 1e-12 && one.isBest)
   assert.deepEqual(two, { step: 2, learned: null, drift: null, isBest: false })
   assert.deepEqual([three.learned, three.drift], [null, 0])
-  assert.deepEqual([metersOf(), hasDrift(), hasDrift([{ drift: null }]), hasDrift([{ drift: 0 }])], [[], false, false, true])
+  const known = { drift: 0, base_top_loss: 0.4 }
+  assert.deepEqual([metersOf(), hasMeters(), hasMeters([{ ...known, drift: null }]), hasMeters([{ drift: 0 }]), hasMeters([known])],
+    [[], false, false, false, true])
   assert.deepEqual([0.2149, 0.0421, -0.03, 0, null].map(share), ['0.21', '0.042', '-0.03', '0', '-'])
 })
 
@@ -53,6 +56,15 @@ test('nothing is said before the first evaluation after the start, and the first
   assert.equal(said(measured([0], [0])), '')
   assert.equal(said(measured([0, 0.1], [0, 0.01])), 'learned 0.1, drift 0.01: still improving.')
   assert.equal(said(measured([0, -0.1], [0, 0.01])), 'learned -0.1, drift 0.01: no better than without the LoRA so far.')
+})
+
+test('of evaluations from before it was measured nothing is said, and a best one of then stays the one to beat', () => {
+  const older = ({ top_loss: _top, base_top_loss: _base, ...each }) => each
+  const whole = measured([0, 0.1, 0.15, 0.2], [0, 0.01, 0.02, 0.03])
+  assert.equal(said(whole.map(older)), '')
+  const going = [...whole.slice(0, 3).map(older), { ...whole[3], is_best: false }]
+  assert.equal(said(going), 'learned 0.2, drift 0.03: not better since step 200.')
+  assert.equal(said([...going.slice(0, 3), whole[3]]), 'learned 0.2, drift 0.03: still improving.')
 })
 
 test('a curve that flattens while drift grows: the beginning of the plateau is named', () => {

@@ -30,7 +30,7 @@ test('learning rates have a scale and a margin of their own, where they are show
 
 test('where drift was measured, a strip below the losses has it and what was learned, of the whole run', () => {
   const measured = [[0, 1, 0], [40, 0.8, 0.05], [80, 0.9, 0.3], [100, null, null]]
-    .map(([step, loss, drift]) => ({ step, loss, base_loss: 1, drift }))
+    .map(([step, loss, drift]) => ({ step, loss: 0.5, base_loss: 1, drift, top_loss: loss, base_top_loss: 1 }))
   const { strip, bottom, foot, right, y, range } = plotArea([{ ...RUN, heldOut: measured }], [0, 50], { isLog: false, hasRate: false }, SIZE)
   assert.ok(bottom < strip.top && strip.top < foot && foot === 200 - MARGIN.bottom && right === 400 - MARGIN.meters)
   assert.ok(y(range[0]) === bottom)
@@ -39,8 +39,11 @@ test('where drift was measured, a strip below the losses has it and what was lea
   for (const [place, value] of [[strip.yLearned, 0.2], [strip.yDrift, 0.3]]) {
     assert.ok(strip.top < place(value) && place(value) < strip.top + 5, 'the largest is near the top')
   }
-  const before = plotArea([RUN], null, { isLog: false, hasRate: false }, SIZE)
-  assert.deepEqual([before.strip, before.bottom, before.right], [null, before.foot, 400 - MARGIN.right])
+  const older = measured.map((each) => ({ ...each, top_loss: null, base_top_loss: null }))
+  for (const run of [RUN, { ...RUN, heldOut: older }]) {
+    const before = plotArea([run], null, { isLog: false, hasRate: false }, SIZE)
+    assert.deepEqual([before.strip, before.bottom, before.right], [null, before.foot, 400 - MARGIN.right])
+  }
 })
 
 test('the detail is shown while it covers the view', () => {
