@@ -39,7 +39,7 @@ class Gates:
     """Most that the other digits may lose, at the lower end of its 95 % interval."""
 
 
-GATES = Gates(nines=0.3, base_nines=0.05, color=0.95, direction=0.95, damage=0.1)
+GATES = Gates(nines=0.25, base_nines=0.05, color=0.95, direction=0.95, damage=0.1)
 """What five seeds give, with room for four times their spread (docs/learning.md)."""
 GATES_OF_A_THIRD = replace(GATES, nines=0.08)
 """After FAULTY_STEPS."""

@@ -83,7 +83,8 @@ def test_help_says_what_is_hidden(leading):
     from wantune.nodes.advanced import ADVANCED as MARKED
 
     for node, names in MARKED.items():
-        for page, start, colon in ((f"{node}.md", "In Nodes 2.0 hidden until", ": "), (f"{node}/zh.md", "在 Nodes 2.0 中以下设置平时隐藏", "：")):
+        for page, start, colon in ((f"{node}.md", "In Nodes 2.0 hidden until", ": "),
+                                   (f"{node}/zh.md", "在 Nodes 2.0 中以下设置平时隐藏", "：")):
             text = (ROOT / "web" / "docs" / page).read_text(encoding="utf-8")
             (told,) = [each for each in text.split("\n\n") if each.startswith(start)]
             assert tuple(re.findall(r"\w+", " ".join(told.split()).rpartition(colon)[2])) == names, page
