@@ -102,7 +102,7 @@ def variants() -> Iterator[Variant]:
 def _numbers() -> Iterator[Variant]:
     for rank in (4, 8, 16, 64):
         yield Variant(name=f"rank {rank}", group="ranks", changes={"lora.rank": rank})
-    for rate in (1e-4, 5e-4, 1e-3, 2e-3):
+    for rate in (1e-4, 5e-4, 1e-3, 2e-3, 4e-3):
         yield Variant(name=f"rate {rate:g}", group="rates", changes={"learning_rate": rate})
     for size in (1, 2, 8):
         yield Variant(name=f"batches of {size}", group="batch sizes", changes={"batch_size": size})
