@@ -37,9 +37,11 @@ class Gates:
     direction: float
     damage: float
     """Most that the other digits may lose, at the lower end of its 95 % interval."""
+    drift: float
+    """Most that the velocity without the trigger word may move, relative to it (tests/world/meters.py)."""
 
 
-GATES = Gates(nines=0.25, base_nines=0.05, color=0.95, direction=0.95, damage=0.1)
+GATES = Gates(nines=0.25, base_nines=0.05, color=0.95, direction=0.95, damage=0.1, drift=0.45)
 """What five seeds give, with room for four times their spread (docs/learning.md)."""
 GATES_OF_A_THIRD = replace(GATES, nines=0.08)
 """After FAULTY_STEPS."""
@@ -91,7 +93,8 @@ class School:
             return ApplyLoRA.execute(model=self.model, lora=lora, strength=1.0).result[0]
 
     def examined(self, model, *groups: str, count: int | None = None) -> dict:
-        """Marks of these groups, with the model's LoRA; of the first `count` videos of each, or of all."""
+        """Marks of these groups and the drift, with the model's LoRA; of the first `count` videos of each, or of all.
+        """
         from wantune.tests.world import concept
 
         weights = concept.weights_of(model)
@@ -100,7 +103,7 @@ class School:
         shares = (f"{group} {each.share:.3f} ({low:.3f} to {high:.3f})" for group, each in marks.items()
                   for low, high in [concept.interval(each.frames)])
         print(*shares, f"learned {learned:.3f}, drift {drift:.3f}", sep=", ")
-        return marks
+        return {**marks, "drift": drift}
 
     def failures(self, tuned: dict, gates: Gates = GATES) -> list[str]:
         """The gates that an examination does not pass, in words; that of damage only where it was looked for."""
@@ -114,6 +117,7 @@ class School:
             f"nines of the base {self.base['concept'].share:.3f}": self.base["concept"].share <= gates.base_nines,
             f"colour {color:.3f}": color >= gates.color,
             f"direction {direction:.3f}": direction >= gates.direction,
+            f"drift {tuned['drift']:.3f}": tuned["drift"] <= gates.drift,
         }
         if "others" in tuned:
             loss, error = concept.gain(tuned["others"].frames, self.base["others"].frames)
