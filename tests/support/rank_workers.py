@@ -243,6 +243,7 @@ def fill(ranks, place: Path, folder: str) -> dict:
             return torch.full((1, 4096), float(len(caption)))
 
     manifest = scan.scan(DatasetConfig(folder=folder, resolution=64, trigger_word="zwx", validation_items=1))
+    ranks.gathered({})  # all have seen it
     if ranks.rank == 0:
         for broken in Path(folder).glob("gone*"):
             broken.unlink()
