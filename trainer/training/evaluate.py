@@ -23,7 +23,7 @@ LEVELS = tuple(round(0.1 * level, 1) for level in range(1, 10))
 
 TOLERANCE = 0.05
 """A later step is the better one if it has learned more by this share of the most that was learned, then by itself.
-From one measurement to the next the gain in held-out loss scatters by about 3 % of itself at its end (docs/learning.md)."""
+The gain in held-out loss scatters by about 3 % of itself from one measurement to the next (docs/learning.md)."""
 
 
 def levels_of(settings: ObjectiveConfig, levels: tuple[float, ...] = LEVELS) -> tuple[float, ...]:
