@@ -14,7 +14,6 @@ from ..trainer.encoded.cache import CachedDataset
 from ..trainer.memory.plan import Plan
 from ..trainer.model.backend import Denoiser
 from ..trainer.runs.checkpoints import checkpoints
-from ..trainer.runs.events import share_learned
 from ..trainer.settings.training import ObjectiveConfig
 from ..trainer.training import evaluate as measuring
 from ..trainer.training import experts, meters
@@ -33,7 +32,6 @@ class Measured:
     loss: float
     base_loss: float
     learned: float
-    """See `runs.events.share_learned`."""
     drift: float | None
     levels: tuple[tuple[float, float], ...]
     """(noise level, mean loss) each."""
@@ -76,20 +74,21 @@ def _loras(arguments: argparse.Namespace, folder: Path | None, denoiser: Denoise
 def _measured(
     loras: Iterator[Worn], denoiser: Denoiser, dataset: CachedDataset, objective: ObjectiveConfig, terminal: Terminal
 ) -> Iterator[Measured]:
-    base: tuple[dict[float, float], float] | None = None
+    levels = measuring.levels_of(objective)
+    base: dict[float, float] | None = None
     for lora in loras:
         adapter = lora.adapter(denoiser)
         terminal.say(f"measuring {lora.name} on {len(dataset.held_out)} files")
         with denoiser.attached(adapter, denoiser.linears(), Plan(), 0):
             if base is None:
                 with adapter.switched_off():
-                    base = measuring.loss_and_top(denoiser, dataset.held_out, objective)
-            losses, top_loss = measuring.loss_and_top(denoiser, dataset.held_out, objective)
+                    base = measuring.held_out_loss(denoiser, dataset.held_out, levels)
+            losses = measuring.held_out_loss(denoiser, dataset.held_out, levels)
+            learned = meters.learned(denoiser, adapter, dataset.held_out,
+                                     measuring.levels_of(objective, meters.TOP_LEVELS))
             drift = meters.drift(denoiser, adapter, dataset.held_out,
                                  measuring.levels_of(objective, meters.DRIFT_LEVELS))
-        base_losses, base_top_loss = base
-        yield Measured(lora.name, _mean(losses), _mean(base_losses), share_learned(top_loss, base_top_loss), drift,
-                       tuple(losses.items()))
+        yield Measured(lora.name, _mean(losses), _mean(base), learned, drift, tuple(losses.items()))
 
 
 def _mean(losses: dict[float, float]) -> float:

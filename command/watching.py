@@ -40,10 +40,11 @@ class Watching:
             say(f"{self._title}{begun}: {event.total_steps} steps, {event.steps_per_epoch} an epoch; "
                 f"{event.num_modules} modules, {event.num_parameters:,} numbers are trained")
         elif isinstance(event, Evaluated):
+            learned = "" if event.learned is None else f", learned {event.learned:.4f}"
             drift = "" if event.drift is None else f", drift {event.drift:.4f}"
             best = ", the best so far" if event.is_best else ""
             say(f"{self._title}step {event.step}: held-out loss {event.loss:.4f} (without the LoRA "
-                f"{event.base_loss:.4f}), learned {event.learned:.4f}{drift}{best}")
+                f"{event.base_loss:.4f}){learned}{drift}{best}")
         elif isinstance(event, Noted):
             say(f"{self._title}{event.sentence}")
         elif isinstance(event, Previewed):

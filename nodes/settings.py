@@ -201,7 +201,7 @@ class ValidationSettings(_Settings):
                         "None of it changes what is learned, but early_stop ends it.",
             inputs=marked("WanTune_KeepSettings", [
                 io.Int.Input("evaluate_epochs", default=1, min=0, max=100000, tooltip="Measure on the held-out files "
-                             "(validation_items) after so many epochs; 0 = not by epochs. Costs 10 forward passes for "
+                             "(validation_items) after so many epochs; 0 = not by epochs. Costs 13 forward passes for "
                              "each file and, for drift, 6 more for each of the first four."),
                 io.Int.Input("evaluate_steps", default=0, min=0, max=10_000_000, tooltip="And after so many steps; 0 = "
                              "not by steps."),

@@ -161,10 +161,11 @@ class Live:
         elif isinstance(event, StepDone):
             self._show_step(event)
         elif isinstance(event, Evaluated):
+            learned = "" if event.learned is None else f", learned {event.learned:.4f}"
             drift = "" if event.drift is None else f", drift {event.drift:.4f}"
             best = ", the best so far" if event.is_best else ""
-            logger.info("Held-out loss %.4f after step %d (without the LoRA %.4f), learned %.4f%s%s", event.loss,
-                        event.step, event.base_loss, event.learned, drift, best)
+            logger.info("Held-out loss %.4f after step %d (without the LoRA %.4f)%s%s%s", event.loss,
+                        event.step, event.base_loss, learned, drift, best)
         elif isinstance(event, Previewed):
             logger.info("Preview after step %d: %s", event.step, "; ".join(filter(None, (
                 ", ".join(event.files), told_of(event)))))

@@ -65,7 +65,7 @@ def test_what_happens_once_in_a_while_is_said():
     stream = Stream(False)
     watching = Watching(Terminal(stream))
     watching.show(Started(4, 10, 5, 1, 8, ("The checkpoint step_000006 cannot be used (damaged); it is passed over.",)))
-    watching.show(Evaluated(5, 0.2, ((0.5, 0.2),), 0.4, True, 0.01, 0.3, 0.6))
+    watching.show(Evaluated(5, 0.2, ((0.5, 0.2),), 0.4, True, 0.01, 0.5))
     watching.show(Finished(10, 75.0, "done", 2))
     assert stream.getvalue().splitlines() == [
         "The checkpoint step_000006 cannot be used (damaged); it is passed over.",

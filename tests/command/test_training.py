@@ -75,7 +75,7 @@ def test_eval_measures_what_the_run_measured(in_trained, call):
         line = logged[int(each["name"].split()[1])]
         assert each["loss"] == pytest.approx(line["loss"]) and each["base_loss"] == pytest.approx(line["base_loss"])
         assert each["drift"] == pytest.approx(line["drift"])
-        assert each["learned"] == pytest.approx(1 - line["top_loss"] / line["base_top_loss"])
+        assert each["learned"] == pytest.approx(line["learned"])
 
 
 def test_a_lora_file_is_exported_measured_and_sampled(in_trained, call, tmp_path):

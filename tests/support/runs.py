@@ -61,17 +61,16 @@ def assert_one_history(folder: Path) -> list[float]:
     for tag, name in (("with the LoRA", "loss"), ("without", "base_loss")):
         assert scalars(f"held-out loss/{tag}") == [
             (line["step"], np.float32(line[name])) for line in told["Evaluated"]]
-    drifts = [line for line in told["Evaluated"] if line["drift"] is not None]
-    assert scalars("meters/drift") == [(line["step"], np.float32(line["drift"])) for line in drifts]
-    assert scalars("meters/learned") == [
-        (line["step"], np.float32(1 - line["top_loss"] / line["base_top_loss"])) for line in told["Evaluated"]]
+    for name in ("learned", "drift"):
+        assert scalars(f"meters/{name}") == [
+            (line["step"], np.float32(line[name])) for line in told["Evaluated"] if line[name] is not None]
     shown = [event.step for event in board.Images("preview/prompt 1")] if tags["images"] else []
     assert shown == [line["step"] for line in told["Previewed"]]
 
     page = history.RunLog(folder / "log.jsonl")
     page.refresh()
     assert list(page.steps) == [line["step"] for line in steps]
-    shown = ("step", "drift", "top_loss", "base_top_loss")
+    shown = ("step", "learned")
     assert [[entry[name] for name in shown] for entry in page.evaluated] == [
         [line[name] for name in shown] for line in told["Evaluated"]]
     assert [entry["step"] for entry in page.previewed] == [line["step"] for line in told["Previewed"]]

@@ -16,7 +16,7 @@ from PIL import Image
 from . import concept
 from .dit import Transformer
 
-LEARNED_AT = (1.0,)
+LEARNED_AT = (0.9, 1.0)
 DRIFTED_AT = (0.2, 0.5, 0.8)
 """Noise levels."""
 
@@ -41,23 +41,25 @@ class Meters:
         self._base = concept.transformer(base)
 
     def __call__(self, weights: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-        """learned: the share by which the loss with the trigger word is below the base's, from pure noise.
+        """learned: the share of the way from the base to the pictures that the velocity with the trigger word has gone.
         drift: how far the velocity without the trigger word is from the base's, relative to it (root of the sums of
         squares), for captions without it and for none.
         """
         tuned = concept.transformer(weights)
-        before, after = (sum(self._loss(model, level) for level in LEARNED_AT) for model in (self._base, tuned))
+        learned = sum(self._learned(tuned, level) for level in LEARNED_AT) / len(LEARNED_AT)
         moved = size = 0.0
         for captions in self._priors:
             for level in DRIFTED_AT:
                 base = self._velocity(self._base, captions, level)
                 moved += float((self._velocity(tuned, captions, level) - base).square().sum())
                 size += float(base.square().sum())
-        return 1 - after / before, (moved / size) ** 0.5
+        return learned, (moved / size) ** 0.5
 
-    def _loss(self, model: Transformer, level: float) -> float:
-        target_BCFHW = self._noise_BCFHW - self._latent_BCFHW
-        return float((self._velocity(model, self._captions, level) - target_BCFHW).square().mean())
+    def _learned(self, tuned: Transformer, level: float) -> float:
+        base = self._velocity(self._base, self._captions, level)
+        way = (self._noise_BCFHW - self._latent_BCFHW - base).flatten()
+        gone = (self._velocity(tuned, self._captions, level) - base).flatten()
+        return float(gone @ way / (way @ way))
 
     @torch.no_grad()
     def _velocity(self, model: Transformer, captions: list[str], level: float) -> torch.Tensor:

@@ -132,8 +132,7 @@ def _copy(longer: RunFolder, folder: RunFolder, most: int) -> None:
             if (longer.path / name).is_dir():
                 shutil.copytree(longer.path / name, folder.path / name, dirs_exist_ok=True)
         if best in folder.steps():
-            folder.mark_best(best, judge["best_loss"], judge.get("best_drift", math.nan),
-                             judge.get("best_learned", math.nan))
+            folder.mark_best(best, judge["best_loss"], judge.get("best_learned", math.nan))
         # the log last: while there is none, what was interrupted here is done again
         with replacing(folder.path / LOG) as temporary:
             shutil.copyfile(longer.path / LOG, temporary)

@@ -25,7 +25,7 @@ class Elsewhere(RunFolder):
     def keep_metadata(self, metadata: Mapping[str, str]) -> None:
         pass
 
-    def mark_best(self, step: int, loss: float, drift: float = math.nan, learned: float = math.nan) -> None:
+    def mark_best(self, step: int, loss: float, learned: float = math.nan) -> None:
         pass
 
 

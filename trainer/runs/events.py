@@ -63,16 +63,8 @@ class Evaluated:
     is_best: bool
     drift: float | None = None
     """How far the model has moved where the LoRA is not called (`training.meters.drift`); None where it is unknown."""
-    top_loss: float | None = None
-    """Mean over files at the highest noise level (`training.evaluate.TOP`); None in logs from before it was measured.
-    """
-    base_top_loss: float | None = None
-    """As `top_loss`, of the model without the adapter."""
-
-    @property
-    def learned(self) -> float:
-        """What was learned, see `share_learned`; nan where it is unknown."""
-        return share_learned(self.top_loss, self.base_top_loss)
+    learned: float | None = None
+    """How far the model has come to the held-out files (`training.meters.learned`); None in logs from before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +122,6 @@ class Finished:
     reason: str
     skipped: int
     """Steps whose loss or gradient was not finite."""
-
-
-def share_learned(top_loss: float | None, base_top_loss: float | None) -> float:
-    """The meter *learned*: the share of the base model's loss at the highest noise level that is gone.
-
-    0 is none, below 0 is worse than without the LoRA; nan where one of the losses is unknown or the base's is 0.
-    """
-    return 1 - top_loss / base_top_loss if top_loss is not None and base_top_loss else math.nan
 
 
 Event = Started | StepDone | Evaluated | Saved | Previewed | Noted | Paused | Finished

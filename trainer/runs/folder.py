@@ -169,10 +169,9 @@ class RunFolder:
         """
         return read_checkpoint(self.path, step)
 
-    def mark_best(self, step: int, loss: float, drift: float = math.nan, learned: float = math.nan) -> None:
+    def mark_best(self, step: int, loss: float, learned: float = math.nan) -> None:
         """Write which checkpoint is the best on the held-out files, into best.json; nan is unknown."""
-        measured = {"drift": drift, "learned": learned}
-        known = {name: value for name, value in measured.items() if math.isfinite(value)}
+        known = {"learned": learned} if math.isfinite(learned) else {}
         with writing(self.path):
             write_json(self.path / "best.json", {"step": step, "loss": loss, **known, "folder": self._place(step).name})
 

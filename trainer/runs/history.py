@@ -58,7 +58,7 @@ class Summary:
     continues_from: int | None
     """The step from which training would resume; None when there is nothing left to train."""
     best: dict | None
-    """{"step", "loss"} of the best checkpoint on the held-out files, and "drift" and "learned" where they are known."""
+    """{"step", "loss"} of the best checkpoint on the held-out files, and "learned" where it is known."""
     base_loss: float | None
     """Held-out loss of the model without the LoRA."""
     thumbnail: str | None
@@ -214,8 +214,7 @@ class RunLog:
     def _add(self, line: dict) -> None:
         if line["event"] == "Evaluated":
             self.evaluated.append({name: line[name] for name in ("step", "loss", "base_loss")} | {
-                name: line.get(name) for name in ("drift", "top_loss", "base_top_loss")} | {
-                "is_best": line.get("is_best") is True})
+                "learned": line.get("learned"), "is_best": line.get("is_best") is True})
         elif line["event"] == "Previewed":
             self.previewed.append({name: line[name] for name in ("step", "name", "files")} | measured(line))
         elif line["event"] == "Noted" and line["sentence"] not in self.noted:  # each start of a run may say it again
@@ -249,7 +248,7 @@ def _versions(folder: Path) -> Iterator[tuple]:
 
 def _best(reading: Reading, steps: list[int]) -> dict | None:
     best = reading.object("best.json")
-    keys = ("step", "loss", *best.keys() & {"drift", "learned"})
+    keys = ("step", "loss", *best.keys() & {"learned"})
     found = {key: reading.number("best.json", best, key) for key in keys}
     return found if found["step"] in steps else None
 

@@ -122,8 +122,7 @@ def _is_names(value: object) -> bool:
 
 
 _KINDS = {"step": is_count, "total_steps": is_count, "steps_per_epoch": is_count, "loss": _is_loss,
-          "base_loss": _is_loss, "drift": _is_loss, "top_loss": _is_loss, "base_top_loss": _is_loss,
-          "learning_rate": is_number,
+          "base_loss": _is_loss, "learned": _is_loss, "learning_rate": is_number,
           "reason": lambda value: isinstance(value, str), "name": lambda value: isinstance(value, str),
           "files": _is_names}
 """What each value of an event that is shown must be."""

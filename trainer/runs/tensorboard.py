@@ -57,9 +57,9 @@ class Scalars:
             if isinstance(event, Evaluated):
                 self._writer.add_scalar("held-out loss/with the LoRA", event.loss, event.step)
                 self._writer.add_scalar("held-out loss/without", event.base_loss, event.step)
-                self._writer.add_scalar("meters/learned", event.learned, event.step)
-                if event.drift is not None:
-                    self._writer.add_scalar("meters/drift", event.drift, event.step)
+                for name, value in (("learned", event.learned), ("drift", event.drift)):
+                    if value is not None:
+                        self._writer.add_scalar(f"meters/{name}", value, event.step)
             elif isinstance(event, Previewed):
                 self._add_preview(event)
 

@@ -259,7 +259,7 @@ class Trainer:
         self.folder.save(self.step, self.adapter_state(), state_of(self))
         if self.judge.best_step:
             judge = self.judge
-            self.folder.mark_best(judge.best_step, judge.best_loss, judge.best_drift, judge.best_learned)
+            self.folder.mark_best(judge.best_step, judge.best_loss, judge.best_learned)
         self.folder.tidy(self.step, self.config.validation.keep_last, self.judge.best_step, self._is_planned)
         self._saved_step, seconds = self.step, time.perf_counter() - start
         self._saving.took(seconds)

@@ -156,9 +156,6 @@ def denoising_loss(
         mask_B11HW: weights in 0..1, fp32, not all 0; None weighs all alike.
     """
     x_BCFHW, open_B1F11 = noised(latent_BCFHW, noise_BCFHW, t_B, conditions)
-    weight_B1FHW = mask_B11HW
-    if open_B1F11 is not None:
-        weight_B1FHW = open_B1F11 if mask_B11HW is None else open_B1F11 * mask_B11HW
     velocity_BCFHW = denoiser.velocity(x_BCFHW, t_B, conditions)
     target_BCFHW = noise_BCFHW - latent_BCFHW
     if config.loss == "huber":
@@ -166,7 +163,7 @@ def denoising_loss(
             velocity_BCFHW, target_BCFHW, reduction="none", delta=config.huber_delta)
     else:
         error_BCFHW = (velocity_BCFHW - target_BCFHW).square()
-    return mean(error_BCFHW, weight_B1FHW)
+    return mean(error_BCFHW, shown(open_B1F11, mask_B11HW))
 
 
 def noised(
@@ -179,6 +176,14 @@ def noised(
         return interpolate(latent_BCFHW, noise_BCFHW, t_B), None
     open_B1F11 = 1 - known_BF.view(len(t_B), 1, -1, 1, 1)
     return _mix(latent_BCFHW, noise_BCFHW, t_B.view(-1, 1, 1, 1, 1) * open_B1F11), open_B1F11
+
+
+def shown(open_B1F11: torch.Tensor | None, mask_B11HW: torch.Tensor | None) -> torch.Tensor | None:
+    """weight_B1FHW of the mean: what the mask shows of the frames that the model is not given; None weighs all alike.
+    """
+    if open_B1F11 is None:
+        return mask_B11HW
+    return open_B1F11 if mask_B11HW is None else open_B1F11 * mask_B11HW
 
 
 def mean(error_BCFHW: torch.Tensor, weight_B1FHW: torch.Tensor | None) -> torch.Tensor:

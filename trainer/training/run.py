@@ -232,8 +232,7 @@ class Run:
         """Where it is not done: a full disk or a power cut may have come between the last checkpoint and that."""
         marked = history.read_json(self.folder.path / "best.json").get("step", 0)
         if judge["best_step"] > marked:  # what is the best later is better
-            self.folder.mark_best(judge["best_step"], judge["best_loss"], judge.get("best_drift", math.nan),
-                                  judge.get("best_learned", math.nan))
+            self.folder.mark_best(judge["best_step"], judge["best_loss"], judge.get("best_learned", math.nan))
 
 
 def _learned_by(trainer: Trainer) -> Checkpoint:

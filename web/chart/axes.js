@@ -9,7 +9,7 @@ import { epochMarks, logTicks, ticks } from './scales.js'
 const text = (attributes, content) => svg('text', attributes, content)
 
 /** Losses at the left, steps below, epochs above where there are some, learning rates at the right where they are shown;
- * below the losses what was learned and drift, where that was measured. */
+ * below the losses what was learned, where that was measured. */
 export function axes({ first, last, range, y, rateRange, yRate, right, bottom, foot, x, strip }, isLog, stepsPerEpoch) {
   const rows = Math.max(2, Math.floor((bottom - MARGIN.top) / 32))
   const columns = Math.max(2, Math.floor((right - MARGIN.left) / 70))
@@ -29,15 +29,13 @@ export function axes({ first, last, range, y, rateRange, yRate, right, bottom, f
   return [...losses, ...steps, ...epochs, ...names, ...rates, ...(strip ? stripAxes(strip, right) : [])]
 }
 
-/** What is learned at the left, drift at the right, each with its name above. */
-function stripAxes({ top, learnedRange, driftRange, yLearned, yDrift }, right) {
+/** What is learned at the left, with its name above. */
+function stripAxes({ top, range, y }, right) {
   return [
     text({ x: 4, y: top - 5 }, t('chart.learned')),
-    text({ x: right + 5, y: top - 5 }, t('chart.drift')),
-    ...ticks(learnedRange, 3).flatMap((value) => [
-      svg('line', { x1: MARGIN.left, x2: right, y1: yLearned(value), y2: yLearned(value) }),
-      text({ x: MARGIN.left - 5, y: yLearned(value) + 3.5, 'text-anchor': 'end' }, compact(value)),
+    ...ticks(range, 3).flatMap((value) => [
+      svg('line', { x1: MARGIN.left, x2: right, y1: y(value), y2: y(value) }),
+      text({ x: MARGIN.left - 5, y: y(value) + 3.5, 'text-anchor': 'end' }, compact(value)),
     ]),
-    ...ticks(driftRange, 3).map((value) => text({ x: right + 5, y: yDrift(value) + 3.5 }, compact(value))),
   ]
 }

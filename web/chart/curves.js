@@ -14,21 +14,21 @@ export function curves(series, area) {
     curvesOf(each, area.parts[index], colourOf(each, index), series.length === 1, area))
 }
 
-/** Learned and drift of all series, in the strip below the losses. */
+/** What was learned of all series, in the strip below the losses. */
 export function stripLines(series, { strip, x }) {
-  return strip.lines.flatMap((measured, index) => {
+  return strip.lines.map((measured, index) => {
     const style = series.length === 1 ? '' : `stroke: ${colourOf(series[index], index)}`
-    return [...meterLine(measured, 'learned', x, strip.yLearned, style), ...meterLine(measured, 'drift', x, strip.yDrift, style)]
+    return learnedLine(measured, x, strip.y, style)
   })
 }
 
-function meterLine(measured, name, x, y, style) {
-  const kind = `wt-${name}`
-  const known = measured.filter((each) => each[name] !== null)
+function learnedLine(measured, x, y, style) {
+  const known = measured.filter(({ learned }) => learned !== null)
   if (known.length === 1) { // a path through one point draws nothing
-    return [svg('circle', { class: kind, cx: x(known[0].step), cy: y(known[0][name]), r: 2.5, style })]
+    return svg('circle', { class: 'wt-learned', cx: x(known[0].step), cy: y(known[0].learned), r: 2.5, style })
   }
-  return [svg('path', { class: kind, d: line(measured.map(({ step }) => step), measured.map((each) => each[name]), x, y), style })]
+  const [steps, values] = [measured.map(({ step }) => step), measured.map(({ learned }) => learned)]
+  return svg('path', { class: 'wt-learned', d: line(steps, values, x, y), style })
 }
 
 function curvesOf({ heldOut = [] }, part, colour, isOne, { x, y, yRate }) {

@@ -26,9 +26,7 @@ export function legendItems(series, view, step, hasRate) {
     items.push({ name: t('chart.held_out'), kind: 'held', value: compact(held.loss) })
     items.push({ name: t('chart.base'), kind: 'base', value: compact(held.base_loss) })
     if (hasMeters(one.heldOut)) {
-      const [{ learned, drift }] = metersOf([held])
-      items.push({ name: t('chart.learned'), kind: 'learned', value: share(learned) })
-      items.push({ name: t('chart.drift'), kind: 'drift', value: share(drift) })
+      items.push({ name: t('chart.learned'), kind: 'learned', value: share(metersOf([held])[0].learned) })
     }
   }
   if (hasRate || step !== null) {

@@ -5,7 +5,7 @@ import { lastStep, thinned } from './loss_series.js'
 import { hasMeters, metersOf } from './meters.js'
 import { lossRange, scale } from './scales.js'
 
-export const MARGIN = { left: 46, right: 10, rate: 50, meters: 38, top: 18, bottom: 20 }
+export const MARGIN = { left: 46, right: 10, rate: 50, top: 18, bottom: 20 }
 const STRIP = { height: 42, gap: 18 }
 
 /** The last step that any of the series has. */
@@ -25,7 +25,7 @@ export function plotArea(series, view, { isLog, hasRate }, [width, height]) {
   const [first, last] = view ?? [0, endOf(series)]
   const foot = height - MARGIN.bottom
   const strip = series.some(({ heldOut }) => hasMeters(heldOut)) ? stripOf(series, foot) : null
-  const right = width - (hasRate ? MARGIN.rate : strip ? MARGIN.meters : MARGIN.right)
+  const right = width - (hasRate ? MARGIN.rate : MARGIN.right)
   const bottom = strip ? strip.top - STRIP.gap : foot
   const isInside = ({ step }) => step >= first && step <= last
   const parts = series.map((each) => thinned(shownCurve(each, view), first, last))
@@ -42,20 +42,13 @@ export function plotArea(series, view, { isLog, hasRate }, [width, height]) {
 }
 
 /**
- * Learned and drift: `lines`, metersOf() each of the series; the upper edge; the scales yLearned and yDrift, with their
- * ranges. Of the whole run, also where less of it is shown: their size matters as much as their way.
+ * What was learned: `lines`, metersOf() each of the series; the upper edge; the scale y and its range. Of the whole run,
+ * also where less of it is shown: its size matters as much as its way.
  */
 function stripOf(series, foot) {
   const top = foot - STRIP.height
   const lines = series.map(({ heldOut }) => metersOf(heldOut))
-  const rangeOf = (name) => {
-    const values = lines.flat().map((each) => each[name]).filter(Number.isFinite)
-    return [Math.min(0, ...values), Math.max(0.01, ...values) * 1.05]
-  }
-  const [learnedRange, driftRange] = [rangeOf('learned'), rangeOf('drift')]
-  return {
-    top, lines, learnedRange, driftRange,
-    yLearned: scale(learnedRange, [foot, top]),
-    yDrift: scale(driftRange, [foot, top]),
-  }
+  const values = lines.flat().map(({ learned }) => learned).filter(Number.isFinite)
+  const range = [Math.min(0, ...values), Math.max(0.01, ...values) * 1.05]
+  return { top, lines, range, y: scale(range, [foot, top]) }
 }

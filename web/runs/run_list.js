@@ -55,8 +55,8 @@ export function described(run, format) {
   if (run.best?.loss != null) {
     const key = run.base_loss != null ? 'runs.best_of' : 'runs.best'
     parts.push([key, { loss: format(run.best.loss), step: run.best.step, base: format(run.base_loss) }])
-    const { learned, drift } = run.best
-    if (learned != null && drift != null) parts.push(['chart.meters', { learned: share(learned), drift: share(drift) }])
+    const { learned } = run.best
+    if (learned != null) parts.push(['chart.meters', { learned: share(learned) }])
   }
   if (run.rank) parts.push(['runs.rank', { rank: run.rank }])
   parts.push(['runs.size', { size: mebibytes(run.bytes) }])

@@ -45,9 +45,9 @@ const HEARD = {
   },
   // only the run's folder tells what it did before, and whether it begins anew
   started: (state, message) => [running(state, message), true],
-  evaluated(state, { step, loss, base_loss, drift = null, top_loss = null, base_top_loss = null, is_best }) {
+  evaluated(state, { step, loss, base_loss, learned = null, is_best }) {
     const best = is_best ? { step, loss } : state.best
-    const measured = { step, loss, base_loss, drift, top_loss, base_top_loss, is_best }
+    const measured = { step, loss, base_loss, learned, is_best }
     return [{ ...state, best, heldOut: bySteps(state.heldOut, measured) }, false]
   },
   // older checkpoints may have been deleted when this one was saved

@@ -101,8 +101,7 @@ def test_a_run_is_listed_and_told_with_its_curve(server, run):
     assert status == 200 and found.items() <= told.items()
     assert told["curve"]["step"] == [5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
     assert told["curve"]["high"][0] == 1 and told["curve"]["low"][-1] == 1 / 50
-    assert told["held_out"] == [{"step": 0, "loss": 0.5, "base_loss": 0.5, "drift": None, "top_loss": None,
-                                 "base_top_loss": None, "is_best": False}]
+    assert told["held_out"] == [{"step": 0, "loss": 0.5, "base_loss": 0.5, "learned": None, "is_best": False}]
     assert told["now"] is None
     assert told["previews"] == [{
         "step": 50, "name": "step_000050", "files": ["samples/step_000050_0.mp4"],

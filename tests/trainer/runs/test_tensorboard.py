@@ -50,7 +50,7 @@ def test_steps_wait_for_each_other_and_are_there_before_what_follows_them(tmp_pa
         add(step, 1.0)
     assert steps_in_file() == [1, 2, 3], "each is one record, and a full list is written"
     add(5, math.nan)
-    scalars.add(Evaluated(5, 0.25, (), 0.5, True))
+    scalars.add(Evaluated(5, 0.25, (), 0.5, True, None, 0.5))
     assert steps_in_file() == [1, 2, 3, 4, 5, 5, 5, 5], "three numbers of an evaluation"
     add(6, 1.0)
     scalars.flush()

@@ -1,8 +1,10 @@
-"""The held-out loss and what was learned: of model and files alone, whatever else is there. What is best."""
+"""The held-out loss: of model and files alone, whatever else is there. What is best."""
 
+import itertools
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +14,8 @@ from wantune.trainer.encoded.cache import CachedSample
 from wantune.trainer.encoded.store import Store, read_tensor
 from wantune.trainer.model.wan21 import WAN21_T2V
 from wantune.trainer.runs.state import put_together, take_apart
-from wantune.trainer.settings.training import ObjectiveConfig
-from wantune.trainer.training import evaluate, objective
-from wantune.trainer.training.evaluate import LEVELS, Judge, held_out_loss, loss_and_top
+from wantune.trainer.training import evaluate, meters, objective
+from wantune.trainer.training.evaluate import LEVELS, TOLERANCE, Judge, held_out_loss
 
 BUCKET = Bucket(1, 64, 96)
 
@@ -164,114 +165,84 @@ def test_each_file_has_noise_of_its_own_by_its_content(clips, tmp_path):
 
 
 class Scripted:
-    """A judge whose measurements are what the test says, base first; the drift is unknown where it says nothing.
+    """A judge whose measurements are what the test says: the losses, the base's first, and what was learned.
 
     Args:
-        losses: at the highest noise level, and the held-out loss as well.
-        held_out: that loss, where it is another one.
+        learned: where it says nothing, by how much the loss is below the base's.
     """
 
-    def __init__(self, monkeypatch, *losses: float, drifts=(), held_out=None) -> None:
-        self.model, drifts = Model(), iter(drifts)
-        left = iter(zip(losses, losses if held_out is None else held_out, strict=True))
+    def __init__(self, monkeypatch, *losses: float, learned=None) -> None:
+        self.model, left = Model(), iter(losses)
+        given = None if learned is None else iter(learned)
         self.calls = []
 
         def measured(denoiser, clips, levels, _ranks):
             self.calls.append((self.model.is_on, self.model.is_average))
-            assert tuple(levels) == (*LEVELS, 1.0)
-            top_loss, loss = next(left)
-            return {**dict.fromkeys(LEVELS, loss), 1.0: top_loss}
+            self.loss = next(left)
+            return dict.fromkeys(levels, self.loss)
 
-        def drifted(denoiser, adapter, clips, levels, _ranks):
+        def metered(denoiser, adapter, clips, levels, _ranks):
             assert self.model.is_on and self.model.is_average == (self.model.average is not None)
-            return next(drifts, None)
+            return self.judge.base_loss - self.loss if given is None else next(given)
 
         monkeypatch.setattr(evaluate, "held_out_loss", measured)
-        monkeypatch.setattr(evaluate.meters, "drift", drifted)
+        monkeypatch.setattr(evaluate.meters, "learned", metered)
+        monkeypatch.setattr(evaluate.meters, "drift", lambda *_: 0.1)
         self.judge = Judge(self.model, self.model, self.model, ["clip"])
 
 
-def test_the_best_is_the_lowest_so_far_and_never_the_start(monkeypatch):
-    judge = Scripted(monkeypatch, 1.0, 0.2, 0.9, 0.5, 0.5, 0.7, 0.4, math.nan, 0.39).judge
+def test_the_best_has_learned_the_most_so_far_and_is_never_the_start(monkeypatch):
+    judge = Scripted(monkeypatch, 1.0, 0.2, 0.9, 0.5, 0.5, 0.7, 0.4, math.nan, 0.3).judge
     events = [judge.measure(step) for step in (0, 10, 20, 30, 40, 50, 60, 70)]
     assert [event.is_best for event in events] == [False, True, True, False, False, True, False, True]
     assert [event.step for event in events] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert events[1].loss == pytest.approx(0.9) and events[1].base_loss == pytest.approx(1.0)
-    assert (judge.best_step, judge.since_best) == (70, 0) and judge.best_loss == pytest.approx(0.39)
+    assert (events[1].learned, events[1].drift) == (pytest.approx(0.1), 0.1)
+    assert (judge.best_step, judge.since_best) == (70, 0)
+    assert (judge.best_loss, judge.best_learned) == pytest.approx((0.3, 0.7))
 
 
-def test_of_those_that_learned_as_much_the_best_is_the_one_that_drifted_least(monkeypatch):
-    """A twentieth of the most that was gained is as much, so that the best moves on only where that is worth it."""
-    scripted = [  # (loss, drift, is_best); the base's loss is 1
-        (0.80, 0.10, True),
-        (0.795, 0.20, False),  # a gain of 0.205 is not more than 0.200 by a twentieth
-        (0.798, 0.05, True),  # as much, with less drift
-        (0.78, 0.30, True),  # more by more than a twentieth
-        (0.789, 0.20, True),  # as much as the most, 0.22 +- 0.011
-        (0.7915, 0.00, False),  # less
-        (0.789, 0.20, False),
-        (0.788, 0.20, True),  # no more drift, and a little more learned
-        (math.nan, math.nan, False),
-        (0.7799, math.nan, True),  # unknown: more than ever before counts, however little
-        (0.7798, 0.10, True),
-        (0.7797, 0.11, False),
-        (0.7900, None, False),
-        (1.2, 0.0, False),
-    ]
-    judge = Scripted(monkeypatch, 1.0, 1.0, *[loss for loss, _, _ in scripted],
-                     drifts=[0.0, *[drift for _, drift, _ in scripted]]).judge
-    events = [judge.measure(10 * step) for step in range(len(scripted) + 1)]
-    assert [event.is_best for event in events] == [False, *[is_best for _, _, is_best in scripted]]
-    assert events[1].drift == 0.1 and events[13].drift is None
-    assert events[1].learned == pytest.approx(0.2) and events[14].learned == pytest.approx(-0.2)
-    assert (judge.best_step, judge.since_best) == (110, 3) and judge.most_learned == pytest.approx(0.2203)
-    assert (judge.best_learned, judge.best_drift) == pytest.approx((0.2202, 0.1))
-
-
-def test_what_was_learned_decides_whatever_the_held_out_loss_says(monkeypatch):
-    judge = Scripted(monkeypatch, 1.0, 0.9, 0.8, 0.85, drifts=[0.0] * 3, held_out=[0.4, 0.3, 0.5, 0.2]).judge
-    events = [judge.measure(step) for step in (1, 2, 3)]
-    assert [event.is_best for event in events] == [True, True, False]
-    assert [(event.top_loss, event.base_top_loss) for event in events] == [(0.9, 1.0), (0.8, 1.0), (0.85, 1.0)]
-    assert [event.loss for event in events] == pytest.approx([0.3, 0.5, 0.2])
-    assert (judge.best_loss, judge.best_learned) == pytest.approx((0.5, 0.2))
-
-
-def test_where_the_lora_makes_it_worse_the_least_bad_is_the_best(monkeypatch):
-    judge = Scripted(monkeypatch, 1.0, 1.3, 1.2, 1.1999, 1.25, drifts=[0.1, 0.2, 0.3, 0.0]).judge
-    assert [judge.measure(step).is_best for step in (1, 2, 3, 4)] == [True, True, True, False]
+@pytest.mark.parametrize("learned, best", [
+    ((0.2, 0.205, 0.21, 0.2106), (0, 3)),  # by more than a twentieth of itself, from the best on
+    ((0.2, 0.3, 0.29, 0.31), (0, 1)),
+    ((-0.3, -0.2, -0.1999, -0.25), (0, 1, 2)),  # where it gets worse, the least bad
+    ((-0.1, 0.0001, 0.1), (0, 1, 2)),
+])
+def test_a_later_step_is_the_best_where_it_has_learned_more_by_a_twentieth(monkeypatch, learned, best):
+    """Whatever the held-out loss says."""
+    losses = torch.rand(len(learned) + 1, generator=torch.Generator().manual_seed(1)).tolist()
+    judge = Scripted(monkeypatch, *losses, learned=learned).judge
+    assert tuple(step for step in range(len(learned)) if judge.measure(step + 1).is_best) == best
 
 
 def test_creeping_never_takes_the_best_further_than_a_twentieth_from_the_most(monkeypatch):
     random = torch.Generator().manual_seed(3)
-    losses, drifts = torch.rand((2, 300), generator=random, dtype=torch.float64).cumsum(1).tolist()
-    losses = [1 - loss / 400 for loss in losses]
-    for order in (losses, losses[::-1]):
-        judge = Scripted(monkeypatch, 1.0, *order, drifts=drifts[::-1]).judge
-        for step in range(1, len(order) + 1):
+    learned = (torch.rand(300, generator=random, dtype=torch.float64).cumsum(0) / 400).tolist()
+    for order in (learned, learned[::-1]):
+        judge = Scripted(monkeypatch, *[0.5] * 301, learned=order).judge
+        for step, most in enumerate(itertools.accumulate(order, max), 1):
             judge.measure(step)
-            assert judge.best_learned >= 0.95 * judge.most_learned - 1e-9
+            assert judge.best_learned >= (1 - TOLERANCE) * most - 1e-9
 
 
-def test_where_the_drift_is_unknown_the_best_is_the_lowest(monkeypatch):
-    losses = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
-    for unknown in (None, math.nan):
-        judge = Scripted(monkeypatch, 0.5, *losses, drifts=[unknown] * 200).judge
-        best = math.inf
-        for step, loss in enumerate(losses, 1):
-            event = judge.measure(step)
-            assert event.is_best == (event.loss < best) and event.loss == pytest.approx(loss)
-            best = min(best, event.loss)
-            assert judge.best_loss == best
+def test_where_it_is_unknown_what_was_learned_the_best_is_of_the_lowest_loss(monkeypatch):
+    losses = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
+    judge, best = Scripted(monkeypatch, 0.5, *losses, learned=[math.nan] * 50).judge, math.inf
+    for step, loss in enumerate(losses, 1):
+        assert judge.measure(step).is_best == (loss < best)
+        best = min(best, loss)
+        assert judge.best_loss == pytest.approx(best)
 
 
-def test_a_checkpoint_from_before_the_meters_goes_on_by_loss_until_a_step_beats_its_best(monkeypatch):
-    scripted = Scripted(monkeypatch, 1.0, 0.5, 0.9, 0.8, 0.85, drifts=[0.0, 0.1, 0.2, 0.2],
-                        held_out=[0.8, 0.41, 0.4, 0.6, 0.3])
-    scripted.judge.load_state_dict({"base_loss": 0.8, "best_loss": 0.405, "best_step": 5, "since_best": 1})
+@pytest.mark.parametrize("further", [
+    {}, {"best_drift": 0.1, "least_loss": 0.405},
+    {"best_drift": 0.1, "least_loss": 0.3, "base_top_loss": 0.8, "best_learned": 0.1, "most_learned": 0.11}])
+def test_a_checkpoint_from_before_goes_on_by_loss_until_a_step_beats_its_best(monkeypatch, further):
+    scripted = Scripted(monkeypatch, 0.41, 0.4, 0.6, 0.3, learned=[0.5, 0.1, 0.2, 0.15])
+    scripted.judge.load_state_dict({"base_loss": 0.8, "best_loss": 0.405, "best_step": 5, "since_best": 1, **further})
     events = [scripted.judge.measure(step) for step in (6, 7, 8, 9)]
     assert [event.is_best for event in events] == [False, True, True, False]
-    assert events[0].learned == pytest.approx(0.5) and scripted.calls[:2] == [(False, False), (True, False)]
+    assert events[0].learned == 0.5 and scripted.calls == [(True, False)] * 4
 
 
 def test_the_measurements_since_the_best_are_counted(monkeypatch):
@@ -302,18 +273,7 @@ def test_a_measurement_has_every_level_and_their_mean_with_and_without_the_adapt
     assert [loss for _, loss in event.levels] == pytest.approx(expected, rel=1e-5)
     assert (event.loss, event.base_loss) == pytest.approx((sum(expected) / 9, sum(base) / 9), rel=1e-5)
     assert event.step == 3 and event.is_best
-    assert (event.top_loss, event.base_top_loss) == pytest.approx(
-        [sum(by_hand(clip, 1.0, a) for clip in clips) / 4 for a in (0.125, 0.0)], rel=1e-5)
-
-
-@pytest.mark.parametrize("window, bounds, top", [
-    ("whole", (0.2, 0.7), 1.0), ("high expert", (0.9, 1.0), 1.0), ("low expert", (0.0, 0.9), 0.9)])
-def test_what_was_learned_is_measured_at_the_highest_noise_level_of_the_window(clips, window, bounds, top):
-    settings, model = ObjectiveConfig(window=window, min_t=bounds[0], max_t=bounds[1]), Model()
-    losses, top_loss = loss_and_top(model, clips[:2], settings)
-    assert losses == held_out_loss(Model(), clips[:2], evaluate.levels_of(settings)) and len(losses) == 9
-    assert top_loss == pytest.approx(sum(by_hand(clip, top, model.a) for clip in clips[:2]) / 2, rel=1e-5)
-    assert len(model.seen) == 20, "one more forward pass for each file"
+    assert event.learned == meters.learned(alone := Model(0.125), alone, clips)
 
 
 def test_measuring_moves_no_random_number_and_no_parameter(clips):
@@ -323,7 +283,7 @@ def test_measuring_moves_no_random_number_and_no_parameter(clips):
     first = judge.measure(1)
     assert torch.equal(torch.random.get_rng_state(), state) and torch.is_grad_enabled() and model.a == 0.25
     second = judge.measure(1)
-    assert (second.loss, second.levels, second.base_loss) == (first.loss, first.levels, first.base_loss)
+    assert second == replace(first, is_best=False)
 
 
 def test_what_it_knows_goes_through_a_checkpoint(monkeypatch):

@@ -1,4 +1,4 @@
-"""Drift: by hand, on few files whatever else is there, and through a run into its log, TensorBoard and best.json."""
+"""Learned and drift: by hand, of the files alone, and through a run into its log, TensorBoard and best.json."""
 
 import json
 import math
@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from wantune.tests.support import runs, small_model
-from wantune.tests.trainer.training.test_evaluate import BUCKET, Model
+from wantune.tests.trainer.training.test_evaluate import BUCKET, Model, by_hand, clips  # noqa: F401
 from wantune.trainer.encoded.cache import CachedSample
 from wantune.trainer.encoded.store import Store, read_tensor
 from wantune.trainer.model.wan22 import WAN22_5B
 from wantune.trainer.runs import history
-from wantune.trainer.runs.events import Evaluated
 from wantune.trainer.settings.training import ObjectiveConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from wantune.trainer.training import meters, objective
 from wantune.trainer.training.evaluate import Judge
-from wantune.trainer.training.meters import DRIFT_LEVELS, drift
+from wantune.trainer.training.meters import DRIFT_LEVELS, TOP_LEVELS, drift, learned
 from wantune.trainer.training.run import Run
 
 
@@ -44,7 +43,7 @@ def samples(tmp_path):
     return [sample(number) for number in range(6)]
 
 
-def by_hand(taken, a: float) -> float:
+def drift_by_hand(taken, a: float) -> float:
     """With the velocities of Model, (1/2 + a) x + t + the text's mean: moved by a x."""
     moved = base = 0.0
     for first, sample in enumerate(taken):
@@ -60,12 +59,46 @@ def by_hand(taken, a: float) -> float:
 
 def test_it_is_the_relative_change_of_the_velocity_on_the_prior_captions_in_turn(samples):
     model = Model(a=0.25)
-    assert drift(model, model, samples[:4]) == pytest.approx(by_hand(samples[:4], 0.25), rel=1e-5)
+    assert drift(model, model, samples[:4]) == pytest.approx(drift_by_hand(samples[:4], 0.25), rel=1e-5)
     assert len(model.seen) == 4 * 3 * 2 and model.is_on
     assert {level for level, *_ in model.seen} == set(DRIFT_LEVELS)
     assert sum(is_on for _, _, is_on, _ in model.seen) == 12
     assert drift(Model(a=0.0), model, samples) == 0.0
     assert drift(model, model, samples[:1], (0.9,)) != drift(model, model, samples[:1], (0.95,))
+
+
+def test_learned_is_the_share_of_the_way_to_the_files_that_the_velocity_has_gone(clips):  # noqa: F811
+    """By the losses alone, where a mask hides a part as well: the adapter moves the velocity of Model by a x."""
+    model, expected = Model(a=0.25), []
+    for level in TOP_LEVELS:
+        base, tuned, back = (sum(by_hand(clip, level, a) for clip in clips) for a in (0.0, 0.25, -0.25))
+        moved = (tuned + back) / 2 - base  # L(a) = L0 - 2 <a x, y - v0> + |a x|^2
+        expected.append((base - tuned + moved) / (2 * base))
+    found = learned(model, model, clips)
+    assert found == pytest.approx(sum(expected) / 2, rel=1e-4) and found != 0
+    assert len(model.seen) == 4 * 2 * 2 and model.is_on
+    assert learned(Model(a=0.0), Model(a=0.0), clips) == 0.0
+    assert learned(model, model, clips[::-1]) == pytest.approx(found) != learned(model, model, clips[:1])
+
+
+def test_learned_is_1_where_the_adapter_arrives_and_what_it_does_besides_does_not_count(clips):  # noqa: F811
+    """Half of the way is a half, with any change across it."""
+    class Arriving(Model):
+        share, across = 1.0, 0.0
+
+        def velocity(self, x_BCFHW, t_B, conditions):
+            clip = clips[0]
+            latent = read_tensor(clip.latent_paths[0])[None]
+            noise = objective.sample_noise(latent, objective.generator(clip.latent_paths[0].stem))
+            way = noise - latent
+            other = torch.randn(way.shape, generator=torch.Generator().manual_seed(1))
+            other -= (other * way).sum() / way.square().sum() * way
+            return self.share * way + self.across * other if self.is_on else torch.zeros_like(way)
+
+    model = Arriving()
+    assert learned(model, model, clips[:1]) == pytest.approx(1)
+    model.share, model.across = 0.5, 3.0
+    assert learned(model, model, clips[:1]) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_four_files_at_most_are_measured_on_whatever_their_order(samples):
@@ -121,11 +154,13 @@ def test_frames_that_the_model_is_given_are_left_out(tmp_path):
 def test_each_expert_is_measured_in_its_window_and_the_average_is_what_counts(samples, monkeypatch):
     seen, model = [], Model()
     model.average = 0.125
-    monkeypatch.setattr(meters, "_squares", lambda denoiser, _a, _s, _f, levels: seen.append(
-        (tuple(levels), denoiser.is_average)) or [torch.ones(2)])
+    for name in ("_gone", "_moved"):
+        monkeypatch.setattr(meters, name, lambda denoiser, _adapter, _of, level: seen.append(
+            (level, denoiser.is_average)) or torch.ones(2))
     for window, least, most in (("whole", 0.0, 1.0), ("high expert", 0.9, 1.0), ("low expert", 0.0, 0.9)):
         Judge(model, model, model, samples[:1], ObjectiveConfig(window=window, min_t=least, max_t=most)).measure(1)
-    assert seen == [(DRIFT_LEVELS, True), ((0.92, 0.95, 0.98), True), ((0.18, 0.45, 0.72), True)]
+    levels = (*TOP_LEVELS, *DRIFT_LEVELS, 0.99, 1.0, 0.92, 0.95, 0.98, 0.81, 0.9, 0.18, 0.45, 0.72)
+    assert seen == [(level, True) for level in levels]
 
 
 def test_a_run_logs_it_shows_it_and_keeps_it_beside_its_best(tmp_path):
@@ -143,8 +178,7 @@ def test_a_run_logs_it_shows_it_and_keeps_it_beside_its_best(tmp_path):
         runs.assert_one_history(run.folder.path)
         best = history.summary(run.folder.path).best
         at_best = next(line for line in told[name] if line["step"] == best["step"])
-        assert best["drift"] == at_best["drift"]
-        assert best["learned"] == 1 - at_best["top_loss"] / at_best["base_top_loss"]
+        assert best["learned"] == at_best["learned"] and "drift" not in best
     assert told["whole"] == told["twice"]
     drifts = [line["drift"] for line in told["whole"]]
     assert drifts[0] == 0.0 and drifts[1:] == sorted(drifts[1:]) and 0 < drifts[1] < drifts[-1] < 1
@@ -154,9 +188,3 @@ def with_priors(dataset):
     """The same with the empty prompt as the prior caption of each file."""
     return replace(dataset, held_out=tuple(
         replace(each, prior_captions=each.captions) for each in dataset.held_out))
-
-
-def test_an_evaluation_tells_what_was_learned_where_the_losses_from_pure_noise_are_known():
-    assert Evaluated(1, 0.5, (), 0.5, True, None, 0.3, 0.4).learned == pytest.approx(0.25)
-    for unknown in ((), (0.3, None), (None, 0.4), (0.3, 0.0), (math.nan, 0.4)):
-        assert math.isnan(Evaluated(1, 0.3, (), 0.4, True, None, *unknown).learned)

@@ -77,7 +77,8 @@ def assert_same(result: dict, folder, expected: dict, whole) -> None:
         assert one["step"] == other["step"]
         if one["event"] == "Evaluated":
             assert (one["is_best"], one["loss"]) == (other["is_best"], pytest.approx(other["loss"], rel=CLOSE))
-            assert one["drift"] == pytest.approx(other["drift"], rel=1e-3)
+            for name in ("learned", "drift"):
+                assert one[name] == pytest.approx(other[name], rel=1e-3), name
         else:
             assert one["timesteps"] == other["timesteps"] and one["losses"] == pytest.approx(other["losses"], rel=CLOSE)
     assert position(folder, 12) == position(whole, 12)

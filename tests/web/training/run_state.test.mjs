@@ -36,7 +36,7 @@ test('messages carry a state from one answer to the next', () => {
   assert.equal(said(position(found.state)), 'Step 4 of 300, epoch 1 of 10')
   assert.deepEqual(figures(found.state).map(({ value }) => (value?.key ? said(value) : value)),
     ['8 min 21 s', '1.69', '0.59', '10.0 of 24.0 GiB'])
-  const evaluated = { step: 4, loss: 0.2, base_loss: 0.4, drift: 0.1, top_loss: 0.5, base_top_loss: 0.6, is_best: true }
+  const evaluated = { step: 4, loss: 0.2, base_loss: 0.4, learned: 0.1, is_best: true }
   hear('evaluated', evaluated)
   hear('evaluated', evaluated)
   assert.deepEqual(found.state.heldOut, [evaluated])
