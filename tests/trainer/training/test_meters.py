@@ -135,7 +135,7 @@ def test_frames_that_the_model_is_given_are_left_out(tmp_path):
     store.write(paths["latents"], latent)
     store.write(paths["texts"], torch.zeros(2, 8))
     store.write(paths["known"], torch.tensor([1.0, 0.0, 0.0]))
-    clip = CachedSample("clip", BUCKET, 1, (paths["latents"],), ({},), windows=({"known": paths["known"]},),
+    clip = CachedSample("clip", BUCKET, 1, (paths["latents"],), ({"text": paths["texts"]},), windows=({"known": paths["known"]},),
                         prior_captions=({"text": paths["texts"]},))
 
     class OfFrames(Model):
@@ -149,6 +149,9 @@ def test_frames_that_the_model_is_given_are_left_out(tmp_path):
 
     model = OfFrames()
     assert drift(model, model, [clip]) == pytest.approx(0.5)
+    noise = objective.sample_noise(latent[None], objective.generator(paths["latents"].stem))
+    missing = (noise - latent - 1)[:, :, 1:].double()
+    assert learned(model, model, [clip]) == pytest.approx((0.5 * missing.sum() / missing.square().sum()).item())
 
 
 def test_each_expert_is_measured_in_its_window_and_the_average_is_what_counts(samples, monkeypatch):
