@@ -135,8 +135,9 @@ def test_frames_that_the_model_is_given_are_left_out(tmp_path):
     store.write(paths["latents"], latent)
     store.write(paths["texts"], torch.zeros(2, 8))
     store.write(paths["known"], torch.tensor([1.0, 0.0, 0.0]))
-    clip = CachedSample("clip", BUCKET, 1, (paths["latents"],), ({"text": paths["texts"]},), windows=({"known": paths["known"]},),
-                        prior_captions=({"text": paths["texts"]},))
+    caption = {"text": paths["texts"]}
+    clip = CachedSample("clip", BUCKET, 1, (paths["latents"],), (caption,), windows=({"known": paths["known"]},),
+                        prior_captions=(caption,))
 
     class OfFrames(Model):
         family = WAN22_5B
