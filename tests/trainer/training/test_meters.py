@@ -135,8 +135,9 @@ def test_frames_that_the_model_is_given_are_left_out(tmp_path):
     store.write(paths["latents"], latent)
     store.write(paths["texts"], torch.zeros(2, 8))
     store.write(paths["known"], torch.tensor([1.0, 0.0, 0.0]))
-    clip = CachedSample("clip", BUCKET, 1, (paths["latents"],), ({},), windows=({"known": paths["known"]},),
-                        prior_captions=({"text": paths["texts"]},))
+    caption = {"text": paths["texts"]}
+    clip = CachedSample("clip", BUCKET, 1, (paths["latents"],), (caption,), windows=({"known": paths["known"]},),
+                        prior_captions=(caption,))
 
     class OfFrames(Model):
         family = WAN22_5B
@@ -149,6 +150,9 @@ def test_frames_that_the_model_is_given_are_left_out(tmp_path):
 
     model = OfFrames()
     assert drift(model, model, [clip]) == pytest.approx(0.5)
+    noise = objective.sample_noise(latent[None], objective.generator(paths["latents"].stem))
+    missing = (noise - latent - 1)[:, :, 1:].double()
+    assert learned(model, model, [clip]) == pytest.approx((0.5 * missing.sum() / missing.square().sum()).item())
 
 
 def test_each_expert_is_measured_in_its_window_and_the_average_is_what_counts(samples, monkeypatch):
