@@ -39,7 +39,9 @@ def _of_step(records: Sequence[dict], base: dict) -> dict:
     videos = sum(len(record["concept"]["frames"]) for record in records)
     result |= {name: round(sum(record["concept"][name] for record in records) / videos, 4)
                for name in ("color", "direction")}
-    result |= {name: round(sum(record[name] for record in records) / len(records), 4) for name in ("learned", "drift")}
+    for name in ("learned", "drift"):  # where a checkpoint is not kept, a new definition of a meter leaves it unknown
+        known = [record[name] for record in records if record[name] is not None]
+        result[name] = round(sum(known) / len(known), 4) if known else None
     return {**result, "damage": round(_share(base, "others") - result["kept"], 4)}
 
 
@@ -51,7 +53,7 @@ def correlations(records: Sequence[dict], base: dict) -> dict:
     """Spearman's rank correlation of both meters with what the classifier saw, over all checkpoints."""
     from scipy.stats import spearmanr
 
-    measured = [record for record in records if record["variant"] != BASE]
+    measured = [record for record in records if record["variant"] != BASE and record["learned"] is not None]
     if len(measured) < 3:
         return {}
     nines = [_share(record, "concept") for record in measured]
@@ -74,11 +76,15 @@ def table(found: dict) -> str:
                       for each in MEASURES)
             lines.append(
                 f"| {name} | {step} | {of['visits']} | {of['seconds']:.0f} | {of['seeds']} | {' | '.join(shares)} | "
-                f"{of['color']:.2f} | {of['direction']:.2f} | {of['learned']:.3f} | {of['drift']:.3f} |")
+                f"{of['color']:.2f} | {of['direction']:.2f} | {_told(of['learned'])} | {_told(of['drift'])} |")
     if found["rank correlation"]:
         lines += ["", "Rank correlation: " + ", ".join(f"{name} {value}" for name, value in
                                                       found["rank correlation"].items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _told(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def draw(found: dict, folder: Path) -> None:
