@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,9 @@ def _accelerator(is_on_cpu: bool):
     rank, count, address, port = (os.environ.get(name, "?") for name in (
         "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
     try:
-        return accelerate.Accelerator(cpu=is_on_cpu)
+        with warnings.catch_warnings():  # of the threads that accelerate gives each process on a CPU
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            return accelerate.Accelerator(cpu=is_on_cpu)
     except (RuntimeError, ValueError) as error:
         said = first_line(error)[:200]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
