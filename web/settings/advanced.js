@@ -13,7 +13,7 @@ app.registerExtension({
     // a new node has the values of its description; those of a workflow come afterwards
     const defaults = new Map(advanced.map((widget) => [widget.name, widget.value]))
     const show = () => {
-      if (node.showAdvanced || !isNeeded(advanced, defaults, node.inputs)) return
+      if (node.showAdvanced || !isNeeded(advanced, defaults, node)) return
       node.showAdvanced = true
       node.expandToFitContent()
       node.setDirtyCanvas(true, true)

@@ -4,6 +4,6 @@
 export const advancedOf = (widgets) => (widgets ?? []).filter((widget) => widget.options?.advanced)
 
 /** Whether one of these widgets would train with what nobody sees: it has another value than its default, or a link. */
-export const isNeeded = (advanced, defaults, inputs) => advanced.some((widget) =>
+export const isNeeded = (advanced, defaults, node) => advanced.some((widget) =>
   widget.value !== defaults.get(widget.name) ||
-  (inputs ?? []).some((input) => input.widget?.name === widget.name && input.link != null))
+  (node.inputs ?? []).some((input, index) => input.widget?.name === widget.name && node.isInputConnected(index)))
