@@ -145,7 +145,7 @@ def train(
 
     from wantune.tests.support.small_model import SmallModel
     from wantune.trainer.base.errors import UserError
-    from wantune.trainer.runs.events import StepDone
+    from wantune.trainer.runs.events import Started, StepDone
     from wantune.trainer.training.run import Run
 
     at = at if at and at["rank"] == ranks.rank else None
@@ -169,6 +169,8 @@ def train(
         if not run.is_finished:
             with closing(run.events()) as events:
                 for event in events:
+                    if isinstance(event, Started):
+                        model.step = event.step
                     if isinstance(event, StepDone):
                         steps.append(event.step)
                         model.step = event.step
