@@ -35,14 +35,15 @@ Patch = tuple[object, str, Callable[[Callable], Callable]]
 
 
 def _bias_on_cpu() -> list[Patch]:
-    from wantune.nodes.backend import attention
+    from wantune.nodes.backend import attention as of_comfyui
+    from wantune.trainer.blocks import attention
 
     def changed(attend):
-        def faulty(q_BLHd, k_BKHd, v_BKHd, bias_B11K):
+        def faulty(q_BLHd, k_BKHd, v_BKHd, bias_B11K=None):
             return attend(q_BLHd, k_BKHd, v_BKHd, None if bias_B11K is None else bias_B11K.cpu())
         return faulty
 
-    return [(attention, "_attend", changed)]
+    return [(attention, "by_head", changed), (of_comfyui, "by_head", changed)]
 
 
 def _loss_argument_on_cpu(position: int) -> Callable[[], list[Patch]]:

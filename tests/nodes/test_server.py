@@ -38,7 +38,7 @@ def graph(pictures) -> dict:
     adapted = graphs.adapt(graphs.load(ROOT), options, ROOT)
     node(adapted, LOAD).update(num_repeats=1)
     node(adapted, TRAIN).update(epochs=8, max_steps=8, run_name="server_test")
-    del node(adapted, TRAIN)["previews"]
+    del node(adapted, TRAIN)["previews"], node(adapted, TRAIN)["objective"]
     node(adapted, "KSampler").update(steps=2)
     adapted[node(adapted, "KSampler")["latent_image"][0]]["inputs"].update(length=5)
     return adapted

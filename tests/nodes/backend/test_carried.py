@@ -29,8 +29,9 @@ from wantune.trainer.base.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
-PLAIN_ID = "47ef3d5d208624e9948033cf2490545a9402fabd2870c24330ffae3a1976b49b"
-"""Of the small world's transformer, from the commit before injections were part of a MODEL's name."""
+PLAIN_ID = "ef4588ff052c279e82c18072711b66b9bf863046d959cba1d903b6386f21f4b3"
+"""Of the small world's transformer. That of the world before it is what it was when injections were not yet part of
+a MODEL's name (47ef3d5d...)."""
 
 
 @pytest.fixture(scope="module")

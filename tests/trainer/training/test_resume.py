@@ -393,7 +393,7 @@ def test_early_stop_ends_a_run_that_gets_no_better_for_good(train):
     assert f"step_{best.step:06d}" in [path.name for path in _steps(folder)], "the best one stays"
     with open(f"{folder}/best.json", encoding="utf-8") as file:
         assert json.load(file) == {
-            "step": best.step, "loss": best.loss, "folder": f"step_{best.step:06d}", "drift": best.drift}
+            "step": best.step, "loss": best.loss, "folder": f"step_{best.step:06d}", "learned": best.learned}
     watch = tools.Watch()
     train(config(validation, epochs=40, learning_rate=0.3), watch)
     assert not watch.events, "it is over"
