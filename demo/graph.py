@@ -31,7 +31,7 @@ class SmallWorld:
     sampler_name: str = "euler"
     steps: int = 8
     cfg: float = 4.0
-    seed: int = 3
+    seed: int = 12
 
 
 SMALL_WORLD = SmallWorld()
