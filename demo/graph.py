@@ -179,11 +179,12 @@ def _use_small_world(graph: dict, root: Path) -> None:
     objective = _add(graph, "WanTune_ObjectiveSettings", **PRESERVING)
     _set(graph, "WanTune_TrainWanLoRA", objective=[objective, 0])
     _prompt(graph)["text"] = world.prompt
+    _prompt(graph, "negative")["text"] = ""  # it knows none of the words of the example's
 
 
-def _prompt(graph: dict) -> dict:
+def _prompt(graph: dict, socket: str = "positive") -> dict:
     sampler = next(node for node in graph.values() if node["class_type"] == "KSampler")
-    return graph[sampler["inputs"]["positive"][0]]["inputs"]
+    return graph[sampler["inputs"][socket][0]]["inputs"]
 
 
 def _set(graph: dict, class_type: str, **values) -> None:
