@@ -21,6 +21,7 @@ import comfy.ops
 import torch
 from torch import nn
 
+from ...trainer.adapter.linears import FrozenLinearNode, times
 from . import casting
 from .normal import NormalTensors, normal_view
 
@@ -165,7 +166,7 @@ class FrozenLinear(FrozenModule):
 
     def _layer(self, x: torch.Tensor) -> torch.Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return _FrozenLinearNode.apply(x, self)
+            return FrozenLinearNode.apply(x, self)
         return self.output(x)
 
     def output(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -200,7 +201,7 @@ class FrozenLinear(FrozenModule):
         """
         with torch.no_grad():
             if self.is_resident(grad_output):
-                return _times(grad_output, self.views()[0], onto)
+                return times(grad_output, self.views()[0], onto)
             return self._managed_gradient(grad_output, onto)
 
     def _managed_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
@@ -213,7 +214,7 @@ class FrozenLinear(FrozenModule):
         try:
             weight = casting.plain(cast.weight, grad_output.dtype)
             if of_input is None:
-                return _times(grad_output, weight, onto)
+                return times(grad_output, weight, onto)
             grad_input = grad_output @ weight * of_input.to(grad_output)
         finally:
             cast.give_back()
@@ -252,27 +253,6 @@ class FrozenLinear(FrozenModule):
         """x for ComfyUI's own forward, which computes differently where its input needs a gradient."""
         # fp8_e4m3fn_fast clamps it in place, and autograd may have saved it
         return x.clone() if isinstance(self.module, comfy.ops.fp8_ops.Linear) else x.detach()
-
-
-class _FrozenLinearNode(torch.autograd.Function):
-    """y = W x + b, saving nothing for backward but the layer: with W frozen, grad_x = grad_y @ W needs no x."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
-        ctx.linear = linear
-        return linear.output(x.detach())
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output: torch.Tensor):
-        return ctx.linear.input_gradient(grad_output), None
-
-
-def _times(grad_output: torch.Tensor, weight: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
-    if onto is None:
-        return grad_output @ weight
-    onto.flatten(0, -2).addmm_(grad_output.flatten(0, -2), weight)
-    return onto
 
 
 def foreign_forward(module: nn.Module) -> Callable | None:

@@ -49,6 +49,28 @@ class FrozenLinear(Protocol):
         """Whether its output is not read at the moment, because a checkpointed part is computed again."""
 
 
+class FrozenLinearNode(torch.autograd.Function):
+    """y = W x + b, saving nothing for backward but the layer: with W frozen, grad_x = grad_y @ W needs no x."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
+        ctx.linear = linear
+        return linear.output(x.detach())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output: torch.Tensor):
+        return ctx.linear.input_gradient(grad_output), None
+
+
+def times(grad_output: torch.Tensor, weight: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+    """grad_output @ weight, a new tensor, or added in place to `onto`."""
+    if onto is None:
+        return grad_output @ weight
+    onto.flatten(0, -2).addmm_(grad_output.flatten(0, -2), weight)
+    return onto
+
+
 class Linears(Protocol):
     """Some Linears with the same input."""
 

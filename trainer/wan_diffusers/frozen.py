@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..adapter.linears import FrozenLinearNode, times
 from .quantised import plain
 
 
@@ -26,7 +27,7 @@ class FrozenLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features), recorded by autograd."""
         if x.requires_grad and torch.is_grad_enabled():
-            return _FrozenLinearNode.apply(x, self)
+            return FrozenLinearNode.apply(x, self)
         return self.output(x)
 
     def output(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,23 +43,7 @@ class FrozenLinear:
     def input_gradient(self, grad_output: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """grad_output @ W, (..., out_features) to (..., in_features), a new tensor, or added in place to `onto`."""
         with torch.no_grad():
-            weight = plain(self.module.weight, grad_output.dtype)
-            if onto is None:
-                return grad_output @ weight
-            onto.flatten(0, -2).addmm_(grad_output.flatten(0, -2), weight)
-            return onto
-
-
-class _FrozenLinearNode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
-        ctx.linear = linear
-        return linear.output(x.detach())
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output: torch.Tensor):
-        return ctx.linear.input_gradient(grad_output), None
+            return times(grad_output, plain(self.module.weight, grad_output.dtype), onto)
 
 
 class FrozenNorm:
