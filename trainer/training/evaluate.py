@@ -100,7 +100,8 @@ class Judge:
         Weights and random generators are afterwards as they were before.
 
         Args:
-            step: optimizer steps done; step 0 is measured but never the best.
+            step: optimizer steps done; step 0 is measured but never the best. The best one stays so when it is measured
+                again.
         """
         if math.isnan(self.base_loss):
             with self._adapter.switched_off():
@@ -110,7 +111,7 @@ class Judge:
             learned = self._metered(meters.learned, meters.TOP_LEVELS)
             drift = self._metered(meters.drift, meters.DRIFT_LEVELS)
         loss = _mean(levels)
-        is_best = step > 0 and self._is_better(loss, learned)
+        is_best = step > 0 and (step == self.best_step or self._is_better(loss, learned))
         if is_best:
             self.best_step, self.best_loss, self.best_learned = step, loss, learned
         self.since_best = 0 if is_best or step == 0 else self.since_best + 1

