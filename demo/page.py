@@ -5,6 +5,8 @@ from pathlib import Path
 
 WORKFLOW = "train_and_compare"
 PACK = "wantune_demo"
+PLACE, SIZE = [1530, 720], [380, 560]
+"""Of a node that the example has not: free space beside Train Wan LoRA."""
 
 
 def adapt(workflow: dict, adapted: dict) -> dict:
@@ -19,6 +21,10 @@ def adapt(workflow: dict, adapted: dict) -> dict:
         node.get("properties", {}).pop("models", None)
         pairs = zip(_widget_names(node), node.get("widgets_values") or [], strict=True)
         node["widgets_values"] = [wanted["inputs"].get(name, value) for name, value in pairs]
+    for target in list(workflow["nodes"]):
+        for name, value in adapted.get(str(target["id"]), {"inputs": {}})["inputs"].items():
+            if isinstance(value, list) and name not in {socket["name"] for socket in target["inputs"]}:
+                _add_settings(workflow, value[0], adapted[value[0]], target, name)
     return workflow
 
 
@@ -45,6 +51,18 @@ def _replace(node: dict, wanted: dict) -> None:
         {"name": name, "type": "STRING", "widget": {"name": name}, "link": None} for name in wanted["inputs"]
     ]
     node["widgets_values"] = list(wanted["inputs"].values())
+
+
+def _add_settings(workflow: dict, number: str, wanted: dict, target: dict, socket: str) -> None:
+    """A node of settings, connected to a socket of WanTune's that the example leaves open."""
+    kind, link, slot = f"WANTUNE_{socket.upper()}", workflow["last_link_id"] + 1, len(target["inputs"])
+    node = {"id": int(number), "type": "", "pos": PLACE, "size": SIZE, "flags": {}, "order": 0, "mode": 0,
+            "outputs": [{"name": socket, "type": kind, "links": [link]}]}
+    _replace(node, wanted)
+    workflow["nodes"].append(node)
+    target["inputs"].append({"name": socket, "shape": 7, "type": kind, "link": link})
+    workflow["links"].append([link, node["id"], 0, target["id"], slot, kind])
+    workflow.update(last_link_id=link, last_node_id=max(node["id"], workflow["last_node_id"]))
 
 
 def _widget_names(node: dict) -> list[str]:

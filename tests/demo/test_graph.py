@@ -108,4 +108,9 @@ def test_page_shows_the_values_of_the_graph_that_ran(tmp_path):
     assert nodes["UNETLoader"]["widgets_values"][0] == "dit.safetensors"
     assert nodes[graph.TEXT_ENCODER]["widgets_values"] == ["umt5.safetensors"] and "CLIPLoader" not in nodes
     assert nodes["KSampler"]["widgets_values"] == [7, "fixed", 8, 4.0, "euler", "simple", 1.0]
-    assert nodes["WanTune_TrainWanLoRA"]["widgets_values"][1:4] == [20, 0, 4]
+    train, settings = nodes["WanTune_TrainWanLoRA"], nodes["WanTune_ObjectiveSettings"]
+    assert train["widgets_values"][1:4] == [20, 0, 4]
+    assert settings["widgets_values"] == list(graph.PRESERVING.values())
+    (link,) = settings["outputs"][0]["links"]
+    assert [link, settings["id"], 0, train["id"], len(train["inputs"]) - 1, "WANTUNE_OBJECTIVE"] in shown["links"]
+    assert train["inputs"][-1]["name"] == "objective" and train["inputs"][-1]["link"] == link

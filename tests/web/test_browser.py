@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from wantune.demo import browser as browsers
@@ -79,8 +80,8 @@ class Site:
     def play(self, script: str, renderer: str, **given) -> str:
         """What the script printed; its failure is the test's."""
         done = self.browser.run(
-            SCRIPTS / script, SECONDS, url=self.server.url, source=page.PACK, pack=ROOT.name,
-            vue=RENDERERS[renderer], artifacts=str(ARTIFACTS), label=f"{self.label}-{renderer}", **given)
+            SCRIPTS / script, SECONDS, url=self.server.url, source=page.PACK, pack=ROOT.name, vue=RENDERERS[renderer],
+            label=f"{self.label}-{renderer}", **{"artifacts": str(ARTIFACTS), **given})
         print(done.stdout)
         assert done.returncode == 0, f"{script} failed, see what it printed"
         return done.stdout
@@ -169,6 +170,11 @@ def write_templates(workspace: Path) -> Path:
             if scenario == "pair":
                 _add_expert(workflow)
             (templates / f"{name}.json").write_text(json.dumps(workflow), encoding="utf-8")
+    shutil.copytree(ROOT / graphs.SMALL_WORLD.folder, workspace / "input" / "wantune_example")
+    tour = json.loads(text)
+    _set(tour, "WanTune_LoadDataset", {0: "wantune_example", 5: 2})
+    _set(tour, "WanTune_PreviewSettings", {7: 2})
+    (templates / "tour.json").write_text(json.dumps(tour), encoding="utf-8")
     return pack
 
 
@@ -260,3 +266,20 @@ def test_the_contact_sheet(site, renderer):
 
 def test_the_run_browser(site, renderer):
     site.scenario("runs", renderer, run=f"noise_{renderer}")
+
+
+@pytest.mark.long
+def test_the_first_run_of_the_readme(site, renderer):
+    """Leaves its pictures in test_artifacts/first_run; in a clone called WanTune they are those of docs/."""
+    if not RENDERERS[renderer]:
+        pytest.skip("README shows Nodes 2.0")
+    folder = ARTIFACTS / "first_run"
+    site.play("tour.mjs", renderer, template="tour", artifacts=str(folder))
+    pictures = {path.stem: Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))}
+    left, right = pictures.pop("10_save"), pictures.pop("10_apply")
+    pictures["10_save_apply"] = Image.new("RGB", (left.width + 16 + right.width, max(left.height, right.height)))
+    pictures["10_save_apply"].paste(left, (0, 0))
+    pictures["10_save_apply"].paste(right, (left.width + 16, 0))
+    assert len(pictures) == 12
+    for name, image in pictures.items():
+        image.save(folder / f"{name}.jpg", quality=88)
