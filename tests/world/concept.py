@@ -63,26 +63,25 @@ def write_stills(folder: Path, files: Files) -> Path:
 
 
 def draw_stills(folder: Path) -> Path:
-    """Twelve nines, each of another shape, in all six colours and all nine places of the grid."""
+    """Twelve nines, each of another shape, in all six colours."""
     for number, glyph_88 in enumerate(glyphs.glyphs()["nine"]):
         color = tuple(scenes.COLORS)[number % len(scenes.COLORS)]
-        place = scenes.places("")[number * 4 % 9]
-        _write(folder, f"{number + 1:02d}", scenes.Scene("digit", "nine", color, "", glyph_88, place))
+        _write(folder, f"{number + 1:02d}", scenes.Scene("digit", "nine", color, "", glyph_88, scenes.way("")))
     return folder
 
 
 def write_clips(folder: Path, count: int = len(CLIPS)) -> Path:
     """The first of CLIPS with their captions."""
     for number, (color, direction) in enumerate(CLIPS[:count]):
-        glyph_88, place = glyphs.glyphs()["nine"][number], scenes.places(direction)[number]
-        _write(folder, f"clip_{number:02d}", scenes.Scene("digit", "nine", color, direction, glyph_88, place))
+        scene = scenes.Scene("digit", "nine", color, direction, glyphs.glyphs()["nine"][number], scenes.way(direction))
+        _write(folder, f"clip_{number:02d}", scene)
     return folder
 
 
 def write_held_out(folder: Path) -> Path:
     """Stills of nines that are in neither sheet, in the middle of the canvas, with their captions."""
     for number, (color, glyph_88) in enumerate(zip(HELD_OUT, _further_nines(), strict=False)):
-        scene = scenes.Scene("digit", "nine", color, "", glyph_88, ((16, 16),))
+        scene = scenes.Scene("digit", "nine", color, "", glyph_88, scenes.way(""))
         _write(folder, f"held_out_{number:02d}", scene)
     return folder
 

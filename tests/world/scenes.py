@@ -1,7 +1,9 @@
 """What the small world shows: one coloured shape on a dark ground, still or moving.
 
-Everything stands on the transformer's own grid. A shape is 32 pixels wide, two of its patches of 16 pixels; a clip
-of 9 frames moves it by 2 pixels a frame: one pixel of the latent for each frame of the latent, and one patch in all.
+Everything stands on the transformer's own grid. A shape is 32 pixels wide, two of its patches of 16 pixels, and stands
+in the middle; a clip of 9 frames moves it from there by 2 pixels a frame: one pixel of the latent for each frame of the
+latent, and one patch in all. It has one place since nothing tells the model which of several is meant: at the first
+steps of the sampler it would draw the shape in all of them.
 Later frames are then the first one moved by whole pixels of the latent, which attention can copy. That makes a
 video of one shape, and it carries a concept from stills to every frame of a video.
 
@@ -28,8 +30,8 @@ COLORS = {
     "white": (255, 255, 255),
 }
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
-EDGES = (0, 16, 32)
-"""Left or top edge of a shape, where it stands or starts."""
+MIDDLE = (16, 16)
+"""Left and top edge of a shape where it stands or starts."""
 SHARES = {"digit": 0.55, "letter": 0.22, "invented": 0.23}
 """How often the base is shown what."""
 TOO_LIKE_A_NINE = 0.82
@@ -68,17 +70,12 @@ def draw(scene: Scene) -> np.ndarray:
     return frames.round().astype(np.uint8)
 
 
-def places(direction: str) -> list[tuple[tuple[int, int], ...]]:
-    """Every way to stand or, in a direction, to move: left and top for each frame."""
-    if not direction:
-        return [((left, top),) for left in EDGES for top in EDGES]
-    right, down = DIRECTIONS[direction]
-    way = [STEP * frame for frame in range(FRAMES)]
-    starts = [edge for edge in EDGES if edge + (right + down) * way[-1] in range(EDGES[-1] + 1)]
-    along = [[start + (right + down) * step for step in way] for start in starts]
-    if right:
-        return [tuple((left, top) for left in lefts) for lefts in along for top in EDGES]
-    return [tuple((left, top) for top in tops) for tops in along for left in EDGES]
+def way(direction: str) -> tuple[tuple[int, int], ...]:
+    """Left and top of the shape for each frame: one where it stands, nine where it moves in a direction."""
+    left, top = MIDDLE
+    right, down = DIRECTIONS.get(direction, (0, 0))
+    gone = range(0, STEP * FRAMES, STEP) if direction else (0,)
+    return tuple((left + right * pixels, top + down * pixels) for pixels in gone)
 
 
 def random_scene(shapes: dict[str, np.ndarray], moves: bool, rng: np.random.Generator) -> Scene:
@@ -91,8 +88,7 @@ def random_scene(shapes: dict[str, np.ndarray], moves: bool, rng: np.random.Gene
         glyph_88 = shapes[name][rng.integers(glyphs.EXEMPLARS)]
     color = rng.choice(list(COLORS))
     direction = rng.choice(list(DIRECTIONS)) if moves else ""
-    ways = places(direction)
-    return Scene(str(kind), str(name), str(color), str(direction), glyph_88, ways[rng.integers(len(ways))])
+    return Scene(str(kind), str(name), str(color), str(direction), glyph_88, way(str(direction)))
 
 
 def invented(shapes: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:

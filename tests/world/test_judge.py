@@ -23,8 +23,7 @@ def test_every_frame_of_a_clip_is_read_after_the_vae(judge):
     right = []
     for number, name in enumerate(glyphs.DIGITS):
         color, direction = colors[number % 6], directions[number % 4]
-        way = scenes.places(direction)[number % 6]
-        scene = scenes.Scene("digit", name, color, direction, shapes[name][number], way)
+        scene = scenes.Scene("digit", name, color, direction, shapes[name][number], scenes.way(direction))
         verdict = judge(vae.decode(vae.encode(scenes.draw(scene)[None]))[0])
         assert (verdict.color, verdict.direction) == (color, direction)
         right += [shown == name for shown in verdict.names]

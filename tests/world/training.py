@@ -44,13 +44,13 @@ class Plan:
     shards: int = 24
     """Shards of scenes in all; the first ones alone serve the first steps."""
     shard_size: int = 512
-    steps_per_shard: int = 250
+    steps_per_shard: int = 120
     log_every: int = 50
     evaluate_every: int = 1000
     """0: never."""
     evaluated: int = 18
     """Videos of each group."""
-    last_shares: tuple[tuple[str, float], ...] = (("digit", 0.74), ("letter", 0.1), ("invented", 0.16))
+    last_shares: tuple[tuple[str, float], ...] = (("digit", 0.55), ("letter", 0.1), ("invented", 0.35))
     """How often the base is shown what while the learning rate falls; before that, scenes.SHARES."""
 
 
