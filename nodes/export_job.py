@@ -35,6 +35,9 @@ _MODELS = ("model", "model_low")
 _ENCODERS = {"vae": ("vae_name",), "clip": ("clip_name", "clip_name1"), "clip_vision": ("clip_name",)}
 """Inputs of Cache Latents, and the widgets of ComfyUI's loaders with their files."""
 
+_CASTS = ("weight_dtype",)
+"""The widget of ComfyUI's loader that changes the precision of a file's weights."""
+
 _PROMPTS = ("positive", "positive_2", "positive_3")
 
 
@@ -91,7 +94,8 @@ class ExportTrainingJob(io.ComfyNode):
             models=_models(cls.hidden, given, denoisers, cached is None), dtype=_dtype(denoisers))
         with own_switches():
             folder = ProgressLine(cls.hidden, "copying").follow(write(paths.new_job_folder(name), content))
-        show_text(cls.hidden, text := "\n".join([f"Wrote {folder}", *_missing(content), *notes]))
+        notes = [f"Wrote {folder}", *_missing(content), *_cast(cls.hidden, given), *notes]
+        show_text(cls.hidden, text := "\n".join(notes))
         return io.NodeOutput(str(folder), ui=ui.PreviewText(text))
 
 
@@ -164,6 +168,15 @@ def _previews(hidden, previews: PreviewConfig | None) -> tuple[dict[str, dict], 
         **sampling, "prompts": [" ".join(text.split()) for text in texts], "shift": shift,
         "negative": graph.text_above(prompt, node, "negative") or "", "every_epochs": previews.every_epochs,
         "every_steps": previews.every_steps}}, []
+
+
+def _cast(hidden, given: Mapping[str, pair.Expert]) -> list[str]:
+    """Sentences about models that the other machine has in another precision."""
+    prompt = hidden.prompt or {} if hidden else {}
+    casts = {role: graph.widget_above(prompt, hidden.unique_id, role, _CASTS) for role in given} if prompt else {}
+    return [f"{given[role].file} is loaded as {cast} here, and as its file has it on the other machine, which learns "
+            "almost the same from it. Set weight_dtype to default for the very same."
+            for role, cast in casts.items() if cast not in ("", "default")]
 
 
 def _missing(content: Content) -> list[str]:

@@ -21,12 +21,17 @@ def file_above(prompt: Mapping, node: str, socket: str, widgets: Sequence[str]) 
     Args:
         widgets: of loaders, that hold it; nodes in between have a socket of the same name.
     """
+    return PurePath(widget_above(prompt, node, socket, widgets).replace("\\", "/")).name
+
+
+def widget_above(prompt: Mapping, node: str, socket: str, widgets: Sequence[str]) -> str:
+    """The text in the first of these widgets above a socket, as `file_above`; "" where there is none."""
     for _ in range(DEPTH):
         node = above(prompt, node, socket)
         inputs = _inputs(prompt, node)
         for widget in widgets:
             if isinstance(inputs.get(widget), str):
-                return PurePath(inputs[widget].replace("\\", "/")).name
+                return inputs[widget]
     return ""
 
 

@@ -115,6 +115,12 @@ def test_a_second_job_gets_a_number_and_data_may_stay_where_it_is(world, export)
     assert (job.settings.models.vae, job.settings.models.clip) == ("wan_2.1_vae.safetensors", "umt5.safetensors")
 
 
+def test_that_the_model_is_loaded_in_another_precision_is_said(world, export, graph):
+    for chosen, is_said in (("fp8_e4m3fn", True), ("default", False)):
+        graph["1"]["inputs"]["weight_dtype"] = chosen
+        assert (f"wan small.safetensors is loaded as {chosen} here" in export()[1]) == is_said
+
+
 def test_previews_and_their_noise_levels_go_along(world, export, graph):
     from wantune.nodes.media.previewer import sigmas_of
     from wantune.nodes.previews import PreviewSettings
