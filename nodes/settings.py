@@ -179,7 +179,7 @@ class ObjectiveSettings(_Settings):
                                "LoRA changes your concept alone; 0 = off, 1 = as much as what is learned. Try it when "
                                "other people or things begin to look like yours. It makes a step about 2.5 times as "
                                "long; see preserve_every."),
-                io.Int.Input("preserve_every", default=1, min=1, max=1000, optional=True, tooltip="Do that in one step "
+                io.Int.Input("preserve_every", default=4, min=1, max=1000, optional=True, tooltip="Do that in one step "
                              "of so many, which then counts so many times: 4 makes training about 1.4 times as long."),
             ]),
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For Train Wan LoRA.")],

@@ -84,7 +84,7 @@ class ObjectiveConfig:
     """Of AS_SAMPLED: the noise levels at which the user samples, falling; those of n steps are n + 1."""
     preserve: float = 0.0
     """Weight of the loss that holds the model to what it was on prior captions (training/preservation.py); 0 = off."""
-    preserve_every: int = 1
+    preserve_every: int = 4
     """It is computed once in so many optimizer steps, and then counts so many times."""
 
     def bounds(self, is_clip: bool) -> tuple[float, float]:

@@ -159,7 +159,7 @@ def test_the_defaults_that_are_part_of_no_key_are_still_neutral():
     assert added == {
         "objective.window": "whole", "objective.boundary": 0.0, "objective.stills_min_t": 0.0,
         "objective.stills_max_t": 1.0, "objective.clips_min_t": 0.0, "objective.clips_max_t": 1.0,
-        "objective.sigmas": (), "objective.preserve": 0.0, "objective.preserve_every": 1}
+        "objective.sigmas": (), "objective.preserve": 0.0, "objective.preserve_every": 4}
 
 
 def test_of_the_memory_settings_only_products_make_another_run():

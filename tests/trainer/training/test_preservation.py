@@ -167,7 +167,7 @@ def test_the_gradient_is_that_of_the_sum_of_both_losses(dataset, tmp_path, monke
 
 
 def test_prior_captions_are_taken_in_turn_on_the_samples_own_latent(dataset):
-    settings = config(ObjectiveConfig(preserve=1.0))
+    settings = config(ObjectiveConfig(preserve=1.0, preserve_every=1))
     seen = {}
     drawn = inputs.of_steps(settings, Model(), BucketSampler(dataset.samples, 2, 4), 0)
     for batch in itertools.islice(drawn, 24):
@@ -231,6 +231,7 @@ def test_what_is_preserved_and_not_finite_changes_no_weight(tmp_path):
     dataset = small_model.dataset(tmp_path / "cache")
     model = SmallModel(not_finite=(2,))
     one, two = steps_of(Run(model, dataset, "run", TrainConfig(
-        max_steps=2, lora=LoraConfig(rank=2), objective=ObjectiveConfig(preserve=1.0)), tmp_path / "runs"))
+        max_steps=2, lora=LoraConfig(rank=2), objective=ObjectiveConfig(preserve=1.0, preserve_every=1)),
+        tmp_path / "runs"))
     assert one.is_skipped and not math.isfinite(one.preservation) and math.isfinite(one.loss)
     assert not two.is_skipped and two.preservation == 0, "the adapter is untrained"
