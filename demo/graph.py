@@ -25,7 +25,7 @@ class SmallWorld:
     frame_buckets: str = "1"
     batch_size: int = 4
     epochs: int = 20
-    learning_rate: float = 2.5e-4
+    learning_rate: float = 5e-4
     rank: int = 32
     alpha: int = 32
     sampler_name: str = "euler"
