@@ -39,10 +39,12 @@ SMALL_WORLD = SmallWorld()
 PRESERVING = {
     "timesteps": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0, "mode_scale": 1.29, "beta_a": 1.0, "beta_b": 1.0,
     "shift": 1.0, "resolution_shift": False, "min_t": 0.0, "max_t": 1.0, "stratified": False, "weighting": "none",
-    "loss": "mse", "huber_delta": 1.0, "noise_offset": 0.0, "preserve": 1.0, "preserve_every": 4,
+    "loss": "mse", "huber_delta": 1.0, "noise_offset": 0.0, "window": "whole", "stills_min_t": 0.0, "stills_max_t": 1.0,
+    "clips_min_t": 0.0, "clips_max_t": 1.0, "preserve": 1.0, "preserve_every": 4,
 }
-"""Timestep and Loss Settings of the small world: the defaults, and the model is held to what it was without the trigger
-word. From stills alone it then shows the nine in more frames of a video (docs/learning.md)."""
+"""Timestep and Loss Settings of the small world, all its widgets in their order: the defaults, and the model is held to
+what it was without the trigger word. From stills alone it then shows the nine in more frames of a video
+(docs/learning.md)."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from wantune.demo import graph as graphs
 from wantune.tests.support import tools
 from wantune.trainer.base.errors import UserError
 from wantune.trainer.settings.presets import PRESETS
@@ -291,3 +292,9 @@ def test_apply_without_any_lora_says_so(nodes, tmp_path):
         nodes["WanTune_ApplyLoRA"].execute(None, 1.0)
     with pytest.raises(UserError, match="There is no LoRA 'gone.safetensors'"):
         nodes["WanTune_ApplyLoRA"].execute(None, 1.0, lora="gone.safetensors")
+
+
+def test_the_demo_sets_every_widget_of_the_settings_that_it_adds():
+    from wantune.nodes.settings import ObjectiveSettings
+
+    assert list(graphs.PRESERVING) == [each.id for each in ObjectiveSettings.define_schema().inputs]

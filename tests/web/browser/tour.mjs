@@ -13,6 +13,7 @@ const PREVIEW_AT = 240
 
 await scenario(async ({ open }) => {
   const page = await open()
+  page.setDefaultTimeout(40_000)
   await page.setViewportSize({ width: 1800, height: 1500 })
   const nodes = async (...types) => Promise.all(types.map(async (type) =>
     page.locator(`[data-node-id="${await nodeOf(page, type)}"]`).first()))
@@ -48,16 +49,19 @@ await scenario(async ({ open }) => {
   await sheet.locator('img').nth(11).waitFor()
   await page.waitForFunction((panel) => [...panel.querySelectorAll('img')].every((image) => image.naturalWidth > 0), await sheet.elementHandle())
   await settled()
-  const [load, cache, train, save, apply, compare] = await nodes(
-    LOAD, 'WanTune_CacheLatents', TRAIN, 'WanTune_SaveLoRA', 'WanTune_ApplyLoRA', COMPARE)
+  const [load, cache, save, apply, compare] = await nodes(
+    LOAD, 'WanTune_CacheLatents', 'WanTune_SaveLoRA', 'WanTune_ApplyLoRA', COMPARE)
+  await show(page, await nodeOf(page, LOAD))
+  await settled()
   await picture('03_load_dataset', load)
-  await sheet.getByRole('checkbox', { name: text('sheet.edit') }).check()
-  const caption = sheet.getByRole('textbox', { name: text('sheet.caption_of', { name: '02.png' }) })
+  await panelOf(page, LOAD)
+  await sheet.getByRole('switch', { name: text('sheet.edit') }).check()
+  const caption = sheet.getByRole('textbox', { name: text('sheet.caption_of', { file: '02.png' }) })
   await caption.fill('GF Carty Chan digit in bright green')
   await caption.blur()
   await settled()
   await picture('04_caption', sheet)
-  await sheet.getByRole('checkbox', { name: text('sheet.edit') }).uncheck()
+  await sheet.getByRole('switch', { name: text('sheet.edit') }).uncheck()
 
   step('it trains')
   await pressRun(page)
@@ -86,6 +90,7 @@ await scenario(async ({ open }) => {
   const player = await panelOf(page, COMPARE)
   await player.locator('video').first().waitFor()
   await player.getByRole('button', { name: text('compare.side'), exact: true }).click()
+  await show(page, await nodeOf(page, COMPARE))
   await settled()
   await picture('09_compare', compare)
   for (const [name, type, node] of [['10_save', 'WanTune_SaveLoRA', save], ['10_apply', 'WanTune_ApplyLoRA', apply]]) {
