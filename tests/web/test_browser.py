@@ -175,6 +175,11 @@ def write_templates(workspace: Path) -> Path:
     _set(tour, "WanTune_LoadDataset", {0: "wantune_example", 5: 2})
     _set(tour, "WanTune_PreviewSettings", {7: 2})
     (templates / "tour.json").write_text(json.dumps(tour), encoding="utf-8")
+    beside = {"WanTune_LoadDataset": [0, 0], "WanTune_TrainWanLoRA": [450, 0], "WanTune_CompareVideos": [1000, 0]}
+    for node in tour["nodes"]:
+        node["pos"] = beside.get(node["type"], [node["pos"][0], node["pos"][1] + 4000])
+    close = {**tour, "id": str(uuid.uuid4()), "groups": []}
+    (templates / "tour_close.json").write_text(json.dumps(close), encoding="utf-8")
     return pack
 
 
@@ -280,6 +285,7 @@ def test_the_first_run_of_the_readme(site, renderer):
     pictures["10_save_apply"] = Image.new("RGB", (left.width + 16 + right.width, max(left.height, right.height)))
     pictures["10_save_apply"].paste(left, (0, 0))
     pictures["10_save_apply"].paste(right, (left.width + 16, 0))
+    pictures["01_template"] = pictures["01_template"].crop((0, 0, 1000, 700))
     assert len(pictures) == 12
     for name, image in pictures.items():
         image.save(folder / f"{name}.jpg", quality=88)
