@@ -110,7 +110,7 @@ class Engine:
     def __init__(
         self, models: Models, memory: Path, say: Callable[[str], None], device: torch.device | None = None
     ) -> None:
-        _hide_torchvision_that_does_not_load()
+        _hide_what_does_not_load()
         for library in ("diffusers", "transformers"):
             logging.getLogger(library).setLevel(logging.ERROR)  # they warn of what is meant to be so
         self._models = models
@@ -202,15 +202,16 @@ def _stamp(path: Path) -> Stamp:
                  max((stamp.changed for stamp in stamps), default=0))
 
 
-def _hide_torchvision_that_does_not_load() -> None:
-    """transformers imports it where it is installed, and fails where it was built for another torch; nothing here needs
-    it."""
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, OSError, RuntimeError):
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision"] = None  # to importlib there is none
+def _hide_what_does_not_load() -> None:
+    """transformers and diffusers import these where they are installed, and fail where they were built for another
+    torch; nothing here needs them."""
+    for library in ("torchvision", "torchaudio"):
+        try:
+            importlib.import_module(library)
+        except (ImportError, OSError, RuntimeError):
+            for name in [name for name in sys.modules if name.split(".")[0] == library]:
+                del sys.modules[name]
+            sys.modules[library] = None  # to importlib there is none
 
 
 def is_on_cpu() -> bool:

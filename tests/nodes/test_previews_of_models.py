@@ -177,7 +177,7 @@ CARRYING = {"merged": carried.merged, "bypass": carried.bypass, "object patch": 
             "wrapper": carried.wrapped, "options": carried.with_options}
 
 
-@pytest.mark.parametrize("trained_on", ["the plain model", "the same"])
+@pytest.mark.parametrize("trained_on", [pytest.param("the plain model", marks=pytest.mark.long), "the same"])
 @pytest.mark.parametrize("carries", CARRYING)
 def test_whatever_the_model_carries_training_goes_on_bit_for_bit(world, train, carries, trained_on):
     plain = tools.load_dit(tools.WORLD / "dit.safetensors")

@@ -29,7 +29,7 @@ from wantune.trainer.base.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("comfy")
 
-PLAIN_ID = "ef4588ff052c279e82c18072711b66b9bf863046d959cba1d903b6386f21f4b3"
+PLAIN_ID = "dba644492ff79320a6a8736ac144f58c783809dab4666f7e85da92bd7d9a8e3e"
 """Of the small world's transformer. That of the world before it is what it was when injections were not yet part of
 a MODEL's name (47ef3d5d...)."""
 

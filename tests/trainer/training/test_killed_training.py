@@ -48,7 +48,9 @@ def kill_again_and_again(killer, command: tuple, draw: random.Random, seconds: f
     return MOST_KILLS
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("settings", [
+    pytest.param(SETTINGS["adamw, accumulation"], marks=pytest.mark.long, id="adamw, accumulation"),
+    pytest.param(SETTINGS["prodigy, average, preserving"], id="prodigy, average, preserving")])
 def test_killed_at_random_moments_and_continued(killer, folder, tmp_path, settings):
     command = ("train", folder, tmp_path / "warm", *settings, 1)
     assert killer.run(*command) == 0  # the cache is filled
