@@ -116,7 +116,8 @@ class Spent:
                 return function(*arguments, **options)
             finally:
                 self._synchronize()
-                self.steps[-1][name] = self.steps[-1].get(name, 0.0) + time.perf_counter() - start
+                if self.steps:  # what they exchange before the first one does not count
+                    self.steps[-1][name] = self.steps[-1].get(name, 0.0) + time.perf_counter() - start
 
         return measured
 

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.long
 def test_the_bench_runs(comfy, tmp_path):
     out = tmp_path / "ranks.json"
     subprocess.run([sys.executable, ROOT / "bench" / "ranks.py", "--toy", "--counts", "1", "2", "--comfyui", comfy.path,
