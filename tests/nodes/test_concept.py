@@ -41,7 +41,7 @@ class Gates:
     """Most that the velocity without the trigger word may move, relative to it (tests/world/meters.py)."""
 
 
-GATES = Gates(nines=0.25, base_nines=0.05, color=0.95, direction=0.95, damage=0.1, drift=0.45)
+GATES = Gates(nines=0.5, base_nines=0.05, color=0.95, direction=0.95, damage=0.1, drift=0.45)
 """What five seeds give, with room for four times their spread (docs/learning.md)."""
 GATES_OF_A_THIRD = replace(GATES, nines=0.08)
 """After FAULTY_STEPS."""
