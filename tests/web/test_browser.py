@@ -285,7 +285,7 @@ def test_the_first_run_of_the_readme(site, renderer):
     pictures["10_save_apply"] = Image.new("RGB", (left.width + 16 + right.width, max(left.height, right.height)))
     pictures["10_save_apply"].paste(left, (0, 0))
     pictures["10_save_apply"].paste(right, (left.width + 16, 0))
-    pictures["01_template"] = pictures["01_template"].crop((0, 0, 1000, 700))
+    pictures["01_template"] = pictures["01_template"].crop((0, 0, 1320, 740))
     assert len(pictures) == 12
     for name, image in pictures.items():
         image.save(folder / f"{name}.jpg", quality=88)

@@ -96,7 +96,7 @@ await scenario(async ({ open }) => {
   step('it is compared and kept')
   const player = await panelOf(page, COMPARE)
   await player.locator('video').first().waitFor()
-  await player.getByRole('button', { name: text('compare.side'), exact: true }).click()
+  await held(player)
   await show(page, await nodeOf(page, COMPARE))
   await settled()
   await picture('09_compare', compare)
@@ -112,11 +112,10 @@ await scenario(async ({ open }) => {
   await page.waitForTimeout(2000)
   await untilIdle()
   await panelOf(page, TRAIN)
-  await panelOf(page, COMPARE)
-  await page.getByRole('button', { name: text('compare.side'), exact: true }).click()
+  await held(await panelOf(page, COMPARE))
   await viewed(90, 160, 0.86)
   await page.waitForTimeout(6000) // until the page has stopped telling that the run is done
-  await region('train_and_compare', 70, 62, 1660, 1150)
+  await region('train_and_compare', 70, 100, 1660, 1000)
 
   step('a second run, and both in the sidebar')
   const id = await nodeOf(page, TRAIN)
@@ -132,6 +131,14 @@ await scenario(async ({ open }) => {
   await settled()
   await picture('11_runs', page.locator('.wt-browser').first())
 })
+
+/** Side by side, at the second frame. */
+async function held(player) {
+  for (const action of ['side', 'pause']) {
+    await player.getByRole('button', { name: text(`compare.${action}`), exact: true }).click()
+  }
+  for (const video of await player.locator('video').all()) await video.evaluate((each) => { each.currentTime = 1.5 / 16 })
+}
 
 function file(name) {
   fs.mkdirSync(given.artifacts, { recursive: true })
