@@ -43,7 +43,7 @@ class Gates:
 
 GATES = Gates(nines=0.5, base_nines=0.05, color=0.95, direction=0.95, damage=0.1, drift=0.45)
 """What five seeds give, with room for four times their spread (docs/learning.md)."""
-GATES_OF_A_THIRD = replace(GATES, nines=0.08)
+SHORT_GATES = replace(GATES, nines=0.08)
 """After FAULTY_STEPS."""
 
 
@@ -220,7 +220,7 @@ FAULTS = {"target's sign": (_negated, {}), "latents not normalised": (_not_norma
 def test_without_a_fault_it_passes_in_a_sixth_of_the_steps(school, monkeypatch, settings):
     """So what the next test finds is its fault's."""
     tuned = school.train("short", monkeypatch, max_steps=FAULTY_STEPS, **settings)
-    assert not school.failures(school.examined(tuned, "concept", count=FEWER_VIDEOS), GATES_OF_A_THIRD)
+    assert not school.failures(school.examined(tuned, "concept", count=FEWER_VIDEOS), SHORT_GATES)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -229,4 +229,4 @@ def test_a_fault_does_not_pass_as_learning(school, monkeypatch, fault):
     plant(monkeypatch, school)
     tuned = school.train(fault, monkeypatch, max_steps=FAULTY_STEPS, **settings)
     monkeypatch.undo()
-    assert school.failures(school.examined(tuned, "concept", count=FEWER_VIDEOS), GATES_OF_A_THIRD)
+    assert school.failures(school.examined(tuned, "concept", count=FEWER_VIDEOS), SHORT_GATES)

@@ -16,7 +16,7 @@ Why it is as it is:
 - Its text encoder stays: its pieces include every single letter, so that any word has a text.
 - The transformer keeps its size, 5.9 M parameters, and begins with the weights it has: a larger one would
   make each test that trains on it slower.
-- Fixed places, twelve clean shapes a class: crisp is reached by seeing the same shape often.
+- One place, twelve clean shapes a class: crisp is reached where nothing is left open, and the same is seen often.
 - Letters, and invented shapes that have words of their own: see scenes.py and captions.py.
 - float32: without AMX, bfloat16 takes twice its time here. Two processes of one thread each.
 """
