@@ -10,6 +10,7 @@ import pytest
 
 from wantune.command import main as command_line
 from wantune.tests.support import tools
+from wantune.trainer.runs import history
 
 SETTINGS = """
 [load_dataset]
@@ -82,6 +83,12 @@ def place_for_runs(folder: Path) -> Path:
     tools.write_pictures(folder / "pictures")
     (folder / "settings.toml").write_text(SETTINGS.replace("{world}", tools.WORLD.as_posix()), encoding="utf-8")
     return folder
+
+
+def the_run(folder: Path) -> Path:
+    """The only run that was trained in a folder."""
+    (run,) = [path for path in (folder / "output" / "wantune").iterdir() if history.is_run(path)]
+    return run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wantune.tests.command.conftest import place_for_runs
+from wantune.tests.command.conftest import place_for_runs, the_run
 from wantune.tests.support.runs import assert_one_history
 from wantune.trainer.runs import history
 from wantune.trainer.runs.folder import RunFolder
@@ -39,11 +39,6 @@ def finished(process: subprocess.Popen) -> tuple[str, str]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def the_run(folder: Path) -> Path:
-    (run,) = [path for path in folder.iterdir() if history.is_run(path)]
-    return run
-
-
 def assert_same_run(run: Path, other: Path, step: int) -> None:
     assert run.name == other.name, "the same key"
     one, expected = (RunFolder(each).load(step).adapter for each in (run, other))
@@ -59,7 +54,7 @@ def places(tmp_path, call, monkeypatch):
     monkeypatch.chdir(alone)
     found = call(*TRAIN)
     assert found.code == 0, found.err
-    return place_for_runs(tmp_path / "several"), the_run(alone / "output" / "wantune")
+    return place_for_runs(tmp_path / "several"), the_run(alone)
 
 
 @pytest.mark.parametrize("launcher, arguments", [
@@ -72,7 +67,7 @@ def test_two_processes_encode_and_train_the_run_of_one(places, launcher, argumen
     process = launch(launcher, 2, *arguments, folder=folder)
     out, err = finished(process)
     assert process.returncode == 0, err
-    run = the_run(folder / "output" / "wantune")
+    run = the_run(folder)
     assert out.splitlines()[-1:] == [str(run)] and out.count(str(run)) == 1, "one of them says where it is"
     assert err.count("done after step 4") == 1 and "Traceback" not in err
     assert_same_run(run, alone, 4)
@@ -111,10 +106,10 @@ def test_one_that_is_killed_ends_all_and_the_same_line_goes_on(places, rank):
     assert process.returncode == 1, err
     if rank:
         assert "Another of the 2 processes is gone" in err
-    step = RunFolder(the_run(folder / "output" / "wantune")).steps()[-1]
+    step = RunFolder(the_run(folder)).steps()[-1]
     process = launch(TORCHRUN, 2, "--max-steps", str(step + 2), folder=folder)
     _, err = finished(process)
     assert process.returncode == 0, err
-    run = the_run(folder / "output" / "wantune")
+    run = the_run(folder)
     assert run.name == alone.name and RunFolder(run).steps()[-1] == step + 2
     assert_one_history(run)

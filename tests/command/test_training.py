@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wantune.tests.command.conftest import SETTINGS, place_for_runs
+from wantune.tests.command.conftest import SETTINGS, place_for_runs, the_run
 from wantune.tests.support import tools
 from wantune.tests.support.videos import read_back
 from wantune.trainer.lora import file as lora_file
@@ -22,11 +22,6 @@ from wantune.trainer.runs.folder import RunFolder
 pytestmark = pytest.mark.usefixtures("comfy")
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def the_run(folder: Path) -> Path:
-    (run,) = [path for path in (folder / "output" / "wantune").iterdir() if history.is_run(path)]
-    return run
 
 
 def test_two_commands_train_a_run_that_the_sidebar_shows(trained):
